@@ -1,0 +1,222 @@
+"""Settings from the environment or a ``.env`` file, all named ``REPLAY_*``."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from aiokafka.helpers import create_ssl_context
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from replay_app.events import EventMapping
+from replay_app.exceptions import InvalidSettings
+
+MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
+
+
+class Settings(BaseSettings):
+    """One worker's settings. Every field is read from ``REPLAY_<NAME>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REPLAY_", env_file=".env", extra="ignore", frozen=True
+    )
+
+    # Kafka
+    kafka: str = Field("localhost:9092", description="Bootstrap servers, comma-separated.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="As aiokafka's security_protocol."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="As aiokafka's sasl_mechanism."
+    )
+    kafka_sasl_plain_username: str | None = Field(None, description="The SASL user.")
+    kafka_sasl_plain_password: pydantic.SecretStr | None = Field(
+        None, description="The SASL password."
+    )
+    kafka_ssl_cafile: Path | None = Field(None, description="CA certificates to trust, PEM.")
+    kafka_ssl_certfile: Path | None = Field(None, description="Client certificate, PEM.")
+    kafka_ssl_keyfile: Path | None = Field(None, description="Client key, PEM.")
+    target_kafka: str | None = Field(
+        None, description="Another cluster to publish to; the checkpoints live there too."
+    )
+
+    # The event store
+    mongo: pydantic.SecretStr = Field(
+        pydantic.SecretStr("mongodb://localhost:27017"), description="URI of the event store."
+    )
+    mongo_database: str = Field("events", min_length=1, description="Database of the events.")
+    mongo_collection: str = Field("events", min_length=1, description="Collection of the events.")
+
+    # Names and topics
+    app_id: str = Field("replay", pattern=r"^[A-Za-z0-9._-]+$", description="Consumer group.")
+    topic_prefix: str = Field(
+        "replay.", pattern=r"^[A-Za-z0-9._-]*$", description="Prefix of all own topics."
+    )
+    partitions: int = Field(8, ge=1, le=1000, description="Partitions of each own topic.")
+    replication: int = Field(1, ge=1, description="Replication factor of each own topic.")
+
+    # The mapping of documents to events
+    field_id: str = Field("", description="Field of the event id; empty: event_id, else _id.")
+    field_timestamp: str = Field("timestamp", min_length=1, description="Field of the time.")
+    field_type: str = Field("event_type", min_length=1, description="Field of the type.")
+    field_aggregate: str = Field("aggregate_id", min_length=1, description="Field of the aggregate.")
+    field_topic: str = Field("topic", min_length=1, description="Field of the original topic.")
+    field_key: str = Field("", description="Field of the record key; empty: aggregate, else id.")
+    field_value: str = Field("", description="Field passed through as value; empty: the document.")
+    field_replayed: str = Field(
+        "headers.replay-id", description="Field whose presence marks a stored event as a replay."
+    )
+    timestamp_type: Literal["date", "iso", "epoch_ms"] = Field(
+        "date", description="How the store keeps times."
+    )
+    exclude_fields: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("_id",), description="Comma-separated fields left out of the value."
+    )
+    topics: dict[str, str] = Field(default_factory=dict, description="Type-to-topic map, JSON.")
+    topic_template: str = Field(
+        "{event_type}", min_length=1, description="Topic where nothing else gives one."
+    )
+    record_timestamp: Literal["append", "original"] = Field(
+        "append", description="Timestamp of replayed records: now, or the event's own."
+    )
+
+    # The worker
+    worker_id: str = Field("", description="Stable worker name; empty: host name and port.")
+    encoder: Literal["auto", "python"] = Field("auto", description="The page encoder.")
+    data_dir: Path = Field(Path("data"), description="RocksDB folder, one a worker.")
+    web_host: str = Field("", description="Address to bind; empty: 0.0.0.0 with a token, else loopback.")
+    web_port: int = Field(6066, ge=1, le=65535, description="Port of the HTTP API, one a worker.")
+    canonical_url: str = Field("", description="How other workers reach this one.")
+    api_token: pydantic.SecretStr | None = Field(
+        None, description="Bearer token of the HTTP API; without one it binds to loopback only."
+    )
+    public_reads: bool = Field(False, description="Let anybody read the HTTP API.")
+
+    # Speed and survival
+    slice_events: int = Field(20_000, ge=1, description="Events of one slice (one transaction).")
+    slice_seconds: float = Field(2.0, gt=0, le=30, description="Longest slice.")
+    slice_bytes: int = Field(64 << 20, ge=1 << 20, description="Encoded bytes of one slice.")
+    page_events: int = Field(2_000, ge=1, le=100_000, description="Events of one page.")
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "snappy", description="Codec of the published batches."
+    )
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once", description="at_least_once for brokers without transactions."
+    )
+    plan_seconds: float = Field(60.0, gt=0, description="Longest count before matched is unknown.")
+    stall_seconds: float = Field(30.0, gt=0, description="No progress for so long: stalled.")
+    retention_days: float = Field(30.0, gt=7, description="Ended sessions are forgotten after.")
+    session_timeout_seconds: float = Field(10.0, ge=1, description="Kafka session timeout.")
+    max_record_bytes: int = Field(MAX_RECORD_BYTES, ge=1024, description="Largest record.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
+
+    @field_validator("exclude_fields", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _loopback_without_a_token(self) -> Settings:
+        if self.api_token is None and self.web_host and not _is_loopback(self.web_host):
+            msg = (
+                f"web_host={self.web_host} would let anybody start replays: set "
+                "REPLAY_API_TOKEN, or bind to 127.0.0.1"
+            )
+            raise ValueError(msg)
+        return self
+
+    @cached_property
+    def bind_host(self) -> str:
+        """The address to bind: without a token the API never leaves the machine."""
+        return self.web_host or ("127.0.0.1" if self.api_token is None else "0.0.0.0")
+
+    @cached_property
+    def worker_name(self) -> str:
+        """The stable name of this worker, its static group membership."""
+        return self.worker_id or f"{socket.gethostname()}-{self.web_port}"
+
+    @cached_property
+    def target_bootstrap(self) -> str:
+        """Bootstrap servers of the cluster that receives the replayed records."""
+        return self.target_kafka or self.kafka
+
+    @cached_property
+    def mapping(self) -> EventMapping:
+        """How stored documents become events (design section 7)."""
+        return EventMapping(
+            id_field=self.field_id or None,
+            timestamp_field=self.field_timestamp,
+            type_field=self.field_type,
+            aggregate_field=self.field_aggregate,
+            topic_field=self.field_topic,
+            key_field=self.field_key or None,
+            value_field=self.field_value or None,
+            replayed_field=self.field_replayed or None,
+            timestamp_type=self.timestamp_type,
+            exclude_fields=self.exclude_fields,
+            topics=self.topics,
+            topic_template=self.topic_template,
+        )
+
+    def kafka_security(self) -> dict[str, Any]:
+        """Return the connection options that every aiokafka client takes."""
+        options: dict[str, Any] = {"security_protocol": self.kafka_security_protocol}
+        if "SSL" in self.kafka_security_protocol:
+            options["ssl_context"] = self.ssl_context()
+        if "SASL" in self.kafka_security_protocol:
+            if self.kafka_sasl_plain_password is None or self.kafka_sasl_plain_username is None:
+                msg = (
+                    f"REPLAY_KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} needs "
+                    "REPLAY_KAFKA_SASL_PLAIN_USERNAME and REPLAY_KAFKA_SASL_PLAIN_PASSWORD"
+                )
+                raise InvalidSettings(msg)
+            options["sasl_mechanism"] = self.kafka_sasl_mechanism
+            options["sasl_plain_username"] = self.kafka_sasl_plain_username
+            options["sasl_plain_password"] = self.kafka_sasl_plain_password.get_secret_value()
+        return options
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the TLS context of the ``REPLAY_KAFKA_SSL_*`` files."""
+        return create_ssl_context(
+            cafile=self.kafka_ssl_cafile and str(self.kafka_ssl_cafile),
+            certfile=self.kafka_ssl_certfile and str(self.kafka_ssl_certfile),
+            keyfile=self.kafka_ssl_keyfile and str(self.kafka_ssl_keyfile),
+        )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings.
+
+    Raises
+    ------
+    InvalidSettings
+        With one line for each wrong variable.
+
+    """
+    try:
+        return Settings(**overrides)
+    except pydantic.ValidationError as error:
+        lines = [
+            f"REPLAY_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
+            if item["loc"]
+            else item["msg"]
+            for item in error.errors()
+        ]
+        raise InvalidSettings("; ".join(lines)) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
