@@ -1,0 +1,123 @@
+"""Progress: what the work agent tells the sessions agent on ``replay.progress``.
+
+Counters are absolute, so that a repeated or reordered record changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_LISTED_FAILURES = 100
+
+ShardState = Literal["live", "stopped", "done", "failed"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Counters(_Record):
+    """Events so far; at the end read = published + skipped + dead_lettered (dry runs: 0 published)."""
+
+    read: int = 0
+    published: int = 0
+    skipped: int = 0
+    dead_lettered: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        """Add up two shards."""
+        return Counters(
+            read=self.read + other.read,
+            published=self.published + other.published,
+            skipped=self.skipped + other.skipped,
+            dead_lettered=self.dead_lettered + other.dead_lettered,
+        )
+
+
+class Failure(_Record):
+    """One event that could not be replayed."""
+
+    event_id: str | None
+    reason: str
+
+
+class ShardProgress(_Record):
+    """How far one shard is."""
+
+    state: ShardState = "live"
+    counters: Counters = Counters()
+    valid: int = 0
+    """Events mapped and encoded; in a dry run they were not published."""
+    failed: int = 0
+    """Events that could not be mapped or encoded; counted under skipped or dead_lettered too."""
+    bytes: int = 0
+    """Of encoded values."""
+    by_type: dict[str, int] = Field(default_factory=dict)
+    """Valid events of each type."""
+    by_topic: dict[str, int] = Field(default_factory=dict)
+    """Valid events of each destination topic."""
+    offsets: dict[str, dict[int, tuple[int, int]]] = Field(default_factory=dict)
+    """Topic, partition: the first and the last offset written."""
+    failures: tuple[Failure, ...] = ()
+    """The first MAX_LISTED_FAILURES."""
+    last_time: datetime | None = None
+    """Timestamp of the last event read."""
+    error: str | None = None
+    """Why the shard failed."""
+    reason: str | None = None
+    """Why it is not moving right now, as far as the worker knows."""
+
+
+class ShardPlan(_Record):
+    """The part of a replay that keeps its own order and checkpoint."""
+
+    match: dict[str, Any]
+    """MongoDB filter of this part, as extended JSON; and-ed with the replay's own filter."""
+    sort: tuple[str, ...]
+    """Field paths that order it, all ascending."""
+
+
+class Plan(_Record):
+    """What a replay will do."""
+
+    end: datetime
+    """The frozen upper bound, exclusive."""
+    matched: int | None
+    """Null when counting took too long."""
+    by_type: dict[str, int] = Field(default_factory=dict)
+    by_topic: dict[str, int] = Field(default_factory=dict)
+    partitions: dict[str, int] = Field(default_factory=dict)
+    """Destination topic: its partition count when planned."""
+    warnings: tuple[str, ...] = ()
+    shards: tuple[ShardPlan, ...] = ()
+
+
+class Progress(_Record):
+    """One record on ``replay.progress``."""
+
+    replay_id: str = ""
+    kind: Literal["plan", "gate", "shard", "finish", "nudge", "noop"] = "noop"
+    epoch: int = 0
+    slice: int = 0
+    shard: int = 0
+    state: Literal["begun", "live", "done", "failed"] = "live"
+    """Of a plan, gate or finish step; a shard's is in its progress."""
+    progress: ShardProgress | None = None
+    plan: Plan | None = None
+    error: str | None = None
+    reason: str | None = None
+
+    def encode(self) -> bytes:
+        """Return the record's value on Kafka."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+
+def decode_progress(value: bytes | None) -> Progress | None:
+    """Return the progress of a record; None for one that is none (it is then ignored)."""
+    try:
+        return Progress.model_validate_json(value or b"")
+    except ValueError:
+        return None

@@ -1,0 +1,543 @@
+"""The session of a replay as a pure state machine (design section 5).
+
+`on_command`, `on_progress` and `on_nudge` take a session and an input and return a `Step`: the
+new session and the tokens to send. No I/O, no clock; the agent around it keeps the order that
+survives crashes.
+
+::
+
+    pending -> planning -> [waiting] -> running -> completed | completed_with_errors | failed
+    running -> pausing -> paused -> running;  any but terminal -> [cancelling] -> cancelled
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from replay_app.checkpoints import Token
+from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.exceptions import CommandConflict
+from replay_app.progress import Counters, Failure, Plan, Progress, ShardProgress
+
+State = Literal[
+    "pending",
+    "planning",
+    "waiting",
+    "running",
+    "pausing",
+    "paused",
+    "cancelling",
+    "cancelled",
+    "completed",
+    "completed_with_errors",
+    "failed",
+]
+TERMINAL: frozenset[State] = frozenset({"completed", "completed_with_errors", "cancelled"})
+SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
+"""States in which no worker has anything to do."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Shard(_Record):
+    """What the session knows of one shard."""
+
+    epoch: int = 0
+    slice: int = 0
+    progress: ShardProgress = Field(default_factory=ShardProgress)
+
+
+class Receipt(_Record):
+    """The final account of a replay."""
+
+    counters: Counters
+    by_type: dict[str, int]
+    by_topic: dict[str, int]
+    bytes: int
+    offsets: dict[str, dict[int, tuple[int, int]]]
+    """Topic, partition: the first and the last offset written."""
+    failures: tuple[Failure, ...]
+    seconds: float
+    """From the first token to the end, pauses included."""
+
+
+class Session(_Record):
+    """The whole state of one replay; the row in the table and the record on ``replay.status``."""
+
+    replay_id: str
+    revision: int = 0
+    """Grows by one with each publication on ``replay.status``."""
+    state: State = "pending"
+    desired: Literal["running", "paused", "cancelled"] = "running"
+    """What was asked for last; ``state`` is what has been reached."""
+    epoch: int = 1
+    attempt: int = 1
+    """1, and one more for each retry; the header ``replay-attempt``."""
+    start: Start
+    rate: float | None = None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    progressed_at: datetime
+    """When a counter moved or the state changed last."""
+    heard_at: datetime
+    """When a worker was heard of last."""
+    plan: Plan | None = None
+    shards: tuple[Shard, ...] = ()
+    finishing: bool = False
+    """All shards are done and the finish token is out."""
+    stalled: bool = False
+    repairs: int = 0
+    """How often the watchdog started the chain again."""
+    reason: str | None = None
+    """Why it is not moving, while it is not."""
+    error: str | None = None
+    """Why it failed."""
+    warnings: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+
+    @property
+    def counters(self) -> Counters:
+        """The sum over the shards."""
+        return sum((shard.progress.counters for shard in self.shards), Counters())
+
+    @property
+    def matched(self) -> int | None:
+        """How many events match; None when unknown."""
+        return self.plan.matched if self.plan else None
+
+    def encode(self) -> bytes:
+        """Return the record's value on Kafka."""
+        return self.model_dump_json().encode()
+
+
+def decode_session(value: bytes | None) -> Session | None:
+    """Return the session of a row or status record; None for a tombstone."""
+    return None if value is None else Session.model_validate_json(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one input does."""
+
+    session: Session | None
+    """The new session; None: it is forgotten."""
+    tokens: tuple[Token, ...] = ()
+    urgent: bool = True
+    """Publish now; False: counters only, which may be coalesced."""
+    changed: bool = True
+
+    @classmethod
+    def nothing(cls, session: Session | None) -> Step:
+        """Return the step that changes nothing."""
+        return cls(session, urgent=False, changed=False)
+
+
+# Commands
+
+
+def on_command(session: Session | None, command: Command, now: datetime) -> Step:
+    """Apply a command.
+
+    Raises
+    ------
+    CommandConflict
+        When the state does not allow it; nothing changes then.
+
+    """
+    if isinstance(command, Start):
+        return _on_start(session, command, now)
+    if session is None:
+        msg = f"there is no replay {command.replay_id!r}; start it first"
+        raise CommandConflict(msg)
+    match command:
+        case Pause():
+            return _on_pause(session, now)
+        case Resume():
+            return _on_resume(session, now)
+        case Cancel():
+            return _on_cancel(session, now)
+        case Retry():
+            return _on_retry(session, now)
+        case SetRate(rate=rate):
+            return _on_set_rate(session, rate, now)
+
+
+def _on_start(session: Session | None, start: Start, now: datetime) -> Step:
+    if session is not None:
+        if session.start.canonical() == start.canonical():
+            return Step.nothing(session)
+        msg = (
+            f"replay {start.replay_id!r} exists with another body (state {session.state}); "
+            "choose a new replay_id"
+        )
+        raise CommandConflict(msg)
+    session = Session(
+        replay_id=start.replay_id,
+        start=start,
+        rate=start.rate,
+        created_at=now,
+        updated_at=now,
+        progressed_at=now,
+        heard_at=now,
+    )
+    return Step(session, _chain(session))
+
+
+def _on_pause(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "pausing" | "paused":
+            return Step.nothing(session)
+        case "pending" | "planning" | "waiting":
+            return Step(_moved(session, now, state="paused", desired="paused", epoch=_up(session)))
+        case "running" if not session.finishing:
+            session = _moved(session, now, state="pausing", desired="paused", epoch=_up(session))
+            return _settle(Step(session, _stops(session)), now)
+        case "running":
+            msg = f"replay {session.replay_id!r} has published its last event; nothing to pause"
+            raise CommandConflict(msg)
+        case _:
+            raise _conflict(session, "pause")
+
+
+def _on_resume(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "pending" | "planning" | "waiting" | "running":
+            return Step.nothing(session)
+        case "paused" | "pausing":
+            return _settle(_restart(session, now), now)
+        case "failed":
+            raise _conflict(session, "resume", "use retry")
+        case _:
+            raise _conflict(session, "resume")
+
+
+def _on_retry(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "failed":
+            step = _restart(session, now, attempt=session.attempt + 1, error=None, ended_at=None)
+            return _settle(step, now)
+        case "pending" | "planning" | "waiting" | "running":
+            return Step.nothing(session)
+        case "paused" | "pausing":
+            raise _conflict(session, "retry", "use resume")
+        case _:
+            raise _conflict(session, "retry")
+
+
+def _on_cancel(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "cancelling" | "cancelled":
+            return Step.nothing(session)
+        case "completed" | "completed_with_errors":
+            raise _conflict(session, "cancel")
+        case _:
+            session = _moved(
+                session,
+                now,
+                state="cancelling",
+                desired="cancelled",
+                epoch=_up(session),
+                finishing=False,
+            )
+            return _settle(Step(session, _stops(session)), now)
+
+
+def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
+    if session.state in TERMINAL or session.state == "cancelling":
+        raise _conflict(session, "set-rate")
+    if session.rate == rate:
+        return Step.nothing(session)
+    return Step(session.model_copy(update={"rate": rate, "updated_at": now}))
+
+
+def _conflict(session: Session, command: str, remedy: str | None = None) -> CommandConflict:
+    return CommandConflict(
+        f"cannot {command} replay {session.replay_id!r}: it is {session.state}"
+        + (f"; {remedy}" if remedy else "")
+    )
+
+
+# Progress
+
+
+def on_progress(session: Session | None, record: Progress, now: datetime) -> Step:
+    """Apply what a worker reports; late, repeated and unknown reports change nothing."""
+    if session is None:
+        return Step.nothing(session)
+    match record.kind:
+        case "plan" if record.epoch == session.epoch and session.state in {"pending", "planning"}:
+            return _on_plan(session, record, now)
+        case "gate" if record.epoch == session.epoch and session.state == "waiting":
+            return _on_gate(session, record, now)
+        case "finish" if record.epoch == session.epoch and session.finishing:
+            return _on_finish(session, record, now)
+        case "shard" if record.progress is not None and record.shard < len(session.shards):
+            return _on_shard(session, record, record.progress, now)
+        case _:
+            return Step.nothing(session)
+
+
+def _on_plan(session: Session, record: Progress, now: datetime) -> Step:
+    session = _moved(session, now, state="planning", reason=record.reason)
+    if record.state == "failed":
+        return Step(_failed(session, now, record.error))
+    if record.plan is None:
+        return Step(session)
+    plan = record.plan
+    session = session.model_copy(
+        update={
+            "plan": plan,
+            "warnings": plan.warnings,
+            "shards": tuple(Shard() for _ in plan.shards),
+        }
+    )
+    if session.start.after or session.start.control_records:
+        session = session.model_copy(update={"state": "waiting"})
+        return Step(session, _chain(session))
+    return _settle(_run(session, now), now)
+
+
+def _on_gate(session: Session, record: Progress, now: datetime) -> Step:
+    session = _moved(session, now, reason=record.reason)
+    if record.state == "failed":
+        return Step(_failed(session, now, record.error))
+    return _settle(_run(session, now), now) if record.state == "done" else Step(session)
+
+
+def _run(session: Session, now: datetime) -> Step:
+    session = _moved(session, now, state="running", reason=None)
+    if session.started_at is None:
+        session = session.model_copy(update={"started_at": now})
+    return Step(session, _chain(session))
+
+
+def _on_shard(session: Session, record: Progress, progress: ShardProgress, now: datetime) -> Step:
+    before, old = session, session.shards[record.shard]
+    if (record.epoch, record.slice) <= (old.epoch, old.slice):
+        return Step.nothing(session)
+    if session.state in TERMINAL:
+        return Step.nothing(session)
+    shard = Shard(epoch=record.epoch, slice=record.slice, progress=progress)
+    shards = (*session.shards[: record.shard], shard, *session.shards[record.shard + 1 :])
+    moved = (progress.counters, progress.state) != (old.progress.counters, old.progress.state)
+    update: dict[str, Any] = {"shards": shards, "updated_at": now, "heard_at": now}
+    if session.state == "running":
+        update["reason"] = progress.reason
+    if moved:
+        update |= {"progressed_at": now, "stalled": False}
+    session = session.model_copy(update=update)
+    if progress.state == "failed" and session.state in {"running", "pausing"}:
+        session = _failed(session, now, progress.error).model_copy(update={"epoch": _up(session)})
+        return Step(session, _stops(session))
+    visible = (before.stalled, before.reason) != (session.stalled, session.reason)
+    return _settle(Step(session, urgent=visible), now)
+
+
+def _on_finish(session: Session, record: Progress, now: datetime) -> Step:
+    if record.state == "failed":
+        return Step(_failed(session, now, record.error))
+    if record.state != "done":
+        return Step(_moved(session, now, reason=record.reason))
+    return Step(_ended(session, now))
+
+
+def _settle(step: Step, now: datetime) -> Step:
+    """Take the step that follows by itself once every shard has answered."""
+    session = step.session
+    if session is None:
+        return step
+    states = [
+        "live"
+        if shard.progress.state == "stopped" and shard.epoch < session.epoch
+        else shard.progress.state
+        for shard in session.shards
+    ]
+    done = all(state == "done" for state in states)
+    if session.state in {"running", "pausing"} and done and not session.finishing:
+        # A pause that came after the last event was published has nothing left to stop.
+        session = _moved(session, now, state="running", desired="running", finishing=True)
+        return Step(session, _chain(session))
+    if any(state == "live" for state in states):
+        return step
+    if session.state == "pausing":
+        return Step(_moved(session, now, state="paused"))
+    if session.state == "cancelling" and not session.finishing:
+        if session.start.control_records and session.started_at is not None:
+            session = _moved(session, now, finishing=True)
+            return Step(session, _chain(session))
+        return Step(_ended(session, now))
+    return step
+
+
+# Nudges
+
+
+def on_nudge(
+    session: Session | None, now: datetime, stall: timedelta, retention: timedelta
+) -> Step:
+    """Look at a session because time has passed: repair a silent chain, forget an old session."""
+    if session is None:
+        return Step.nothing(session)
+    if session.state in TERMINAL or session.state == "failed":
+        if now - session.updated_at < retention:
+            return Step.nothing(session)
+        return Step(None, _forgets(session))
+    if session.state == "paused":
+        return Step.nothing(session)
+    stalled = session.state != "waiting" and now - session.progressed_at >= stall
+    if now - session.heard_at < stall:
+        if stalled == session.stalled:
+            return Step.nothing(session)
+        return Step(session.model_copy(update={"stalled": stalled, "updated_at": now}))
+    session = session.model_copy(
+        update={
+            "epoch": _up(session),
+            "stalled": True,
+            "repairs": session.repairs + 1,
+            "heard_at": now,
+            "updated_at": now,
+            "reason": f"no worker was heard for {stall.total_seconds():.0f} s; the work was sent "
+            "out again. Are enough workers running?",
+        }
+    )
+    return Step(session, _chain(session))
+
+
+# The parts
+
+
+def _up(session: Session) -> int:
+    return session.epoch + 1
+
+
+def _moved(session: Session, now: datetime, **update: Any) -> Session:
+    """Return the session after something happened to it."""
+    moved = {"updated_at": now, "progressed_at": now, "heard_at": now, "stalled": False}
+    return session.model_copy(update=moved | update)
+
+
+def _failed(session: Session, now: datetime, error: str | None) -> Session:
+    return _moved(
+        session,
+        now,
+        state="failed",
+        finishing=False,
+        error=error or "the worker gave no reason",
+        reason=None,
+        ended_at=now,
+    )
+
+
+def _ended(session: Session, now: datetime) -> Session:
+    """Return the session in its terminal state, with the receipt."""
+    if session.state == "cancelling":
+        state = "cancelled"
+    elif any(shard.progress.failed for shard in session.shards):
+        state = "completed_with_errors"
+    else:
+        state = "completed"
+    return _moved(
+        session,
+        now,
+        state=state,
+        reason=None,
+        finishing=False,
+        ended_at=now,
+        receipt=receipt(session, now),
+    )
+
+
+def _restart(session: Session, now: datetime, **update: Any) -> Step:
+    """Start every unfinished step again under a higher epoch."""
+    plan = session.plan
+    state: State = "pending"
+    if plan is not None:
+        gated = session.start.after or session.start.control_records
+        state = "waiting" if gated and session.started_at is None else "running"
+    session = _moved(
+        session, now, state=state, desired="running", epoch=_up(session), reason=None, **update
+    )
+    if state == "running":
+        return _run(session, now)
+    return Step(session, _chain(session))
+
+
+def _token(session: Session, kind: Any, shard: int = 0, **fields: Any) -> Token:
+    return Token(
+        replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields
+    )
+
+
+def _chain(session: Session) -> tuple[Token, ...]:
+    """Return the first tokens of whatever the session's state waits for."""
+    if session.finishing:
+        outcome = "cancelled" if session.state == "cancelling" else "end"
+        return (_token(session, "finish", outcome=outcome),)
+    match session.state:
+        case "pending" | "planning":
+            return (_token(session, "plan"),)
+        case "waiting":
+            return (_token(session, "gate"),)
+        case "running":
+            return _unfinished(session, "emit")
+        case "pausing" | "cancelling":
+            return _stops(session)
+        case _:
+            return ()
+
+
+def _unfinished(session: Session, kind: Literal["emit", "stop"]) -> tuple[Token, ...]:
+    return tuple(
+        _token(session, kind, number)
+        for number, shard in enumerate(session.shards)
+        if shard.progress.state != "done"
+    )
+
+
+def _stops(session: Session) -> tuple[Token, ...]:
+    return _unfinished(session, "stop")
+
+
+def _forgets(session: Session) -> tuple[Token, ...]:
+    return tuple(_token(session, "forget", number) for number in range(len(session.shards)))
+
+
+def receipt(session: Session, now: datetime) -> Receipt:
+    """Add up the shards."""
+    by_type: Counter[str] = Counter()
+    by_topic: Counter[str] = Counter()
+    offsets: dict[str, dict[int, tuple[int, int]]] = {}
+    for shard in session.shards:
+        by_type.update(shard.progress.by_type)
+        by_topic.update(shard.progress.by_topic)
+        merge_offsets(offsets, shard.progress.offsets)
+    return Receipt(
+        counters=session.counters,
+        by_type=dict(by_type),
+        by_topic=dict(by_topic),
+        bytes=sum(shard.progress.bytes for shard in session.shards),
+        offsets=offsets,
+        failures=tuple(f for shard in session.shards for f in shard.progress.failures),
+        seconds=(now - session.created_at).total_seconds(),
+    )
+
+
+def merge_offsets(
+    into: dict[str, dict[int, tuple[int, int]]],
+    more: dict[str, dict[int, tuple[int, int]]],
+) -> None:
+    """Widen the ranges of ``into`` by those of ``more``."""
+    for topic, partitions in more.items():
+        known = into.setdefault(topic, {})
+        for partition, (first, last) in partitions.items():
+            low, high = known.get(partition, (first, last))
+            known[partition] = (min(low, first), max(high, last))

@@ -1,0 +1,237 @@
+"""Every topic of this program: its name, partitions and configuration, declared in one place."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.partitioner import murmur2
+
+from replay_app.exceptions import InvalidSettings, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from replay_app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_DAY_MS = 24 * 60 * 60 * 1000
+_COMPACTED = {
+    "cleanup.policy": "compact",
+    # A worker that opens a partition reads it from the start: keep the uncompacted tail short.
+    "segment.bytes": str(8 << 20),
+    "segment.ms": str(10 * 60 * 1000),
+    "min.cleanable.dirty.ratio": "0.1",
+    "delete.retention.ms": str(_DAY_MS),
+}
+_KEPT_A_WEEK = {"cleanup.policy": "delete", "retention.ms": str(7 * _DAY_MS)}
+NOOP = b'{"kind":"noop"}'
+"""The record that primes a fresh partition; the agents ignore it."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One declared topic."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict)
+    on_target: bool = False
+    """It lives on the cluster that receives the replayed records."""
+    subscribed: bool = False
+    """A Faust agent reads it."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The six topics of one installation."""
+
+    requests: Topic
+    work: Topic
+    progress: Topic
+    status: Topic
+    checkpoints: Topic
+    dead_letters: Topic
+    table_changelog: Topic
+
+    @classmethod
+    def of(cls, settings: Settings) -> Topics:
+        """Name the topics of these settings."""
+        prefix, count = settings.topic_prefix, settings.partitions
+        return cls(
+            # Shorter than the retention of sessions: a command that Kafka still holds always
+            # meets the session that it started, even after the group's offsets have expired.
+            requests=Topic(f"{prefix}requests", count, _KEPT_A_WEEK, subscribed=True),
+            work=Topic(f"{prefix}work", count, _KEPT_A_WEEK, subscribed=True),
+            progress=Topic(f"{prefix}progress", count, _KEPT_A_WEEK, subscribed=True),
+            status=Topic(f"{prefix}status", count, _COMPACTED),
+            checkpoints=Topic(f"{prefix}checkpoints", count, _COMPACTED, on_target=True),
+            dead_letters=Topic(
+                f"{prefix}dead-letters", count, {"retention.ms": str(30 * _DAY_MS)}, on_target=True
+            ),
+            table_changelog=Topic(f"{settings.app_id}-sessions-changelog", count, _COMPACTED),
+        )
+
+    def all(self) -> tuple[Topic, ...]:
+        """Return the topics in the order of the data's way."""
+        return (
+            self.requests,
+            self.work,
+            self.progress,
+            self.status,
+            self.checkpoints,
+            self.dead_letters,
+            self.table_changelog,
+        )
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner gives to a key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+async def ensure_topics(settings: Settings) -> list[str]:
+    """Create the topics that are missing and prime every partition; return the created names.
+
+    Raises
+    ------
+    InvalidSettings
+        When a topic exists with another partition count.
+    Unavailable
+        When the broker does not answer.
+
+    """
+    declared = Topics.of(settings).all()
+    created: list[str] = []
+    for bootstrap, on_target in _clusters(settings):
+        wanted = [t for t in declared if on_target is None or t.on_target is on_target]
+        created += await _create_missing(settings, bootstrap, wanted)
+    await _prime(settings, [t for t in declared if t.subscribed])
+    return created
+
+
+async def partition_counts(
+    settings: Settings, bootstrap: str, names: Iterable[str] | None = None
+) -> dict[str, int]:
+    """Return the partition count of each of the named topics that exists (None: of all)."""
+    admin = await _admin(settings, bootstrap)
+    try:
+        existing = set(await admin.list_topics())
+        wanted = existing if names is None else existing & set(names)
+        described = await admin.describe_topics(sorted(wanted)) if wanted else []
+    except KafkaError as error:
+        raise _unavailable(bootstrap, error) from error
+    finally:
+        await admin.close()
+    return {t["topic"]: len(t["partitions"]) for t in described if not t["error_code"]}
+
+
+def _clusters(settings: Settings) -> list[tuple[str, bool | None]]:
+    if settings.target_bootstrap == settings.kafka:
+        return [(settings.kafka, None)]
+    return [(settings.kafka, False), (settings.target_bootstrap, True)]
+
+
+async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic]) -> list[str]:
+    existing = await partition_counts(settings, bootstrap, [t.name for t in wanted])
+    for topic in wanted:
+        if existing.get(topic.name, topic.partitions) != topic.partitions:
+            msg = (
+                f"topic {topic.name!r} has {existing[topic.name]} partitions, but "
+                f"REPLAY_PARTITIONS is {topic.partitions}: the number is fixed once the topics "
+                "exist; set it back, or choose another REPLAY_TOPIC_PREFIX and REPLAY_APP_ID"
+            )
+            raise InvalidSettings(msg)
+    missing = [t for t in wanted if t.name not in existing]
+    if not missing:
+        return []
+    admin = await _admin(settings, bootstrap)
+    try:
+        response = await admin.create_topics(
+            [
+                NewTopic(t.name, t.partitions, settings.replication, topic_configs=t.config)
+                for t in missing
+            ]
+        )
+    except KafkaError as error:
+        raise _unavailable(bootstrap, error) from error
+    finally:
+        await admin.close()
+    for name, code, message in (entry[:3] for entry in response.topic_errors):
+        # Two workers that start together both try: the loser finds it created.
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            msg = f"topic {name!r} cannot be created: {message or for_code(code).__name__}"
+            raise InvalidSettings(msg)
+    logger.info("created topics %s", ", ".join(t.name for t in missing))
+    return [t.name for t in missing]
+
+
+async def _prime(settings: Settings, topics: list[Topic]) -> None:
+    """Give the group a committed offset above 0 on every partition, before any member joins.
+
+    aiokafka seeks to offsets above 0 only, and Faust relies on that seek after it has discarded
+    what it fetched during a rebalance: a record at offset 0 without a commit can be skipped for
+    ever (design section 6). So offset 0 is made a no-op. Where somebody else's command already
+    stands there, the records are put once more at the end, and the copies are what is read.
+    """
+    connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
+    partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
+    consumer = AIOKafkaConsumer(group_id=settings.app_id, enable_auto_commit=False, **connection)
+    producer = AIOKafkaProducer(acks="all", linger_ms=5, **connection)
+    try:
+        await consumer.start()
+        await producer.start()
+        consumer.assign(partitions)
+        unprimed = [tp for tp in partitions if not await consumer.committed(tp)]
+        beginnings = await consumer.beginning_offsets(unprimed) if unprimed else {}
+        ends = await consumer.end_offsets(unprimed) if unprimed else {}
+        commits: dict[TopicPartition, int] = {}
+        for tp in unprimed:
+            if beginnings[tp] > 0:
+                continue  # the reset to the earliest offset is a seek above 0
+            if ends[tp] == 0:
+                await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
+            else:
+                await _copy_to_the_end(consumer, producer, tp, ends[tp])
+            commits[tp] = max(ends[tp], 1)
+        if commits:
+            await consumer.commit(commits)
+            logger.info("primed %d partitions", len(commits))
+    except KafkaError as error:
+        raise _unavailable(settings.kafka, error) from error
+    finally:
+        await producer.stop()
+        await consumer.stop()
+
+
+async def _copy_to_the_end(
+    consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, tp: TopicPartition, end: int
+) -> None:
+    consumer.assign([tp])
+    consumer.seek(tp, 0)
+    while await consumer.position(tp) < end:
+        for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, []):
+            if record.offset < end:
+                await producer.send_and_wait(
+                    tp.topic, record.value, key=record.key, partition=tp.partition
+                )
+
+
+async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    try:
+        await admin.start()
+    except KafkaError as error:
+        await admin.close()
+        raise _unavailable(bootstrap, error) from error
+    return admin
+
+
+def _unavailable(bootstrap: str, error: Any) -> Unavailable:
+    what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
+    return Unavailable(f"Kafka at {bootstrap} (REPLAY_KAFKA) {what}: {error}")
