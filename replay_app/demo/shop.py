@@ -65,14 +65,14 @@ STORIES: tuple[tuple[str, ...], ...] = (
 STORY_WEIGHTS = (75, 7, 6, 12)
 
 NAMES = (
-    *("Zoë Müller", "José Peña", "Ana Ković", "Łukasz Żak", "Siân O’Neill", "Åsa Björk"),
+    *("Zoë Müller", "José Peña", "Ana Ković", "Łukasz Żak", "Siân O'Neill", "Åsa Björk"),
     *("Παναγιώτης Δήμου", "Олена Шевченко", "山田 太郎", "김민준", "فاطمة الزهراء", "Ines Çelik"),
 )
 CITIES = (
     *("Zürich", "São Paulo", "Kraków", "Málaga", "Αθήνα", "Київ", "東京", "서울", "القاهرة"),
     *("Reykjavík", "Düsseldorf", "Québec"),
 )
-STREETS = ("Große Allee", "Rue de l’Église", "Ulica Świętego Jana", "Calle Ñandú", "Storgatan")
+STREETS = ("Große Allee", "Rue de l'Église", "Ulica Świętego Jana", "Calle Ñandú", "Storgatan")
 ITEMS = (
     *(
         ("MUG-BLUE", "Blue mug ☕"),
@@ -144,7 +144,7 @@ def shop_events(count: int, seed: int = 1) -> Iterator[dict[str, Any]]:
         }
 
 
-def seed_store(
+def seed_store(  # noqa: PLR0913 - a place and what goes there
     mongo_uri: str,
     database: str,
     collection: str,
