@@ -10,9 +10,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from replay_app.progress import ShardProgress
+from replay_app.progress import Progress, ShardId
 
 TokenKind = Literal["plan", "gate", "emit", "stop", "finish", "forget", "noop"]
 
@@ -36,7 +36,7 @@ class Token(_Record):
     """The permission to run one slice."""
 
     replay_id: str = ""
-    shard: int = 0
+    shard: ShardId = 0
     epoch: int = 0
     """The chain it belongs to; each resume, retry, stop and repair starts a higher one."""
     slice: int = 1
@@ -52,19 +52,13 @@ class Token(_Record):
     @property
     def key(self) -> str:
         """The record's key; also the key of its checkpoint."""
-        return checkpoint_key(self.replay_id, self.kind, self.shard)
+        return f"{self.replay_id}/{self.shard}"
 
     def next(self) -> Token:
         """Return the continuation: the token of the following slice."""
         return self.model_copy(
             update={"slice": self.slice + 1, "origin": None, "requeues": 0}
         )
-
-
-def checkpoint_key(replay_id: str, kind: TokenKind, shard: int) -> str:
-    """Return the key of a shard, or of a replay's single plan, gate or finish step."""
-    part = str(shard) if kind in {"emit", "stop", "forget"} else kind
-    return f"{replay_id}/{part}"
 
 
 class Checkpoint(_Record):
@@ -76,14 +70,15 @@ class Checkpoint(_Record):
     """That token's origin."""
     cursor: str | None = None
     """The sort values of the last event read, as extended JSON; none: nothing read yet."""
-    progress: ShardProgress = Field(default_factory=ShardProgress)
     due_at: float = 0.0
     """Seconds since the epoch before which a throttled shard publishes nothing more."""
+    report: Progress
+    """What the slice told the sessions agent; sent again when in doubt."""
 
     @property
     def continuation(self) -> Token | None:
-        """The token that must exist as long as this checkpoint is the newest."""
-        return self.token.next() if self.progress.state == "live" else None
+        """The token that must exist as long as this checkpoint is its shard's newest."""
+        return self.token.next() if self.report.is_live else None
 
 
 class Verdict(StrEnum):

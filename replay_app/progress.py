@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LISTED_FAILURES = 100
 
+ShardId = int | Literal["plan", "gate", "finish"]
+"""A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
 
 
@@ -102,13 +104,18 @@ class Progress(_Record):
     kind: Literal["plan", "gate", "shard", "finish", "nudge", "noop"] = "noop"
     epoch: int = 0
     slice: int = 0
-    shard: int = 0
-    state: Literal["begun", "live", "done", "failed"] = "live"
+    shard: ShardId = 0
+    state: Literal["live", "done", "failed"] = "live"
     """Of a plan, gate or finish step; a shard's is in its progress."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
     error: str | None = None
     reason: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether another slice must follow."""
+        return (self.progress.state if self.progress else self.state) == "live"
 
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""

@@ -12,17 +12,18 @@ survives crashes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
-from replay_app.progress import Counters, Failure, Plan, Progress, ShardProgress
+from replay_app.progress import Counters, Failure, Plan, Progress, ShardId, ShardProgress
 
 State = Literal[
     "pending",
@@ -40,6 +41,8 @@ State = Literal[
 TERMINAL: frozenset[State] = frozenset({"completed", "completed_with_errors", "cancelled"})
 SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
 """States in which no worker has anything to do."""
+SMOOTHING_SECONDS = 5.0
+"""Over about so long a time the shown events per second are averaged."""
 
 
 class _Record(BaseModel):
@@ -103,16 +106,61 @@ class Session(_Record):
     """Why it failed."""
     warnings: tuple[str, ...] = ()
     receipt: Receipt | None = None
+    events_per_second: float | None = None
+    """Events read, averaged over the last seconds; None while nothing moves."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def counters(self) -> Counters:
         """The sum over the shards."""
         return sum((shard.progress.counters for shard in self.shards), Counters())
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def matched(self) -> int | None:
         """How many events match; None when unknown."""
         return self.plan.matched if self.plan else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def percent(self) -> float | None:
+        """Read of matched, 0 to 100; None when unknown."""
+        if self.state == "completed":
+            return 100.0
+        if not self.matched:
+            return None
+        return round(min(100.0, 100 * self.counters.read / self.matched), 1)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the end at the present pace; None when unknown."""
+        if self.matched is None or not self.events_per_second or self.state != "running":
+            return None
+        return round(max(0, self.matched - self.counters.read) / self.events_per_second, 1)
+
+    def has_heard(self, report: Progress) -> bool:
+        """Whether a worker's report is in here already, or is too old to matter."""
+        if self.state in TERMINAL:
+            return True
+        if not isinstance(report.shard, int):
+            return report.epoch < self.epoch
+        if report.shard >= len(self.shards):
+            return False
+        shard = self.shards[report.shard]
+        return (report.epoch, report.slice) <= (shard.epoch, shard.slice)
+
+    def has_sent(self, token: Token) -> bool:
+        """Whether this is the session that sent a token, or a later one."""
+        if self.epoch != token.epoch:
+            return self.epoch > token.epoch
+        match token.kind:
+            case "emit":
+                return self.plan is not None
+            case "finish":
+                return self.finishing or self.state in TERMINAL
+            case _:
+                return True
 
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
@@ -280,8 +328,8 @@ def on_progress(session: Session | None, record: Progress, now: datetime) -> Ste
             return _on_gate(session, record, now)
         case "finish" if record.epoch == session.epoch and session.finishing:
             return _on_finish(session, record, now)
-        case "shard" if record.progress is not None and record.shard < len(session.shards):
-            return _on_shard(session, record, record.progress, now)
+        case "shard" if isinstance(record.shard, int) and record.shard < len(session.shards):
+            return _on_shard(session, record, record.shard, now)
         case _:
             return Step.nothing(session)
 
@@ -320,20 +368,25 @@ def _run(session: Session, now: datetime) -> Step:
     return Step(session, _chain(session))
 
 
-def _on_shard(session: Session, record: Progress, progress: ShardProgress, now: datetime) -> Step:
-    before, old = session, session.shards[record.shard]
-    if (record.epoch, record.slice) <= (old.epoch, old.slice):
+def _on_shard(session: Session, record: Progress, number: int, now: datetime) -> Step:
+    before, old, progress = session, session.shards[number], record.progress
+    if progress is None or (record.epoch, record.slice) <= (old.epoch, old.slice):
         return Step.nothing(session)
     if session.state in TERMINAL:
         return Step.nothing(session)
     shard = Shard(epoch=record.epoch, slice=record.slice, progress=progress)
-    shards = (*session.shards[: record.shard], shard, *session.shards[record.shard + 1 :])
+    shards = (*session.shards[:number], shard, *session.shards[number + 1 :])
     moved = (progress.counters, progress.state) != (old.progress.counters, old.progress.state)
     update: dict[str, Any] = {"shards": shards, "updated_at": now, "heard_at": now}
     if session.state == "running":
         update["reason"] = progress.reason
     if moved:
-        update |= {"progressed_at": now, "stalled": False}
+        read = progress.counters.read - old.progress.counters.read
+        update |= {
+            "progressed_at": now,
+            "stalled": False,
+            "events_per_second": _pace(session, read, now),
+        }
     session = session.model_copy(update=update)
     if progress.state == "failed" and session.state in {"running", "pausing"}:
         session = _failed(session, now, progress.error).model_copy(update={"epoch": _up(session)})
@@ -421,8 +474,19 @@ def _up(session: Session) -> int:
 
 def _moved(session: Session, now: datetime, **update: Any) -> Session:
     """Return the session after something happened to it."""
-    moved = {"updated_at": now, "progressed_at": now, "heard_at": now, "stalled": False}
+    moved: dict[str, Any] = {"updated_at": now, "progressed_at": now, "heard_at": now, "stalled": False}
+    if update.get("state", session.state) != "running":
+        moved["events_per_second"] = None
     return session.model_copy(update=moved | update)
+
+
+def _pace(session: Session, read: int, now: datetime) -> float:
+    """Return the new average after ``read`` more events; shards may report in any rhythm."""
+    seconds = max((now - session.progressed_at).total_seconds(), 1e-3)
+    if session.events_per_second is None:
+        return read / seconds
+    kept = math.exp(-seconds / SMOOTHING_SECONDS)
+    return session.events_per_second * kept + read / seconds * (1 - kept)
 
 
 def _failed(session: Session, now: datetime, error: str | None) -> Session:
@@ -471,7 +535,7 @@ def _restart(session: Session, now: datetime, **update: Any) -> Step:
     return Step(session, _chain(session))
 
 
-def _token(session: Session, kind: Any, shard: int = 0, **fields: Any) -> Token:
+def _token(session: Session, kind: Any, shard: ShardId, **fields: Any) -> Token:
     return Token(
         replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields
     )
@@ -481,12 +545,12 @@ def _chain(session: Session) -> tuple[Token, ...]:
     """Return the first tokens of whatever the session's state waits for."""
     if session.finishing:
         outcome = "cancelled" if session.state == "cancelling" else "end"
-        return (_token(session, "finish", outcome=outcome),)
+        return (_token(session, "finish", "finish", outcome=outcome),)
     match session.state:
         case "pending" | "planning":
-            return (_token(session, "plan"),)
+            return (_token(session, "plan", "plan"),)
         case "waiting":
-            return (_token(session, "gate"),)
+            return (_token(session, "gate", "gate"),)
         case "running":
             return _unfinished(session, "emit")
         case "pausing" | "cancelling":
@@ -508,7 +572,8 @@ def _stops(session: Session) -> tuple[Token, ...]:
 
 
 def _forgets(session: Session) -> tuple[Token, ...]:
-    return tuple(_token(session, "forget", number) for number in range(len(session.shards)))
+    parts: tuple[ShardId, ...] = ("plan", "gate", "finish", *range(len(session.shards)))
+    return tuple(_token(session, "forget", part) for part in parts)
 
 
 def receipt(session: Session, now: datetime) -> Receipt:

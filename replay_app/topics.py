@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from aiokafka.partitioner import murmur2
 
 from replay_app.exceptions import InvalidSettings, Unavailable
@@ -200,7 +206,12 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
                 await _copy_to_the_end(consumer, producer, tp, ends[tp])
             commits[tp] = max(ends[tp], 1)
         if commits:
-            await consumer.commit(commits)
+            try:
+                await consumer.commit(commits)
+            except CommitFailedError:
+                # A worker that started beside this one has primed them and joined already.
+                if not all([await consumer.committed(tp) for tp in commits]):
+                    raise
             logger.info("primed %d partitions", len(commits))
     except KafkaError as error:
         raise _unavailable(settings.kafka, error) from error

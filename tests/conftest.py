@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import Cluster
 from xdist.workermanage import WorkerController
 
 from replay_app.demo.stack import EmbeddedServers, EnvironmentServers, Stack, StackError
@@ -48,6 +50,14 @@ def own_stack() -> Iterator[EmbeddedServers]:
     """A broker and a store of this test alone, which it may kill."""
     with EmbeddedServers(durable_store=True) as servers:
         yield servers
+
+
+@pytest.fixture
+def cluster(stack: Stack, tmp_path: Path) -> Iterator[Cluster]:
+    """An installation of this test alone: its workers are ended and its events dropped."""
+    cluster = Cluster(stack, tmp_path)
+    yield cluster
+    cluster.close()
 
 
 def _only_unit_tests(config: pytest.Config) -> bool:

@@ -1,0 +1,373 @@
+"""The page encoder: a raw page and a mapping in, finished batches out (design section 7).
+
+This is the hot path and its one narrow boundary: no I/O and no clock, so that it can be profiled,
+property-tested, and have a native twin.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+import bson
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from bson.errors import InvalidBSON
+
+from replay_app.events import (
+    LENIENT,
+    STRICT,
+    Document,
+    EventMapping,
+    Target,
+    destination,
+    event_id,
+    event_key,
+    event_time,
+    event_type,
+    event_value,
+    field_at,
+    has_field,
+    rfc3339,
+)
+from replay_app.exceptions import EventError, ReplayFailed
+
+RECORD_OVERHEAD_BYTES = 512
+"""At most what a record has beside its key, value and own headers' text."""
+MAX_CACHED_KEYS = 100_000
+
+
+_Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
+"""Event type, topic, partition, original time, key, value, headers."""
+
+
+class MissingTopic(EventError):
+    """Nothing is wrong with the event, but its destination topic is not there."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"its topic {topic!r} does not exist")
+        self.topic = topic
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSpec:
+    """All that the encoder needs to know of a replay, fixed for one slice."""
+
+    mapping: EventMapping
+    target: Target
+    replay_id: str
+    attempt: int
+    name: str | None
+    reason: str | None
+    partitions: dict[str, int]
+    """Partition count of each destination topic known to exist."""
+    cursor_fields: tuple[str, ...]
+    """Field paths of the sort order."""
+    stop_at_failure: bool
+    """End the page before the first event that fails."""
+    include_replayed: bool
+    """Also events that are themselves marked as replayed."""
+    record_timestamp: Literal["append", "original"]
+    compression: str
+    transactional: bool
+    max_record_bytes: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records for one partition, in order."""
+
+    topic: str
+    partition: int
+    builder: BatchBuilder
+    records: int
+    bytes: int
+    """Before compression."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedEvent:
+    """An event of the page that could not be encoded."""
+
+    index: int
+    """Its place in the page."""
+    event_id: str | None
+    reason: str
+    document: bytes
+    """Raw BSON."""
+    missing_topic: str | None = None
+    """Set when nothing is wrong with the event, but its topic is not in ``partitions``."""
+
+
+@dataclass(slots=True)
+class EncodedPage:
+    """A page's events as batches, and the account of them."""
+
+    read: int = 0
+    """Events up to the end, or up to the failure that stopped the page."""
+    published: int = 0
+    """Events in the batches."""
+    skipped_replays: int = 0
+    """Events left out because they are themselves marked as replayed."""
+    bytes: int = 0
+    """Of all values."""
+    batches: list[Batch] = field(default_factory=list)
+    by_type: dict[str, int] = field(default_factory=dict)
+    by_topic: dict[str, int] = field(default_factory=dict)
+    failures: list[FailedEvent] = field(default_factory=list)
+    """With ``stop_at_failure`` the last one is that which stopped the page; it was not read."""
+    cursor: list[Any] | None = None
+    """The sort values of the last event read; None: no event was read."""
+
+
+class PageEncoder(Protocol):
+    """What an encoder does, whatever it is made of."""
+
+    name: str
+
+    def encode(self, page: bytes, now_ms: int) -> EncodedPage:
+        """Encode a page of concatenated BSON documents; ``now_ms`` is the append time.
+
+        Raises
+        ------
+        ReplayFailed
+            When the page is no sequence of BSON documents.
+
+        """
+
+
+def make_encoder(spec: EncodeSpec, kind: str) -> PageEncoder:
+    """Return the encoder that ``REPLAY_ENCODER`` names."""
+    if kind not in {"auto", "python"}:
+        msg = f"REPLAY_ENCODER={kind} is not there; set it to python or auto"
+        raise ReplayFailed(msg)
+    return PythonEncoder(spec)
+
+
+class PythonEncoder:
+    """The reference: decodes each document, maps it, and appends it to its partition's batch."""
+
+    name = "python"
+
+    def __init__(self, spec: EncodeSpec) -> None:
+        self._spec = spec
+        headers = [
+            ("replay-id", spec.replay_id.encode()),
+            ("replay-attempt", str(spec.attempt).encode()),
+        ]
+        if spec.name is not None:
+            headers.append(("replay-name", spec.name.encode()))
+        if spec.reason is not None:
+            headers.append(("replay-reason", spec.reason.encode()))
+        self._headers = headers
+        self._headers_bytes = RECORD_OVERHEAD_BYTES + sum(len(n) + len(v) for n, v in headers)
+        self._guard = None if spec.include_replayed else spec.mapping.replayed_field
+        self._compression = COMPRESSION_CODES[spec.compression]
+        self._topics: dict[tuple[str, Any], str] = {}
+
+    def encode(self, page: bytes, now_ms: int) -> EncodedPage:
+        """Encode a page; see `PageEncoder`."""
+        spec = self._spec
+        own_timestamps = spec.record_timestamp == "original"
+        out = EncodedPage()
+        open_batches: dict[tuple[str, int], Batch] = {}
+        by_type, by_topic = out.by_type, out.by_topic
+        for index, document in enumerate(_decode(page)):
+            try:
+                record = self._record(document)
+            except EventError as error:
+                out.failures.append(_failed(page, index, error, spec.mapping))
+                if spec.stop_at_failure:
+                    break
+                out.read += 1
+                continue
+            out.read += 1
+            if record is None:
+                out.skipped_replays += 1
+                continue
+            kind, topic, partition, time, key, value, headers = record
+            place = (topic, partition)
+            timestamp = round(time.timestamp() * 1000) if own_timestamps else now_ms
+            batch = open_batches.get(place)
+            if batch is None or not batch.builder.append(
+                timestamp=timestamp, key=key, value=value, headers=headers
+            ):
+                batch = open_batches[place] = self._open_batch(place, out)
+                batch.builder.append(timestamp=timestamp, key=key, value=value, headers=headers)
+            batch.records += 1
+            batch.bytes += len(value)
+            by_type[kind] = by_type.get(kind, 0) + 1
+            by_topic[topic] = by_topic.get(topic, 0) + 1
+        for batch in out.batches:
+            out.published += batch.records
+            out.bytes += batch.bytes
+            batch.builder.close()
+        if out.read:
+            out.cursor = _cursor(page, out.read - 1, spec.cursor_fields)
+        return out
+
+    def _record(self, document: Document | EventError) -> _Record | None:
+        """Return the record of an event; None for one that is itself a replay.
+
+        Raises
+        ------
+        EventError
+            When it cannot be replayed.
+
+        """
+        if isinstance(document, EventError):
+            raise document
+        spec = self._spec
+        mapping = spec.mapping
+        identity = event_id(document, mapping)
+        if self._guard is not None and has_field(document, self._guard):
+            return None
+        kind = event_type(document, mapping)
+        time = event_time(document, mapping)
+        headers = [
+            *self._headers,
+            ("replay-original-time", rfc3339(time).encode()),
+            ("replay-delivery-id", f"{spec.replay_id}:{identity}".encode()),
+        ]
+        topic = self._topic(kind, field_at(document, mapping.topic_field))
+        count = spec.partitions.get(topic)
+        if count is None:
+            raise MissingTopic(topic)
+        key = event_key(document, mapping, identity)
+        value = event_value(document, mapping)
+        size = len(key) + len(value) + len(identity) + self._headers_bytes
+        if size > spec.max_record_bytes:
+            msg = (
+                f"as a record it has {size} bytes, too many for "
+                f"REPLAY_MAX_RECORD_BYTES={spec.max_record_bytes}: raise it, and the "
+                "broker's message.max.bytes"
+            )
+            raise EventError(msg)
+        return kind, topic, partition_hash(key) % count, time, key, value, headers
+
+    def _topic(self, kind: str, own_topic: Any) -> str:
+        """Return the destination; types and topics are few, so each pair is worked out once."""
+        if not isinstance(own_topic, str):
+            own_topic = None
+        topic = self._topics.get((kind, own_topic))
+        if topic is None:
+            topic = destination(kind, own_topic, self._spec.mapping, self._spec.target)
+            if len(self._topics) >= MAX_CACHED_KEYS:
+                self._topics.clear()
+            self._topics[kind, own_topic] = topic
+        return topic
+
+    def _open_batch(self, place: tuple[str, int], out: EncodedPage) -> Batch:
+        builder = BatchBuilder(
+            self._spec.max_record_bytes,
+            self._compression,
+            is_transactional=int(self._spec.transactional),
+        )
+        batch = Batch(*place, builder, 0, 0)
+        out.batches.append(batch)
+        return batch
+
+
+COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+"""As the record batch's attributes count them (KIP-98)."""
+
+_hashes: dict[bytes, int] = {}
+
+
+def partition_hash(key: bytes) -> int:
+    """Return the hash that Kafka's default partitioner takes modulo the partition count."""
+    found = _hashes.get(key)
+    if found is None:
+        found = int(murmur2(key) & 0x7FFFFFFF)
+        if len(_hashes) >= MAX_CACHED_KEYS:
+            _hashes.clear()
+        _hashes[key] = found
+    return found
+
+
+def raw_documents(page: bytes) -> Iterator[bytes]:
+    """Yield the page's documents.
+
+    Raises
+    ------
+    ReplayFailed
+        When the page is no sequence of BSON documents.
+
+    """
+    for start, end in _spans(page):
+        yield page[start:end]
+
+
+def count_documents(page: bytes) -> int:
+    """Return how many documents a page has."""
+    return sum(1 for _ in _spans(page))
+
+
+def split_page(page: bytes, documents: int) -> tuple[bytes, bytes]:
+    """Return the first so many documents of a page, and its rest."""
+    end = 0
+    for number, (_, end) in enumerate(_spans(page), 1):
+        if number >= documents:
+            return page[:end], page[end:]
+    return (page, b"") if documents else (b"", page)
+
+
+def _spans(page: bytes) -> Iterator[tuple[int, int]]:
+    start, size = 0, len(page)
+    while start < size:
+        length = struct.unpack_from("<i", page, start)[0] if size - start >= 5 else 0  # noqa: PLR2004
+        if length < 5 or start + length > size:  # noqa: PLR2004 - BSON's smallest document
+            msg = (
+                "the event store sent bytes that are no BSON documents; check the store, then retry"
+            )
+            raise ReplayFailed(msg)
+        yield start, start + length
+        start += length
+
+
+def _decode(page: bytes) -> list[Document | EventError]:
+    """Decode all documents at once; one by one if any of them is invalid."""
+    try:
+        return bson.decode_all(page, STRICT)  # type: ignore[return-value]
+    except (InvalidBSON, ValueError, OverflowError, RecursionError):
+        return [_decode_one(document) for document in raw_documents(page)]
+
+
+def _decode_one(document: bytes) -> Document | EventError:
+    try:
+        return bson.decode(document, codec_options=STRICT)
+    except (InvalidBSON, ValueError, OverflowError, RecursionError) as error:
+        return EventError(f"it is no valid BSON: {error}")
+
+
+def _decode_leniently(document: bytes) -> dict[str, Any]:
+    try:
+        return bson.decode(document, codec_options=LENIENT)
+    except (InvalidBSON, ValueError, OverflowError, RecursionError) as error:
+        msg = f"the event store sent a document that is no BSON: {error}; mend it, then retry"
+        raise ReplayFailed(msg) from error
+
+
+def _document_at(page: bytes, index: int) -> bytes:
+    for number, (start, end) in enumerate(_spans(page)):
+        if number == index:
+            return page[start:end]
+    raise IndexError(index)
+
+
+def _cursor(page: bytes, index: int, fields: tuple[str, ...]) -> list[Any]:
+    document = _decode_leniently(_document_at(page, index))
+    return [field_at(document, path) for path in fields]
+
+
+def _failed(page: bytes, index: int, error: EventError, mapping: EventMapping) -> FailedEvent:
+    document = _document_at(page, index)
+    try:
+        identity = event_id(_decode_leniently(document), mapping)
+    except EventError:
+        identity = None
+    missing_topic = error.topic if isinstance(error, MissingTopic) else None
+    return FailedEvent(index, identity, str(error), document, missing_topic)

@@ -1,0 +1,49 @@
+"""Logging: one line a message, and a flood from one place cut short."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+BURST = 5
+WINDOW_SECONDS = 10.0
+
+
+class RateLimit(logging.Filter):
+    """Lets through a few messages of each place in the code, then one a window with the count.
+
+    aiokafka logs thousands of lines while a broker is away; the first few say it all.
+    """
+
+    def __init__(self, burst: int = BURST, window_seconds: float = WINDOW_SECONDS) -> None:
+        super().__init__()
+        self._burst = burst
+        self._window_seconds = window_seconds
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write a message."""
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        began, count = self._windows.get(place, (now, 0))
+        if now - began >= self._window_seconds:
+            left_out = count - self._burst
+            if left_out > 0:
+                record.msg = f"{record.getMessage()} ({left_out} such messages left out)"
+                record.args = None
+            began, count = now, 0
+        self._windows[place] = (began, count + 1)
+        return count < self._burst
+
+
+def configure_logging(level: str) -> None:
+    """Write all logs to standard error."""
+    writer = logging.StreamHandler(sys.stderr)
+    writer.setFormatter(logging.Formatter(FORMAT))
+    limit = RateLimit()
+    writer.addFilter(lambda record: not record.name.startswith("aiokafka") or limit.filter(record))
+    logging.basicConfig(level=level, handlers=[writer], force=True)
+    # The libraries' everyday messages are of no use to an operator.
+    for noisy in ("aiokafka", "faust", "mode", "pymongo", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,0 +1,156 @@
+"""The queries on the event store, as pure functions: filter, order, and where to go on.
+
+All documents built here are plain MongoDB filters. Values that travel inside JSON records
+(cursors, shard bounds) are written as canonical extended JSON, so that no BSON type is lost.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId, json_util
+from bson.binary import UuidRepresentation
+from bson.json_util import JSONMode, JSONOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from replay_app.commands import Filter
+    from replay_app.events import EventMapping
+
+Query = dict[str, Any]
+
+_JSON = JSONOptions(
+    json_mode=JSONMode.CANONICAL,
+    tz_aware=True,
+    tzinfo=UTC,
+    uuid_representation=UuidRepresentation.STANDARD,
+)
+_BSON_TYPE = {"date": "date", "iso": "string", "epoch_ms": "number"}
+
+
+def to_json(value: Any) -> Any:
+    """Return BSON values as plain JSON values (canonical extended JSON)."""
+    return json_util._json_convert(value, _JSON)  # noqa: SLF001 - dumps() without the text
+
+
+def encode_cursor(values: Sequence[Any]) -> str:
+    """Write the sort values of one event."""
+    return json_util.dumps(list(values), json_options=_JSON)
+
+
+def decode_cursor(cursor: str) -> list[Any]:
+    """Read the sort values of one event."""
+    return list(json_util.loads(cursor, json_options=_JSON))
+
+
+def from_json(value: Any) -> Any:
+    """Return the BSON values of canonical extended JSON."""
+    return json_util.object_hook(value, _JSON) if not isinstance(value, dict) else _load(value)
+
+
+def _load(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json_util.object_hook({k: _load(v) for k, v in value.items()}, _JSON)
+    if isinstance(value, list):
+        return [_load(item) for item in value]
+    return value
+
+
+def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
+    """Return the query for everything in a filter but the time range (see `time_range`)."""
+    parts: list[Query] = []
+    if wanted.event_types:
+        parts.append({mapping.type_field: {"$in": list(wanted.event_types)}})
+    if wanted.exclude_event_types:
+        parts.append({mapping.type_field: {"$nin": list(wanted.exclude_event_types)}})
+    if wanted.aggregate_ids:
+        parts.append({mapping.aggregate_field: {"$in": _spellings(wanted.aggregate_ids)}})
+    if wanted.event_ids:
+        ids = _spellings(wanted.event_ids)
+        if mapping.id_field:
+            parts.append({mapping.id_field: {"$in": ids}})
+        else:  # as the mapping finds it: event_id where there is one, else _id
+            parts.append(
+                {"$or": [{"event_id": {"$in": ids}}, {"event_id": None, "_id": {"$in": ids}}]}
+            )
+    # $eq: a value is never taken for an operator, whatever it looks like.
+    parts += [{path: {"$eq": value}} for path, value in sorted(wanted.fields.items())]
+    return all_of(*parts)
+
+
+def all_of(*parts: Query) -> Query:
+    """Return the conjunction of queries."""
+    wanted = [part for part in parts if part]
+    if len(wanted) == 1:
+        return wanted[0]
+    return {"$and": wanted} if wanted else {}
+
+
+def _spellings(ids: Iterable[str | int]) -> list[Any]:
+    """Return each id in every BSON type whose text form it is."""
+    found: list[Any] = []
+    for item in ids:
+        found.append(item)
+        if isinstance(item, str):
+            if ObjectId.is_valid(item):
+                found.append(ObjectId(item))
+            try:
+                found.append(uuid.UUID(item))
+            except ValueError:
+                continue
+    return found
+
+
+def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> Query:
+    """Return the query for start <= timestamp < end, in the store's kind of timestamp."""
+    # An array with a time in it would match too, and no cursor could stand on it.
+    bounds: Query = {"$lt": _stored_time(end, mapping), "$not": {"$type": "array"}}
+    if start is not None:
+        bounds["$gte"] = _stored_time(start, mapping)
+    return {mapping.timestamp_field: bounds}
+
+
+def untimed(mapping: EventMapping) -> Query:
+    """Return the query for events whose timestamp is missing or of another type."""
+    return {"$nor": [of_type(mapping.timestamp_field, _BSON_TYPE[mapping.timestamp_type])]}
+
+
+def of_type(field: str, kind: str) -> Query:
+    """Return the query for a field of one BSON type; arrays of that type do not match."""
+    return {"$and": [{field: {"$type": kind}}, {field: {"$not": {"$type": "array"}}}]}
+
+
+def _stored_time(time: datetime, mapping: EventMapping) -> Any:
+    time = time.astimezone(UTC)
+    if mapping.timestamp_type == "epoch_ms":
+        return round(time.timestamp() * 1000)
+    if mapping.timestamp_type == "iso":
+        # Without the final Z: a prefix sorts before all its continuations, "...00Z" and "...00.5Z".
+        return time.replace(tzinfo=None).isoformat()
+    return time
+
+
+def after(cursor: str | None, sort: Sequence[str]) -> Query:
+    """Return the query for what comes after a cursor in an ascending order over ``sort``.
+
+    The first field gets a plain bound, so that an index on ``sort`` starts right there. ``_id``,
+    always the last, is compared by ``$expr``: a plain ``$gt`` compares within one BSON type only
+    and would skip events whose ``_id`` has another.
+    """
+    if cursor is None:
+        return {}
+    values = decode_cursor(cursor)
+    parts: list[Query] = []
+    if len(sort) > 1 and values[0] is not None:
+        parts.append({sort[0]: {"$gte": values[0]}})
+    done: list[Query] = []
+    equal: Query = {}
+    for field, value in zip(sort[:-1], values[:-1], strict=True):
+        if equal:
+            done.append({**equal, field: {"$lt": value}})
+        equal[field] = value
+    done.append({**equal, "$expr": {"$lte": [f"${sort[-1]}", {"$literal": values[-1]}]}})
+    return all_of(*parts, {"$nor": done})

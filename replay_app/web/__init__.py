@@ -1,0 +1,1 @@
+"""HTTP: what people and programs see and ask of a worker (design section 8)."""

@@ -1,0 +1,252 @@
+"""Real worker processes on the tests' servers: start, ask, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pymongo
+from confluent_kafka import Producer
+from support import Record, create_topics, read_topic, unique_name, wait_until
+
+from replay_app.demo.shop import SHOP_TOPICS, seed_store
+from replay_app.demo.stack import Stack, free_port
+
+READY_SECONDS = 60.0
+ENDED_SECONDS = 180.0
+STOP_SECONDS = 30.0
+SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
+
+
+class Worker:
+    """One worker process, in a process group of its own."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self.url = f"http://127.0.0.1:{environment['REPLAY_WEB_PORT']}"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "replay_app", "worker"],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that a path answers."""
+        return self.request("GET", path)[1]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Any]:
+        """Return the status and the JSON of an answer; a body of bytes goes as it is."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310 - our own worker
+            self.url + path,
+            data=data,
+            method=method,
+            headers={"Content-Type": "application/json", **(headers or {})},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
+                return answer.status, _parsed(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, _parsed(error.read())
+
+    def is_ready(self) -> bool:
+        """Whether the worker says that it is ready; fails if the process has ended."""
+        assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-4000:]}"
+        try:
+            return self.request("GET", "/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def wait_until_ready(self) -> Self:
+        wait_until(self.is_ready, READY_SECONDS, f"not ready; see {self.log}")
+        return self
+
+    def signal(self, sent: signal.Signals) -> None:
+        os.killpg(self.process.pid, sent)
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL)."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+        self.process.wait(STOP_SECONDS)
+
+    def terminate(self) -> int:
+        """End the process in order (SIGTERM); return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+@dataclass
+class Cluster:
+    """An installation of its own on the shared servers: topics, group, database, workers."""
+
+    stack: Stack
+    folder: Path
+    partitions: int = 4
+    environment: dict[str, str] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = unique_name("e2e")
+        self.prefix = f"{self.name}."
+        self.target_prefix = f"{self.name}-"
+        """Before the shop's topics, so that no other test writes into them."""
+        self.environment = {
+            **self.stack.environment(),
+            "REPLAY_APP_ID": self.name,
+            "REPLAY_TOPIC_PREFIX": self.prefix,
+            "REPLAY_PARTITIONS": str(self.partitions),
+            "REPLAY_MONGO_DATABASE": self.name,
+            "REPLAY_SESSION_TIMEOUT_SECONDS": "6",
+            **self.environment,
+        }
+
+    # The store and the topics
+
+    def seed(self, events: int, **options: Any) -> None:
+        """Fill the store with the shop's history and create the topics to replay it to."""
+        seed_store(self.stack.mongo, self.name, "events", events, **options)
+        self.create_shop_topics()
+
+    def create_shop_topics(self, partitions: int = 3) -> None:
+        create_topics(self.stack.kafka, dict.fromkeys(self.topics(), partitions))
+
+    def insert(self, documents: Iterable[Mapping[str, Any]]) -> None:
+        with self.store() as events:
+            events.insert_many([dict(document) for document in documents])
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Any]:
+        """Give the collection of the events."""
+        with pymongo.MongoClient[dict[str, Any]](self.stack.mongo, tz_aware=True) as client:
+            yield client[self.name]["events"]
+
+    def stored(self, query: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return the matching events in the order of a global replay."""
+        with self.store() as events:
+            return list(events.find(query or {}).sort([("timestamp", 1), ("_id", 1)]))
+
+    def topics(self) -> list[str]:
+        return [self.target_prefix + topic for topic in SHOP_TOPICS]
+
+    def published(self, isolation: Any = "read_committed") -> list[Record]:
+        """Return all records of the shop's topics."""
+        return read_topic(self.stack.kafka, self.topics(), isolation)
+
+    # Workers
+
+    def start_worker(self, number: int | None = None, **environment: str) -> Worker:
+        """Start a worker; one started again under its number keeps its name, port and folder."""
+        number = len(self.workers) if number is None else number
+        home = self.folder / f"worker-{number}"
+        home.mkdir(exist_ok=True)
+        again = number < len(self.workers)
+        port = self.workers[number].url.rpartition(":")[2] if again else str(free_port())
+        worker = Worker(
+            {
+                **self.environment,
+                "REPLAY_DATA_DIR": str(home / "data"),
+                "REPLAY_WEB_PORT": port,
+                "REPLAY_WORKER_ID": f"worker-{number}",
+                **environment,
+            },
+            self.folder / f"worker-{number}.log",
+        )
+        if again:
+            self.workers[number] = worker
+        else:
+            self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        with pymongo.MongoClient[dict[str, Any]](self.stack.mongo) as client:
+            client.drop_database(self.name)
+
+    def logs(self) -> str:
+        return "".join(path.read_text()[-8000:] for path in sorted(self.folder.glob("*.log")))
+
+    # Replays
+
+    def command(self, replay_id: str, command: str = "start", **body: Any) -> None:
+        """Publish a command on the requests topic; a start goes to the shop's topics here."""
+        if command == "start" and "target" not in body:
+            body["target"] = {"prefix": self.target_prefix}
+        value = json.dumps({"command": command, "replay_id": replay_id, **body})
+        self.produce(value.encode(), replay_id.encode())
+
+    def produce(self, value: bytes | None, key: bytes | None = None) -> None:
+        """Publish any bytes on the requests topic."""
+        producer = Producer(
+            {"bootstrap.servers": self.stack.kafka, "partitioner": "murmur2_random"}
+        )
+        producer.produce(f"{self.prefix}requests", value, key)
+        assert producer.flush(30) == 0
+
+    def session(self, replay_id: str) -> Any:
+        """Return a session as any worker answers for it; None while none can."""
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                with contextlib.suppress(OSError):
+                    status, session = worker.request("GET", f"/replays/{replay_id}")
+                    if status == 200:
+                        return session
+        return None
+
+    def wait_for(
+        self, replay_id: str, *states: str, seconds: float = ENDED_SECONDS, **facts: Any
+    ) -> dict[str, Any]:
+        """Wait until a session is in one of the states (default: settled) and shows the facts."""
+        last: dict[str, Any] | None = None
+
+        def reached() -> bool:
+            nonlocal last
+            last = self.session(replay_id) or last
+            return (
+                last is not None
+                and last["state"] in (states or SETTLED)
+                and all(last[name] == value for name, value in facts.items())
+            )
+
+        try:
+            wait_until(reached, seconds)
+        except AssertionError:
+            raise AssertionError(
+                f"{replay_id} never was {states or SETTLED}; last seen: {json.dumps(last)[:3000]}\n"
+                f"{self.logs()}"
+            ) from None
+        assert last is not None
+        return last
+
+    def run(self, replay_id: str, **body: Any) -> dict[str, Any]:
+        """Start a replay and wait until it is settled."""
+        self.command(replay_id, **body)
+        return self.wait_for(replay_id)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body
