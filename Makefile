@@ -32,11 +32,15 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# No index address may get into the lock: it would name a mirror that others cannot reach.
+# No index address may get into a lock: it would name a mirror that others cannot reach.
+COMPILE := env -u PIP_FIND_LINKS $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe \
+  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+
+# The second lock is what the image installs: the first one's versions without its extras.
 lock: $(INSTALLED)  ## Resolve the dependencies again
-	env -u PIP_FIND_LINKS $(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe \
-	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-	  --extra demo --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --extra demo --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --build-deps-for wheel --constraint requirements.lock \
+	  --output-file requirements-runtime.lock pyproject.toml
 
 browser:
 	@[ -x $(CHROMIUM) ] || ($(SUDO) apt-get update -q && $(SUDO) apt-get install -qy chromium) || \

@@ -1,0 +1,36 @@
+# Builds the worker: docker build --tag event-replay .
+FROM python:3.11-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/replay
+WORKDIR /src
+# Wheels only: nothing is compiled here, so the image needs no compiler.
+COPY requirements-runtime.lock ./
+RUN /opt/replay/bin/pip install --require-hashes --only-binary :all: -r requirements-runtime.lock
+COPY LICENSE pyproject.toml ./
+COPY replay_app replay_app
+RUN /opt/replay/bin/pip install --no-deps --no-build-isolation . \
+    && /opt/replay/bin/pip uninstall --yes setuptools pip
+
+FROM python:3.11-slim
+# Numbers, not names: Kubernetes can then check runAsNonRoot.
+RUN groupadd --gid 10001 replay \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin replay \
+    && install -d -o replay -g replay /data
+COPY --from=build /opt/replay /opt/replay
+ENV PATH=/opt/replay/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    REPLAY_DATA_DIR=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+# The HTTP API binds to loopback, inside the container, until REPLAY_API_TOKEN is set.
+EXPOSE 6066
+# http.client, because urllib would go through HTTP_PROXY.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('REPLAY_WEB_PORT', '6066')), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+# Exec form: the worker is process 1 and gets SIGTERM itself, ends its slice and leaves the group.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["replay-app"]
+CMD ["worker"]
