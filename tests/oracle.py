@@ -1,0 +1,108 @@
+"""What a replay must have published, worked out from the stored events alone."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bson import Decimal128, ObjectId
+from support import Record
+
+SHOWN = 5
+
+
+def assert_published_exactly(
+    records: Sequence[Record],
+    events: Sequence[Mapping[str, Any]],
+    replay_id: str,
+    topic_of: Mapping[str, str] | str,
+) -> None:
+    """Check a topic's content against the stored events, given in the order of the replay.
+
+    Each event is there once, in its topic, with its key, value and provenance, nothing else is
+    there, and each partition keeps the order. ``topic_of`` is a prefix before the event's own
+    topic, or a map from event type to topic.
+    """
+    published = Counter(event_id_of(record) for record in records)
+    wanted = {event["event_id"]: event for event in events}
+    assert len(wanted) == len(events), "the events' own ids are not unique"
+    lost = wanted.keys() - published.keys()
+    doubled = {event_id: count for event_id, count in published.items() if count > 1}
+    foreign = published.keys() - wanted.keys()
+    assert not lost, f"{len(lost)} events were not published: {sorted(lost)[:SHOWN]}"
+    assert not doubled, f"{len(doubled)} events were published more than once: {_few(doubled)}"
+    assert not foreign, f"{len(foreign)} records are no such events: {sorted(foreign)[:SHOWN]}"
+    for record in records:
+        assert_is_replay_of(record, wanted[event_id_of(record)], replay_id, topic_of)
+    place = {event["event_id"]: number for number, event in enumerate(events)}
+    assert_in_order(records, lambda record: place[event_id_of(record)])
+    partitions: dict[tuple[str, bytes | None], set[int]] = defaultdict(set)
+    for record in records:
+        partitions[record.topic, record.key].add(record.partition)
+    scattered = [key for key, found in partitions.items() if len(found) > 1]
+    assert not scattered, f"records of one key are in several partitions: {scattered[:SHOWN]}"
+
+
+def assert_in_order(records: Iterable[Record], place_of: Any) -> None:
+    """Check that the places ascend along the offsets of each partition."""
+    last: dict[tuple[str, int], Any] = {}
+    for record in sorted(records, key=lambda one: (one.topic, one.partition, one.offset)):
+        lane, place = (record.topic, record.partition), place_of(record)
+        assert lane not in last or last[lane] < place, (
+            f"{record.topic} {record.partition}:{record.offset} is out of order"
+        )
+        last[lane] = place
+
+
+def assert_is_replay_of(
+    record: Record, event: Mapping[str, Any], replay_id: str, topic_of: Mapping[str, str] | str
+) -> None:
+    """Check one record against its event."""
+    if isinstance(topic_of, str):
+        assert record.topic == topic_of + event["topic"]
+    else:
+        assert record.topic == topic_of[event["event_type"]]
+    assert record.key == (event["aggregate_id"] or event["event_id"]).encode()
+    assert record.value is not None
+    assert_same_json(json.loads(record.value), {k: v for k, v in event.items() if k != "_id"})
+    headers = {name: (value or b"").decode() for name, value in record.headers.items()}
+    assert headers["replay-id"] == replay_id
+    assert headers["replay-delivery-id"] == f"{replay_id}:{event['event_id']}"
+    assert dt.datetime.fromisoformat(headers["replay-original-time"]) == event["timestamp"]
+
+
+def assert_same_json(found: Any, stored: Any, path: str = "") -> None:
+    """Compare a parsed JSON value with the BSON value that it must show."""
+    match stored:
+        case dict():
+            assert isinstance(found, dict), path
+            assert found.keys() == stored.keys(), path
+            for name, value in stored.items():
+                assert_same_json(found[name], value, f"{path}.{name}")
+        case list():
+            assert isinstance(found, list), path
+            assert len(found) == len(stored), path
+            for number, value in enumerate(stored):
+                assert_same_json(found[number], value, f"{path}.{number}")
+        case dt.datetime():
+            assert isinstance(found, str), path
+            assert found.endswith("Z"), path
+            assert dt.datetime.fromisoformat(found) == stored, path
+        case ObjectId() | Decimal128():
+            assert found == str(stored), path
+        case _:
+            assert found == stored, path
+            assert isinstance(found, bool) == isinstance(stored, bool), path
+
+
+def event_id_of(record: Record) -> str:
+    """Return the event's id by the record's body."""
+    assert record.value is not None
+    return str(json.loads(record.value)["event_id"])
+
+
+def _few(found: Mapping[str, int]) -> dict[str, int]:
+    return dict(list(found.items())[:SHOWN])

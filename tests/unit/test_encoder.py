@@ -1,0 +1,242 @@
+"""The page encoder: batches, counts, failures and the cursor of a raw page."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+from typing import Any
+
+import bson
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replay_app.demo.shop import SHOP_TOPICS, shop_events
+from replay_app.encoder import (
+    EncodedPage,
+    EncodeSpec,
+    count_documents,
+    make_encoder,
+    partition_hash,
+    raw_documents,
+    split_page,
+)
+from replay_app.events import EventMapping, Target
+from replay_app.exceptions import ReplayFailed
+
+NOW_MS = 1_790_000_000_000
+NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
+SPEC = EncodeSpec(
+    mapping=EventMapping(replayed_field="headers.replay-id"),
+    target=Target(),
+    replay_id="r-1",
+    attempt=2,
+    name="rebuild",
+    reason="lost ü",
+    partitions={"t": 3, "u": 1, **dict.fromkeys(SHOP_TOPICS, 3)},
+    cursor_fields=("timestamp", "_id"),
+    stop_at_failure=True,
+    include_replayed=False,
+    record_timestamp="append",
+    compression="none",
+    transactional=True,
+    max_record_bytes=100_000,
+)
+
+
+def event(number: int, **fields: Any) -> dict[str, Any]:
+    event = {"_id": number, "event_type": "t", "aggregate_id": f"a-{number % 5}"}
+    event |= {"timestamp": NOON, "body": "x"}
+    return {name: value for name, value in (event | fields).items() if value is not ...}
+
+
+def page_of(*events: dict[str, Any]) -> bytes:
+    return b"".join(bson.encode(one) for one in events)
+
+
+def encode(page: bytes, **spec: Any) -> EncodedPage:
+    return make_encoder(replace(SPEC, **spec), "auto").encode(page, NOW_MS)
+
+
+def records(encoded: EncodedPage) -> list[tuple[str, int, Any]]:
+    """Return (topic, partition, record) of all batches, in the order of each partition."""
+    found = []
+    for batch in encoded.batches:
+        read = list(DefaultRecordBatch(bytes(batch.builder._build())))
+        assert len(read) == batch.records
+        found += [(batch.topic, batch.partition, record) for record in read]
+    return found
+
+
+def test_a_page_becomes_records_with_key_value_headers_and_the_append_time() -> None:
+    (found,) = records(encode(page_of(event(1, event_id="e-1", aggregate_id="ü"))))
+    topic, partition, record = found
+    assert (topic, partition) == ("t", partition_hash("ü".encode()) % 3)
+    assert record.key == "ü".encode()
+    assert json.loads(record.value) == {
+        "event_id": "e-1",
+        "event_type": "t",
+        "aggregate_id": "ü",
+        "timestamp": "2026-01-02T12:00:00Z",
+        "body": "x",
+    }
+    assert dict(record.headers) == {
+        "replay-id": b"r-1",
+        "replay-attempt": b"2",
+        "replay-name": b"rebuild",
+        "replay-reason": "lost ü".encode(),
+        "replay-original-time": b"2026-01-02T12:00:00.000Z",
+        "replay-delivery-id": b"r-1:e-1",
+    }
+    assert record.timestamp == NOW_MS
+
+
+def test_name_and_reason_are_headers_only_where_given() -> None:
+    ((_, _, record),) = records(encode(page_of(event(1)), name=None, reason=None))
+    assert {name for name, _ in record.headers} == {
+        "replay-id",
+        "replay-attempt",
+        "replay-original-time",
+        "replay-delivery-id",
+    }
+
+
+def test_the_record_may_carry_the_original_time() -> None:
+    ((_, _, record),) = records(encode(page_of(event(1)), record_timestamp="original"))
+    assert record.timestamp == int(NOON.timestamp() * 1000)
+
+
+def test_a_shop_keeps_its_order_in_each_partition_over_many_batches() -> None:
+    events = list(shop_events(3_000))
+    encoded = encode(page_of(*events), max_record_bytes=20_000)
+    assert (encoded.read, encoded.published, encoded.failures) == (3_000, 3_000, [])
+    assert len(encoded.batches) > 30
+    assert encoded.cursor == [events[-1]["timestamp"], events[-1]["_id"]]
+    assert sum(encoded.by_type.values()) == sum(encoded.by_topic.values()) == 3_000
+    place = {one["event_id"]: number for number, one in enumerate(events)}
+    last: dict[tuple[str, int], int] = {}
+    total = 0
+    for topic, partition, record in records(encoded):
+        body = json.loads(record.value)
+        assert body["topic"] == topic
+        assert partition == partition_hash(record.key) % 3
+        assert last.get((topic, partition), -1) < place[body["event_id"]]
+        last[topic, partition] = place[body["event_id"]]
+        total += len(record.value)
+    assert encoded.bytes == total
+    assert {batch.builder.size() < 20_100 for batch in encoded.batches} == {True}
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "an id": {"_id": ...},
+    "a type": {"event_type": 5},
+    "a time": {"timestamp": "now"},
+}
+
+
+@pytest.mark.parametrize("missing", BAD)
+def test_under_fail_the_page_ends_before_the_bad_event(missing: str) -> None:
+    encoded = encode(page_of(event(1), event(2), event(3, **BAD[missing]), event(4)))
+    assert (encoded.read, encoded.published) == (2, 2)
+    assert encoded.cursor == [NOON, 2]
+    assert [(one.index, one.event_id) for one in encoded.failures] == [
+        (2, None if missing == "an id" else "3")
+    ]
+
+
+@pytest.mark.parametrize("missing", BAD)
+def test_otherwise_bad_events_are_listed_and_the_page_goes_on(missing: str) -> None:
+    bad = event(3, **BAD[missing])
+    encoded = encode(page_of(event(1), event(2), bad, event(4)), stop_at_failure=False)
+    assert (encoded.read, encoded.published) == (4, 3)
+    assert encoded.cursor == [NOON, 4]
+    assert [bson.decode(one.document) for one in encoded.failures] == [
+        bson.decode(bson.encode(bad))
+    ]
+
+
+def test_a_bad_first_event_leaves_the_cursor_where_it_was() -> None:
+    encoded = encode(page_of(event(1, event_type=...), event(2)))
+    assert (encoded.read, encoded.cursor, encoded.batches) == (0, None, [])
+
+
+def test_invalid_utf8_is_an_error_for_that_event_alone() -> None:
+    bad = bson.encode(event(2, body="xyz")).replace(b"xyz", b"x\xffz")
+    page = page_of(event(1)) + bad + page_of(event(3))
+    encoded = encode(page, stop_at_failure=False)
+    assert (encoded.read, encoded.published) == (3, 2)
+    assert [one.event_id for one in encoded.failures] == ["2"]
+    assert "it is no valid BSON" in encoded.failures[0].reason
+
+
+def test_a_missing_topic_is_named() -> None:
+    encoded = encode(page_of(event(1), event(2, event_type="nowhere"), event(3)))
+    assert encoded.read == 1
+    (failure,) = encoded.failures
+    assert (failure.missing_topic, failure.event_id) == ("nowhere", "2")
+
+
+def test_an_event_larger_than_the_broker_takes_is_an_error() -> None:
+    encoded = encode(page_of(event(1, body="x" * 200_000), event(2)), stop_at_failure=False)
+    assert [one.event_id for one in encoded.failures] == ["1"]
+    assert "REPLAY_MAX_RECORD_BYTES=100000" in encoded.failures[0].reason
+    assert encoded.published == 1
+
+
+def test_replayed_events_are_left_out_unless_asked_for() -> None:
+    page = page_of(event(1, headers={"replay-id": "old"}), event(2, headers={"trace": "x"}))
+    guarded, asked = encode(page), encode(page, include_replayed=True)
+    assert (guarded.read, guarded.published, guarded.skipped_replays) == (2, 1, 1)
+    assert (asked.read, asked.published, asked.skipped_replays) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_each_codec_gives_the_same_records(codec: str) -> None:
+    page = page_of(*(event(number) for number in range(50)))
+    plain, packed = records(encode(page)), records(encode(page, compression=codec))
+    assert [(t, p, r.key, r.value, r.headers) for t, p, r in packed] == [
+        (t, p, r.key, r.value, r.headers) for t, p, r in plain
+    ]
+
+
+def test_an_empty_page_is_nothing() -> None:
+    assert encode(b"") == EncodedPage()
+
+
+@pytest.mark.parametrize("page", [b"\x01", b"\x00\x00\x00\x00\x00", b"\xff\xff\xff\x7f\x00\x00"])
+def test_bytes_that_are_no_documents_fail_the_replay_not_the_worker(page: bytes) -> None:
+    with pytest.raises(ReplayFailed, match="no BSON"):
+        encode(page_of(event(1)) + page)
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.integers(0, 10))
+def test_a_page_splits_between_documents(sizes: list[int], first: int) -> None:
+    documents = [bson.encode({"a": "x" * size}) for size in sizes]
+    page = b"".join(documents)
+    before, rest = split_page(page, first)
+    assert before + rest == page
+    assert list(raw_documents(before)) == documents[:first]
+    assert count_documents(rest) == len(documents[first:])
+
+
+@pytest.mark.parametrize(
+    ("key", "hashed"),
+    # From org.apache.kafka.common.utils.UtilsTest.testMurmur2, as toPositive() gives them.
+    [
+        (b"21", -973932308),
+        (b"foobar", -790332482),
+        (b"a-little-bit-long-string", -985981536),
+        (b"a-little-bit-longer-string", -1486304829),
+        (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
+        (b"abc", 479470107),
+    ],
+)
+def test_keys_go_where_kafkas_own_partitioner_sends_them(key: bytes, hashed: int) -> None:
+    assert partition_hash(key) == hashed & 0x7FFFFFFF
+
+
+def test_an_encoder_that_is_not_there_is_named() -> None:
+    with pytest.raises(ReplayFailed, match="REPLAY_ENCODER=native is not there"):
+        make_encoder(SPEC, "native")
