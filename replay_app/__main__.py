@@ -1,0 +1,5 @@
+"""``python -m replay_app`` is ``replay-app``."""
+
+from replay_app.cli import main
+
+main()

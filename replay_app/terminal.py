@@ -1,0 +1,229 @@
+"""What people see in a terminal: a replay's progress, accounts and tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from replay_app.client import ENDED, SessionJson
+
+LINE_SECONDS = 1.0  # between two plain lines that tell of counters only
+PIPED_COLUMNS = 200
+LISTED_FAILURES = 10
+_CONTROL_CHARACTERS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(32), *range(127, 160))
+    if code != ord("\n")
+}
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print text as it is, but for control characters: a replay's name may come from anybody."""
+    # Made anew each time, for whatever standard output is now.
+    Console(stderr=error, highlight=False).print(Text(_clean(text)), soft_wrap=True)
+
+
+def say_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print JSON to standard output, at once."""
+    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)  # noqa: T201 - the output
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_COLUMNS
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(_clean(str(cell))) for cell in row))
+    console.print(shown)
+
+
+def show_progress(sessions: Iterable[SessionJson], *, as_json: bool = False) -> SessionJson:
+    """Show a replay while it goes on; return its last session.
+
+    A bar in a terminal, otherwise a line for each change; with ``as_json``, each changed session
+    as one line of JSON.
+    """
+    if as_json:
+        shown = _as_json_lines(sessions)
+    elif sys.stdout.isatty():
+        shown = _as_bar(sessions)
+    else:
+        shown = _as_lines(sessions)
+    return deque(shown, maxlen=1).pop()
+
+
+def _as_json_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+    last = None
+    for session in sessions:
+        if session != last:
+            say_json(session, indent=None)
+        last = session
+        yield session
+
+
+def _as_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+    shown, shown_at = None, 0.0
+    for session in sessions:
+        line = progress_line(session)
+        state = (session["state"], session["reason"], session["stalled"])
+        is_due = time.monotonic() - shown_at >= LINE_SECONDS
+        if shown is None or state != shown[0] or (line != shown[1] and is_due):
+            shown, shown_at = (state, line), time.monotonic()
+            say(line)
+        yield session
+
+
+def _as_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
+    )
+    with Progress(*columns, console=Console(highlight=False)) as progress:
+        bar = progress.add_task("", total=None, amount="")
+        for session in sessions:
+            progress.update(
+                bar,
+                description=f"{session['replay_id']} {session['state']}",
+                total=session["matched"],
+                completed=session["counters"]["read"],
+                amount=_clean(", ".join(_amounts(session))),
+            )
+            if session["state"] in ENDED:
+                progress.stop_task(bar)
+            yield session
+
+
+def progress_line(session: SessionJson) -> str:
+    """Say in one line how far a replay is."""
+    return f"{session['replay_id']} {session['state']}: {', '.join(_amounts(session))}"
+
+
+def _amounts(session: SessionJson) -> Iterator[str]:
+    yield amount(session)
+    if session["events_per_second"] and session["state"] not in ENDED:
+        yield f"{session['events_per_second']:,.0f} events/s"
+    if session["eta_seconds"] is not None:
+        yield f"{duration(session['eta_seconds'])} left"
+    if session["stalled"]:
+        yield "stalled"
+    if session["error"] or session["reason"]:
+        yield session["error"] or session["reason"]
+
+
+def amount(session: SessionJson) -> str:
+    """Say how much of a replay has been read."""
+    read, matched, percent = session["counters"]["read"], session["matched"], session["percent"]
+    if matched is None:
+        return f"{read:,} events"
+    share = "" if percent is None else f" ({percent:g} %)"
+    return f"{read:,} of {matched:,} events{share}"
+
+
+def duration(seconds: float) -> str:
+    """Say a time in at most two units."""
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s" if seconds >= 1 else f"{seconds:.1f} s"
+
+
+def account(session: SessionJson) -> str:
+    """Tell all that there is to know of a replay."""
+    start = session["start"]
+    parts = [
+        progress_line(session),
+        *_facts(
+            ("name", start["name"]),
+            ("why", start["reason"]),
+            ("requested by", start["requested_by"]),
+            ("created", session["created_at"]),
+            ("started", session["started_at"]),
+            ("ended", session["ended_at"]),
+            ("attempt", session["attempt"]),
+            ("ordering", start["ordering"] + (" (dry run)" if start["dry_run"] else "")),
+            ("rate", f"{session['rate']:g} events/s" if session["rate"] else "unlimited"),
+            ("filter", _chosen(start["filter"]) or "every event"),
+            ("target", _chosen(start["target"]) or "each event's original topic"),
+            ("after", ", ".join(start["after"])),
+            ("counters", _counts(session["counters"])),
+        ),
+    ]
+    if session["plan"]:
+        parts += ["", "Plan", plan_account(session["plan"], warnings=False)]
+    if session["receipt"]:
+        receipt = session["receipt"]
+        parts += [
+            "",
+            "Receipt",
+            *_facts(
+                ("took", duration(receipt["seconds"])),
+                ("counters", _counts(receipt["counters"])),
+                ("by type", _counts(receipt["by_type"])),
+                ("by topic", _counts(receipt["by_topic"])),
+                ("bytes", f"{receipt['bytes']:,}"),
+                *(
+                    (f"{topic}[{partition}]", f"offsets {first} to {last}")
+                    for topic, partitions in sorted(receipt["offsets"].items())
+                    for partition, (first, last) in sorted(partitions.items())
+                ),
+            ),
+        ]
+    if session["warnings"]:
+        parts += ["", "Warnings", *(f"  {warning}" for warning in session["warnings"])]
+    failures = [f for shard in session["shards"] for f in shard["progress"]["failures"]]
+    if failures:
+        shown = [f"  {f['event_id']}: {f['reason']}" for f in failures[:LISTED_FAILURES]]
+        parts += ["", f"Failures, the first {len(shown)}", *shown]
+    return "\n".join(parts)
+
+
+def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> str:
+    """Tell what a replay would do."""
+    matched = plan["matched"]
+    parts = _facts(
+        ("matched", "unknown" if matched is None else f"{matched:,} events"),
+        ("up to", plan["end"]),
+        ("by type", _counts(plan["by_type"])),
+        ("by topic", _counts(plan["by_topic"])),
+        ("shards", len(plan["shards"])),
+    )
+    if warnings and plan["warnings"]:
+        parts += ["", "Warnings", *(f"  {warning}" for warning in plan["warnings"])]
+    return "\n".join(parts)
+
+
+def _facts(*facts: tuple[str, object]) -> list[str]:
+    return [f"  {name:<13} {value}" for name, value in facts if value is not None and value != ""]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _chosen(conditions: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {json.dumps(v)}" for name, v in conditions.items() if v)
+
+
+def _clean(text: str) -> str:
+    return text.translate(_CONTROL_CHARACTERS)

@@ -1,0 +1,215 @@
+"""The command line against real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from oracle import assert_published_exactly
+from support import create_topics, unique_name, wait_until
+from workers import Cluster, Worker
+
+from replay_app.demo.stack import free_port
+from replay_app.topics import Topics
+
+DEADLINE_SECONDS = 120.0
+EVENTS = 3000
+
+
+class CommandLine:
+    """Runs ``replay-app`` as a person does, in a folder of its own."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        outside = {k: v for k, v in os.environ.items() if not k.startswith("REPLAY_")}
+        self.environment = {**outside, **environment}
+        self.folder = folder
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "replay_app", *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run a command; return its exit code and all that it printed."""
+        process = self.popen(*arguments)
+        try:
+            output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+        finally:
+            process.kill()
+        return process.returncode, output + errors
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Run a command, which must end with the code; return all that it printed."""
+        ended, output = self.run(*arguments)
+        assert ended == code, f"{arguments}: {ended}\n{output}"
+        return output
+
+
+@pytest.fixture
+def worker(cluster: Cluster) -> Worker:
+    return cluster.start_worker()
+
+
+@pytest.fixture
+def replay_app(cluster: Cluster, worker: Worker, tmp_path: Path) -> CommandLine:
+    worker.wait_until_ready()
+    return CommandLine({**cluster.environment, "REPLAY_URL": worker.url}, tmp_path)
+
+
+def test_a_replay_is_planned_started_watched_and_told_of(
+    cluster: Cluster, replay_app: CommandLine
+) -> None:
+    cluster.seed(EVENTS)
+    to = ("--prefix", cluster.target_prefix)
+
+    plan = replay_app("plan", *to, "--event-type", "order_placed")
+    orders = len(cluster.stored({"event_type": "order_placed"}))
+    assert f"matched       {orders:,} events" in plan
+    assert f"{cluster.target_prefix}shop.orders {orders:,}" in plan
+
+    start = ("start", *to, "--replay-id", "r", "--name", "Orders", "--requested-by", "ana")
+    shown = replay_app(*start, "--wait").splitlines()
+    assert shown[-1] == "r completed: 3,000 of 3,000 events (100 %)"
+    assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
+
+    replay_app(*start)  # the same again: nothing happens
+    assert "choose a new" in replay_app(*start, "--rate", "7", code=3)
+    assert "choose a new" in replay_app(*start, "--rate", "7", "--kafka", "--wait", code=3)
+    assert len(cluster.published()) == EVENTS
+
+    assert replay_app("watch", "r").splitlines() == [shown[-1]]
+    (line,) = replay_app("watch", "r", "--json").splitlines()
+    session = json.loads(replay_app("status", "r", "--json"))
+    assert json.loads(line) == session
+    assert session["counters"]["published"] == EVENTS
+    account = replay_app("status", "r")
+    for told in ("ana", "Orders", "Plan", "Receipt", "published 3,000", "shop.orders[0]"):
+        assert told in account
+    listed = replay_app("list")
+    assert "r " in listed
+    assert "completed" in listed
+    assert replay_app("list", "--state", "failed").count("\n") == 1
+    assert [s["replay_id"] for s in json.loads(replay_app("list", "--json"))["replays"]] == ["r"]
+
+    for arguments in (["status", "x"], ["watch", "x"], ["pause", "x"], ["cancel", "r"]):
+        replay_app(*arguments, code=3)
+    assert "start" in replay_app("start", *to, "--start", "yesterday", code=3)
+
+
+def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
+    cluster: Cluster, replay_app: CommandLine
+) -> None:
+    cluster.seed(EVENTS)
+    start = ("start", "--prefix", cluster.target_prefix)
+    assert "watch slow" in replay_app(*start, "--replay-id", "slow", "--rate", "50")
+    cluster.wait_for("slow", "running")
+    replay_app("pause", "slow")
+    cluster.wait_for("slow", "paused")
+    replay_app("set-rate", "slow", "none")
+    replay_app("resume", "slow")
+    assert "slow completed" in replay_app("watch", "slow")
+
+    cancelled = json.loads(replay_app(*start, "--rate", "10", "--json"))["replay_id"]
+    cluster.wait_for(cancelled, "running")
+    replay_app("cancel", cancelled)
+    assert "cancelled" in replay_app("watch", cancelled, code=1)
+
+
+def test_a_command_on_kafka_that_fails_says_why_and_is_retried(
+    cluster: Cluster, replay_app: CommandLine
+) -> None:
+    cluster.seed(EVENTS)
+    start = ("start", "--kafka", "--to-topic", topic := unique_name("rebuilt"))
+    failed = replay_app(*start, "--replay-id", "r", "--wait", code=1)
+    assert f"{topic!r}" in failed
+    assert "then: replay-app retry r" in failed
+    create_topics(cluster.stack.kafka, {topic: 2})
+    replay_app("retry", "r")
+    assert "r completed: 3,000 of 3,000" in replay_app("watch", "r")
+
+
+def test_watching_outlasts_the_worker(
+    cluster: Cluster, worker: Worker, replay_app: CommandLine
+) -> None:
+    cluster.seed(EVENTS)
+    replay_app(
+        *("start", "--prefix", cluster.target_prefix, "--replay-id", "r", "--rate", "500"),
+    )
+    watching = replay_app.popen("watch", "r")
+    assert watching.stdout is not None
+    while "running" not in watching.stdout.readline():
+        assert watching.poll() is None
+    worker.kill()
+    assert watching.stderr is not None
+    assert f"no worker answers at {worker.url}" in watching.stderr.readline()
+    cluster.start_worker(0)
+    output, errors = watching.communicate(timeout=DEADLINE_SECONDS)
+    assert watching.returncode == 0, output + errors
+    assert "r completed" in output
+
+
+def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_path: Path) -> None:
+    replay_app = CommandLine(cluster.environment, tmp_path)
+    assert "replay-app topics --create" in replay_app("start", "--kafka", code=1)
+    before = json.loads(replay_app("topics", "--json"))
+    assert not any(topic["exists"] for topic in before)
+    shown = replay_app("topics", "--create")
+    assert f"created {cluster.prefix}requests" in shown
+    after = json.loads(replay_app("topics", "--json"))
+    assert all(topic["exists"] for topic in after)
+    assert len(after) == len(Topics.__dataclass_fields__)
+    answer = json.loads(replay_app("start", "--kafka", "--json", "--replay-id", "r"))
+    assert answer["topic"] == f"{cluster.prefix}requests"
+
+
+def test_without_a_broker_each_command_says_so_in_one_line(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    replay_app = CommandLine({"REPLAY_KAFKA": address}, tmp_path)
+    for arguments in (["topics"], ["start", "--kafka"], ["worker"]):
+        (line,) = [
+            line
+            for line in replay_app(*arguments, code=1).splitlines()
+            if line.startswith("error:")
+        ]
+        assert f"{address} (REPLAY_KAFKA) cannot be reached" in line
+
+
+def test_a_workers_options_go_before_its_settings_and_sigterm_ends_it_with_0(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    environment = {**cluster.environment, "REPLAY_WEB_PORT": "1", "REPLAY_DATA_DIR": "/no/such"}
+    replay_app = CommandLine(environment, tmp_path)
+    folder = tmp_path / "chosen"
+    options = ("--web-port", port, "--data-dir", str(folder), "--worker-id", "w")
+    log = tmp_path / "log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "replay_app", "worker", *options],
+            env=replay_app.environment,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
+        try:
+            answers = CommandLine({"REPLAY_URL": f"http://127.0.0.1:{port}"}, tmp_path)
+            wait_until(lambda: answers.run("list")[0] == 0, DEADLINE_SECONDS, str(log))
+            assert list(folder.iterdir())
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(DEADLINE_SECONDS)
+    assert code == 0, log.read_text()

@@ -1,0 +1,502 @@
+"""The command line: what it makes of its arguments, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from replay_app import client, terminal
+from replay_app.cli import _parser, masked_uri, new_replay_id, run, start_body
+from replay_app.commands import REPLAY_ID, parse_command
+from replay_app.settings import Settings
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no .env
+    for name in (*Settings.model_fields, "url"):
+        monkeypatch.delenv(f"REPLAY_{name.upper()}", raising=False)
+    monkeypatch.setenv("USER", "ana")
+    monkeypatch.setenv("LOGNAME", "ana")
+
+
+def body_of(*arguments: str) -> dict[str, Any]:
+    return start_body(_parser().parse_args(["start", *arguments]))
+
+
+# The body of a start
+
+
+def test_every_option_of_start_reaches_the_body() -> None:
+    body = body_of(
+        *("--start", "2026-01-01T00:00:00Z", "--end", "2026-02-01T00:00:00Z"),
+        *("--event-type", "order_placed", "--event-type", "order_paid"),
+        *("--exclude-event-type", "order_cancelled", "--aggregate-id", "o-1", "--event-id", "e-1"),
+        *("--field", 'metadata.user_id="u-1"', "--field", "version=2", "--field", "city=Zürich"),
+        *("--field", "paid=true", "--field", "note=null", "--field", "a=b=c"),
+        *("--to-topic", "all", "--to", "order_placed=orders", "--ordering", "aggregate"),
+        *("--shards", "4", "--dry-run", "--rate", "500", "--on-error", "skip"),
+        *("--control-records", "--after", "r-1", "--after", "r-2", "--include-replayed"),
+        *("--name", "Rebuild", "--reason", "lost", "--replay-id", "r-3", "--requested-by", "eva"),
+    )
+    assert body == {
+        "command": "start",
+        "replay_id": "r-3",
+        "name": "Rebuild",
+        "reason": "lost",
+        "requested_by": "eva",
+        "filter": {
+            "start": "2026-01-01T00:00:00Z",
+            "end": "2026-02-01T00:00:00Z",
+            "event_types": ["order_placed", "order_paid"],
+            "exclude_event_types": ["order_cancelled"],
+            "aggregate_ids": ["o-1"],
+            "event_ids": ["e-1"],
+            "fields": {
+                "metadata.user_id": "u-1",
+                "version": 2,
+                "city": "Zürich",
+                "paid": True,
+                "note": None,
+                "a": "b=c",
+            },
+        },
+        "target": {"topic": "all", "topics": {"order_placed": "orders"}},
+        "ordering": "aggregate",
+        "shards": 4,
+        "dry_run": True,
+        "rate": 500.0,
+        "on_error": "skip",
+        "control_records": True,
+        "include_replayed": True,
+        "after": ["r-1", "r-2"],
+    }
+    parse_command(json.dumps(body))
+
+
+def test_what_is_not_given_is_left_to_the_worker() -> None:
+    assert body_of() == {"command": "start", "requested_by": "ana"}
+    assert body_of("--prefix", "test.", "--max-events", "10") == {
+        "command": "start",
+        "requested_by": "ana",
+        "target": {"prefix": "test."},
+        "max_events": 10,
+    }
+
+
+def test_options_go_over_the_body_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"requested_by": "eva", "rate": 5, "filter": {"event_types": ["a"], "end": "x"}}
+    file = tmp_path / "body.json"
+    file.write_text(json.dumps(body))
+    expected = {
+        "command": "start",
+        "requested_by": "eva",
+        "rate": 7.0,
+        "filter": {"event_types": ["a"], "end": "y"},
+    }
+    options = ("--rate", "7", "--end", "y")
+    assert body_of("--file", str(file), *options) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(body)))
+    assert body_of("--file", "-", *options) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is not JSON"),
+        ("[]", "is no JSON object"),
+        ('{"filter": []}', "filter in .* is no JSON object"),
+    ],
+)
+def test_a_useless_file_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
+) -> None:
+    file = tmp_path / "body.json"
+    if content is not None:
+        file.write_text(content)
+    assert run(["start", "--url", NOWHERE, "--file", str(file)]) == 2
+    capsys.readouterr().err.index("error: ")
+    with pytest.raises(Exception, match=message):
+        body_of("--file", str(file))
+
+
+@pytest.mark.parametrize("name", [None, "", "Rebuild orders: Größe!", "-", "x" * 500])
+def test_a_new_replay_id_is_usable_and_new(name: str | None) -> None:
+    made = {new_replay_id(name) for _ in range(20)}
+    assert len(made) > 1
+    assert all(REPLAY_ID.match(one) for one in made)
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["replay"],
+        ["status"],
+        ["start", "--rate", "0"],
+        ["start", "--rate", "inf"],
+        ["start", "--rate", "fast"],
+        ["start", "--max-events", "-1"],
+        ["start", "--shards", "1.5"],
+        ["start", "--ordering", "random"],
+        ["start", "--on-error", "ignore"],
+        ["start", "--field", "version"],
+        ["start", "--field", "version=[1]"],
+        ["start", "--to", "order_placed"],
+        ["set-rate", "r-1"],
+        ["set-rate", "r-1", "-5"],
+        ["demo", "--events", "none"],
+        ["worker", "--web-port", "web"],
+        ["list", "--limit", "0"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(arguments)
+    assert ended.value.code == 2
+    assert "usage: replay-app" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["worker"], {"REPLAY_PARTITIONS": "many"}, "REPLAY_PARTITIONS"),
+        (["worker", "--web-port", "0"], {}, "REPLAY_WEB_PORT"),
+        (["settings"], {"REPLAY_DELIVERY": "twice"}, "REPLAY_DELIVERY"),
+        (["topics"], {"REPLAY_TOPICS": "no json"}, "REPLAY_TOPICS"),
+        (["list", "--url", "localhost:6066"], {}, "--url"),
+        (["list"], {"REPLAY_URL": "ftp://x"}, "REPLAY_URL"),
+    ],
+)
+def test_wrong_settings_end_with_2_and_are_named(
+    arguments: list[str],
+    environment: dict[str, str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--json", "list"], ["list", "--json"]])
+def test_json_goes_before_and_after_the_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--url", NOWHERE]) == 1
+    assert "no worker answers" in json.loads(capsys.readouterr().out)["error"]
+
+
+# Against a server
+
+
+class Canned(BaseHTTPRequestHandler):
+    """Gives the answers of a list, the last one for ever, and keeps what was asked."""
+
+    answers: list[tuple[int, Any]]
+    asked: list[tuple[str, str, Any, str | None]]
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(
+            (
+                self.command,
+                self.path,
+                json.loads(body) if body else None,
+                self.headers.get("Authorization"),
+            )
+        )
+        status, answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PATCH = _answer  # noqa: N815 - names that http.server looks for
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - inherited
+        """Write nothing."""
+
+
+Serve = Callable[..., type[Canned]]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Start a server with answers; the command line is pointed at it."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(*answers: tuple[int, Any]) -> type[Canned]:
+        canned = type("Answers", (Canned,), {"answers": list(answers), "asked": []})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), canned)
+        started.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        monkeypatch.setenv("REPLAY_URL", f"http://127.0.0.1:{server.server_port}")
+        return canned
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def session(state: str = "running", **facts: Any) -> dict[str, Any]:
+    return {
+        "replay_id": "r-1",
+        "state": state,
+        "stalled": False,
+        "reason": None,
+        "error": None,
+        "matched": 1000,
+        "percent": 50.0,
+        "eta_seconds": None,
+        "events_per_second": None,
+        "counters": {"read": 500, "published": 500, "skipped": 0, "dead_lettered": 0},
+        **facts,
+    }
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422])
+def test_a_refusal_ends_with_3_and_its_reason(
+    status: int, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve((status, {"status": status, "detail": "it is completed", "state": "completed"}))
+    assert run(["pause", "r-1", "--json"]) == 3
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert "it is completed" in answer["error"]
+    assert (answer["status"], answer["state"]) == (status, "completed")
+    assert "error: it is completed" in shown.err
+
+
+def test_what_is_no_replay_worker_is_named(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve((200, b"<html>"))
+    assert run(["list"]) == 1
+    assert "is no replay worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "path", "body"),
+    [
+        (["pause", "r-1"], "POST", "/replays/r-1/pause", {"requested_by": "ana"}),
+        (["resume", "a/b"], "POST", "/replays/a%2Fb/resume", {"requested_by": "ana"}),
+        (
+            ["cancel", "r-1", "--requested-by", "eva"],
+            "POST",
+            "/replays/r-1/cancel",
+            {"requested_by": "eva"},
+        ),
+        (["retry", "r-1"], "POST", "/replays/r-1/retry", {"requested_by": "ana"}),
+        (
+            ["set-rate", "r-1", "250"],
+            "PATCH",
+            "/replays/r-1",
+            {"rate": 250.0, "requested_by": "ana"},
+        ),
+        (
+            ["set-rate", "r-1", "none"],
+            "PATCH",
+            "/replays/r-1",
+            {"rate": None, "requested_by": "ana"},
+        ),
+    ],
+)
+def test_a_command_asks_the_worker_with_the_token(
+    arguments: list[str],
+    method: str,
+    path: str,
+    body: Any,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REPLAY_API_TOKEN", "secret")
+    server = serve((202, {"replay_id": "r-1"}))
+    assert run(arguments) == 0
+    assert server.asked == [(method, path, body, "Bearer secret")]
+
+
+def test_a_start_that_meets_a_worker_that_is_not_ready_is_sent_again_under_the_same_id(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    server = serve((503, {"detail": "rebalancing"}), (202, {"replay_id": "x"}))
+    assert run(["start", "--name", "Orders"]) == 0
+    first, second = (body for _, _, body, _ in server.asked)
+    assert first == second
+    assert first["replay_id"].startswith("orders-")
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [("completed", 0), ("completed_with_errors", 0), ("cancelled", 1), ("failed", 1)],
+)
+def test_watching_ends_as_the_replay_does(
+    state: str, code: int, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "topic 'x' is missing" if state == "failed" else None
+    serve(
+        (200, session("planning", matched=None, percent=None)),
+        (200, session(events_per_second=1234.5, eta_seconds=70.0)),
+        (500, b""),
+        (200, session(state, error=error)),
+    )
+    assert run(["watch", "r-1"]) == code
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "r-1 planning: 500 events",
+        "r-1 running: 500 of 1,000 events (50 %), 1,234 events/s, 1 min 10 s left",
+        f"r-1 {state}: 500 of 1,000 events (50 %)" + (f", {error}" if error else ""),
+    ]
+    assert ("warning: r-1" in shown.err) == (state == "completed_with_errors")
+    assert ("then: replay-app retry r-1" in shown.err) == (state == "failed")
+
+
+def test_watching_in_json_prints_each_change_as_a_line(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve((200, session()), (200, session()), (200, session("completed")))
+    assert run(["watch", "r-1", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [session(), session("completed")]
+
+
+def test_watching_gives_up_when_no_worker_answers_for_long(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["watch", "r-1", "--url", NOWHERE, "--patience", "0.3"]) == 1
+    shown = capsys.readouterr().err
+    assert f"no worker answers at {NOWHERE}" in shown
+    assert "replay-app worker" in shown
+
+
+def test_watching_an_unknown_replay_is_refused_at_once(serve: Serve) -> None:
+    serve((404, {"detail": "there is no replay 'r-1'"}))
+    assert run(["watch", "r-1"]) == 3
+
+
+def test_a_start_waits_until_the_replay_is_taken_up(serve: Serve) -> None:
+    start = {"command": "start", "replay_id": "r-1", "requested_by": "ana"}
+    serve(
+        (202, {"replay_id": "r-1"}),
+        (404, {"detail": "there is no replay 'r-1'"}),
+        (200, session("completed", start=start)),
+    )
+    assert run(["start", "--replay-id", "r-1", "--wait"]) == 0
+
+
+def test_a_start_does_not_wait_for_another_replay_of_the_same_name(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"command": "start", "replay_id": "r-1", "requested_by": "ana", "rate": 7}
+    serve((202, {"replay_id": "r-1"}), (200, session("completed", start=other)))
+    assert run(["start", "--replay-id", "r-1", "--wait"]) == 3
+    assert "exists with another body" in capsys.readouterr().err
+
+
+def test_a_malformed_command_is_refused_before_it_goes_to_kafka(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["start", "--kafka", "--start", "2026-01-01T00:00:00"]) == 3
+    assert "filter.start: a time needs a timezone" in capsys.readouterr().err
+
+
+# Settings
+
+
+def test_settings_are_printed_with_their_sources_and_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".env").write_text("REPLAY_PARTITIONS=3\nREPLAY_APP_ID=from-file\n")
+    monkeypatch.setenv("REPLAY_APP_ID", "from-environment")
+    monkeypatch.setenv("REPLAY_API_TOKEN", "secret-token")
+    monkeypatch.setenv("REPLAY_MONGO", "mongodb://ana:secret-word@db/?tls=true")
+    monkeypatch.setenv("REPLAY_KAFKA_SASL_PLAIN_PASSWORD", "secret-sasl")
+    assert run(["settings", "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "secret-" not in text
+    shown = json.loads(text)
+    assert len(shown) == len(Settings.model_fields)
+    assert shown["REPLAY_PARTITIONS"] == {"value": "3", "source": ".env"}
+    assert shown["REPLAY_APP_ID"] == {"value": "from-environment", "source": "environment"}
+    assert shown["REPLAY_KAFKA"] == {"value": "localhost:9092", "source": "default"}
+    assert shown["REPLAY_API_TOKEN"]["value"] == "***"
+    assert shown["REPLAY_MONGO"]["value"] == "mongodb://ana:***@db/?tls=true"
+
+    assert run(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert "secret-" not in text
+    assert all(f"REPLAY_{name.upper()} " in text for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("uri", "masked"),
+    [
+        ("mongodb://db:27017", "mongodb://db:27017"),
+        ("mongodb://ana@db:27017/x", "mongodb://ana@db:27017/x"),
+        ("mongodb+srv://ana:p:w@db/x", "mongodb+srv://ana:***@db/x"),
+        ("mongodb://ana:p@w@db,db2:1/x", "mongodb://ana:***@db,db2:1/x"),
+        (
+            "mongodb://db/?tlsCertificateKeyFilePassword=pw&a=b",
+            "mongodb://db/?tlsCertificateKeyFilePassword=***&a=b",
+        ),
+        (
+            "mongodb://db/?authMechanismProperties=AWS_SESSION_TOKEN:t",
+            "mongodb://db/?authMechanismProperties=***",
+        ),
+    ],
+)
+def test_a_store_address_is_shown_without_passwords(uri: str, masked: str) -> None:
+    assert masked_uri(uri) == masked
+
+
+def test_the_endpoint_is_read_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("REPLAY_URL=http://there\nREPLAY_API_TOKEN=t\n")
+    endpoint: BaseSettings = client.Endpoint()
+    assert endpoint.model_dump()["url"] == "http://there"
+
+
+# What people see
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (1, "1 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min 59 s"),
+        (7260, "2 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
+    assert terminal.duration(seconds) == text
+
+
+def test_text_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say("a\x1b[31mb\x9b\r[bold]c")
+    terminal.table(["A"], [["x\x1b[2Jy[red]"]])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["a\ufffd[31mb\ufffd\ufffd[bold]c", "A", "x\ufffd[2Jy[red]"]
