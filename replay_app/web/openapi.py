@@ -1,0 +1,250 @@
+"""The API's description, OpenAPI 3.1, made from the models that the program itself uses."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import models_json_schema
+
+from replay_app import __version__
+from replay_app.commands import REPLAY_ID_RULE, Rate, ShortText, Start
+from replay_app.progress import Plan
+from replay_app.sessions import Session, State
+from replay_app.status import Rejection
+from replay_app.web.problems import CONTENT_TYPE
+
+JSON = "application/json"
+
+Schema = dict[str, Any]
+
+
+class Requested(BaseModel):
+    """The body of a command that needs no more than a replay; it may be empty."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requested_by: ShortText | None = None
+
+
+class NewRate(Requested):
+    """Events per second over all shards; null lifts the limit."""
+
+    rate: Rate | None
+
+
+class Accepted(BaseModel):
+    """The command is on its way to the sessions agent, whose word counts."""
+
+    replay_id: str
+    revision: int | None = None
+    """Of a started replay; null when the agent has not answered yet."""
+
+
+class ReplayList(BaseModel):
+    """The newest first."""
+
+    replays: tuple[Session, ...]
+    rejections: tuple[Rejection, ...]
+    """Commands that changed nothing."""
+
+
+class Health(BaseModel):
+    """The worker lives."""
+
+    status: str
+    encoder: str
+    version: str
+
+
+class Readiness(BaseModel):
+    """Whether the worker does its part."""
+
+    status: str
+    missing: tuple[str, ...]
+    """What it waits for, in words."""
+
+
+class ProblemBody(BaseModel):
+    """An error (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    """What is wrong and what to do."""
+    state: State | None = None
+    """Of the replay that does not allow the command."""
+
+
+_ERRORS = {
+    400: "The body or a parameter is wrong; the detail has a sentence for each field.",
+    401: "The bearer token is missing or wrong.",
+    404: "There is no such replay.",
+    409: "The replay's state does not allow the command.",
+    413: "The body is too large.",
+    422: "The replay could not succeed; the detail says what is missing.",
+    503: "The worker is not ready, or what it needs is away; try again after Retry-After seconds.",
+}
+
+
+@cache
+def openapi() -> Schema:
+    """Return the document."""
+    references, definitions = models_json_schema(
+        [
+            (Start, "validation"),
+            (Requested, "validation"),
+            (NewRate, "validation"),
+            *(
+                (model, "serialization")
+                for model in (
+                    Session,
+                    ReplayList,
+                    Plan,
+                    Accepted,
+                    Health,
+                    Readiness,
+                    ProblemBody,
+                )
+            ),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = {model.__name__: schema for (model, _), schema in references.items()}
+    components: Schema = definitions["$defs"]
+    start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
+    start["required"] = [name for name in start.get("required", ()) if name != "replay_id"]
+    start["properties"]["replay_id"]["description"] = f"Left out: one is made. {REPLAY_ID_RULE}."
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Event replay",
+            "version": __version__,
+            "description": "Starts, watches and controls replays of stored events to Kafka.",
+        },
+        "security": [{"bearer": []}, {}],
+        "paths": _paths(schemas),
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _paths(schemas: dict[str, Schema]) -> Schema:
+    def answers(description: str, name: str, *errors: int, status: int = 200) -> Schema:
+        problems = {
+            str(error): _answer(_ERRORS[error], schemas["ProblemBody"], CONTENT_TYPE)
+            for error in sorted(errors)
+        }
+        return {str(status): _answer(description, schemas[name])} | problems
+
+    def body(name: str, *, required: bool = True) -> Schema:
+        return {"required": required, "content": {JSON: {"schema": schemas[name]}}}
+
+    def accepted(*errors: int) -> Schema:
+        return answers("The command was taken.", "Accepted", *errors, 401, 409, 503, status=202)
+
+    one = [_parameter("replay_id", "path", {"type": "string"})]
+    listed = [
+        _parameter(
+            "state",
+            "query",
+            {"type": "array", "items": {"type": "string", "enum": list(get_args(State))}},
+        ),
+        _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    ]
+    paths: Schema = {
+        "/": {"get": _plain("The status page", "The page.", "text/html")},
+        "/replays": {
+            "get": {
+                "summary": "List the newest replays",
+                "parameters": listed,
+                "responses": answers("The replays.", "ReplayList", 400, 401),
+            },
+            "post": {
+                "summary": "Start a replay; the same body again changes nothing",
+                "requestBody": body("Start"),
+                "responses": accepted(400, 413),
+            },
+        },
+        "/replays/{replay_id}": {
+            "parameters": one,
+            "get": {
+                "summary": "Look at one replay",
+                "responses": answers("The session.", "Session", 401, 404, 503),
+            },
+            "patch": {
+                "summary": "Change the rate",
+                "requestBody": body("NewRate"),
+                "responses": accepted(400, 404, 413),
+            },
+        },
+        "/replays/{replay_id}/events": {
+            "parameters": one,
+            "get": _plain(
+                "Follow one replay until it is over",
+                "Server-sent events: at each change the whole session as data, its revision as id.",
+                "text/event-stream",
+            ),
+        },
+        "/plans": {
+            "post": {
+                "summary": "Find out what a replay would do",
+                "requestBody": body("Start"),
+                "responses": answers("The plan.", "Plan", 400, 401, 413, 422, 503),
+            }
+        },
+        "/healthz": {
+            "get": {
+                "summary": "Liveness",
+                "security": [{}],
+                "responses": answers("The worker lives.", "Health"),
+            }
+        },
+        "/readyz": {
+            "get": {
+                "summary": "Readiness",
+                "security": [{}],
+                "responses": {
+                    "200": _answer("Ready.", schemas["Readiness"]),
+                    "503": _answer("Not ready.", schemas["Readiness"]),
+                },
+            }
+        },
+        "/openapi.json": {"get": _plain("This document", "The document.", JSON)},
+    }
+    for verb, summary in {
+        "pause": "Stop publishing until resumed",
+        "resume": "Go on from the checkpoint of a paused replay",
+        "cancel": "Stop publishing for ever",
+        "retry": "Go on from the checkpoint of a failed replay",
+    }.items():
+        paths[f"/replays/{{replay_id}}/{verb}"] = {
+            "parameters": one,
+            "post": {
+                "summary": summary,
+                "requestBody": body("Requested", required=False),
+                "responses": accepted(400, 404, 413),
+            },
+        }
+    return paths
+
+
+def _answer(description: str, schema: Schema, content_type: str = JSON) -> Schema:
+    return {"description": description, "content": {content_type: {"schema": schema}}}
+
+
+def _plain(summary: str, description: str, content_type: str) -> Schema:
+    return {
+        "summary": summary,
+        "responses": {"200": _answer(description, {}, content_type)},
+    }
+
+
+def _parameter(name: str, where: str, schema: Schema) -> Schema:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}

@@ -1,0 +1,494 @@
+"""The views: what any worker answers over HTTP (design section 8).
+
+One replay is read from the table, on the worker that owns its partition. Everything else is
+answered by any worker: lists and events from the board, commands by producing them to
+``replay.requests``. A command is judged here against the board, so that most mistakes are answered
+at once; the sessions agent judges it again, and its word counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import aiohttp
+import faust
+from aiohttp import web
+from faust.exceptions import NotReady
+from faust.web import View
+from faust.web.exceptions import ServiceUnavailable, WebError
+
+from replay_app import __version__
+from replay_app.commands import (
+    MAX_COMMAND_BYTES,
+    REPLAY_ID,
+    Command,
+    Start,
+    parse_command,
+)
+from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
+from replay_app.plans import make_plan
+from replay_app.sessions import TERMINAL, Session, State, decode_session, on_command
+from replay_app.slices import Worker
+from replay_app.topics import partition_of
+from replay_app.web.access import STATIC_PREFIX, require_access
+from replay_app.web.openapi import openapi
+from replay_app.web.problems import Problem, answer_problems, problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from faust.types.tables import TableT
+
+    from replay_app.status import Board
+
+STATIC = Path(__file__).parent / "static"
+HEARTBEAT_SECONDS = 15.0
+RECONNECT_MS = 2000
+ROUTE_SECONDS = 5.0
+"""How long the owner of a replay may take to answer."""
+PRODUCE_SECONDS = 5.0
+ANSWER_SECONDS = 1.0
+"""How long a start waits for the sessions agent, so that the answer can tell the revision."""
+DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+ROUTED = "Replay-Routed"
+"""On a request from another worker: two that disagree on the owner must not go on for ever."""
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass
+class _Shared:
+    """What the views of one worker share."""
+
+    app: faust.App
+    worker: Worker
+    table: TableT[bytes, bytes]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def missing(self) -> list[str]:
+        """Return in words what the worker waits for; nothing once it does its part."""
+        missing = []
+        if self.app.rebalancing:
+            missing.append("the group is rebalancing")
+        elif not self.app.tables.actives_ready:
+            missing.append("the sessions table is being recovered")
+        if not self.worker.board.is_complete:
+            missing.append("the sessions on the status topic are being read")
+        return missing
+
+
+_SHARED = web.AppKey("shared", _Shared)
+
+
+def add_views(app: faust.App, worker: Worker, table: TableT[bytes, bytes]) -> None:
+    """Add every path to the app's web server."""
+    web_app: web.Application = app.web.web_app  # type: ignore[attr-defined]
+    shared = web_app[_SHARED] = _Shared(app, worker, table)
+
+    async def end_streams(_: web.Application) -> None:
+        shared.stopping.set()
+
+    web_app.middlewares.extend([answer_problems, require_access(worker.settings)])
+    web_app.on_response_prepare.append(_add_headers)
+    web_app.on_shutdown.append(end_streams)
+
+    app.page("/")(StatusPage)
+    app.page("/healthz")(Health)
+    app.page("/readyz")(Ready)
+    app.page("/openapi.json")(Description)
+    app.page("/replays")(Replays)
+    app.page("/plans")(Plans)
+    app.page("/replays/{replay_id}/events")(Events)
+    app.page("/replays/{replay_id}/{verb:pause|resume|cancel|retry}")(Verbs)
+    app.web.add_static(STATIC_PREFIX, STATIC)
+
+    @app.page("/replays/{replay_id}")
+    class Replay(_View):
+        """One replay."""
+
+        async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
+            """Answer the session, from whichever worker owns it."""
+            _require_usable(replay_id)
+            if ROUTED in request.headers:
+                return await _session_answer(_shared(request), replay_id)
+            headers = {ROUTED: "1"}
+            if "Authorization" in request.headers:
+                headers["Authorization"] = request.headers["Authorization"]
+            try:
+                async with asyncio.timeout(ROUTE_SECONDS):
+                    routed: Any = self.routed
+                    answer: web.StreamResponse = await routed(
+                        request.clone(headers=headers), replay_id=replay_id
+                    )
+                    return answer
+            except (
+                TypeError,  # Faust's router before the worker has joined the group
+                NotReady,
+                ServiceUnavailable,
+                aiohttp.ClientError,
+                TimeoutError,
+            ) as error:
+                raise Problem(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"the worker that owns replay {replay_id!r} does not answer; another takes "
+                    "over within seconds",
+                ) from error
+
+        @app.table_route(table=table, match_info="replay_id")  # type: ignore[arg-type]
+        async def routed(self, request: web.Request, replay_id: str) -> web.Response:
+            """Answer the session here; Faust calls this on the owner only."""
+            return await _session_answer(_shared(request), replay_id)
+
+        async def patch(self, request: web.Request, replay_id: str) -> web.Response:
+            """Change the rate."""
+            _require_usable(replay_id)
+            command = await _read_command(request, command="set-rate", replay_id=replay_id)
+            return await _accept(_shared(request), command)
+
+
+class _View(View):
+    """A view whose errors are problems."""
+
+    async def on_request_error(self, request: Any, exc: WebError) -> Any:
+        """Answer what Faust itself refuses."""
+        return problem(exc.code, f"{request.path}: {exc.detail}")
+
+
+class StatusPage(_View):
+    """The page for people."""
+
+    async def get(self, _: web.Request) -> web.FileResponse:
+        """Answer the page; it asks for the data itself."""
+        return web.FileResponse(STATIC / "index.html")
+
+
+class Health(_View):
+    """Liveness."""
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer, which is all that it takes."""
+        encoder = _shared(request).worker.settings.encoder
+        return web.json_response({"status": "ok", "encoder": encoder, "version": __version__})
+
+
+class Ready(_View):
+    """Readiness."""
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer 200 once the worker does its part, else 503 and what is missing."""
+        if missing := _shared(request).missing():
+            body = {"status": "not ready", "missing": missing}
+            return web.json_response(body, status=HTTPStatus.SERVICE_UNAVAILABLE)
+        return web.json_response({"status": "ready", "missing": []})
+
+
+class Description(_View):
+    """The API's description."""
+
+    async def get(self, _: web.Request) -> web.Response:
+        """Answer the OpenAPI document."""
+        return web.json_response(openapi())
+
+
+class Replays(_View):
+    """All replays."""
+
+    async def get(self, request: web.Request) -> web.Response:
+        """List the newest replays and refused commands."""
+        board = _shared(request).worker.board
+        states, limit = _list_options(request)
+        sessions = [s for s in board.sessions.values() if not states or s.state in states]
+        sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
+        rejections = sorted(board.rejections.values(), key=lambda r: r.at, reverse=True)
+        del sessions[limit:], rejections[limit:]
+        # The status page asks every second: an answer that it has is not sent again.
+        versions = [(s.replay_id, s.revision, s.updated_at) for s in sessions]
+        tag = hashlib.sha256(repr((versions, [r.key for r in rejections])).encode()).hexdigest()
+        headers = {"ETag": f'"{tag}"'}
+        if any(etag.value == tag for etag in request.if_none_match or ()):
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+        replays = ",".join(s.model_dump_json() for s in sessions)
+        refused = ",".join(r.model_dump_json() for r in rejections)
+        body = f'{{"replays":[{replays}],"rejections":[{refused}]}}'
+        return web.Response(text=body, content_type="application/json", headers=headers)
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Start a replay."""
+        return await _accept(_shared(request), await _read_start(request))
+
+
+class Plans(_View):
+    """What a replay would do."""
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Plan a start without starting it."""
+        worker = _shared(request).worker
+        start = await _read_start(request)
+        plan = await make_plan(start, worker.settings, worker.store, worker.partitions_of)
+        return _json(plan.model_dump_json())
+
+
+class Verbs(_View):
+    """The commands that need no more than a replay."""
+
+    async def post(self, request: web.Request, replay_id: str, verb: str) -> web.Response:
+        """Pause, resume, cancel or retry."""
+        _require_usable(replay_id)
+        command = await _read_command(request, command=verb, replay_id=replay_id)
+        return await _accept(_shared(request), command)
+
+
+class Events(_View):
+    """A replay as server-sent events."""
+
+    async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
+        """Send the whole session now and at each change, until it is over."""
+        shared = _shared(request)
+        _require_usable(replay_id)
+        session = await _known(shared, replay_id)
+        if session.state in TERMINAL and request.headers.get("Last-Event-ID") == str(
+            session.revision
+        ):
+            return web.Response(status=HTTPStatus.NO_CONTENT)  # tells EventSource to stop
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        )
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        with suppress(ConnectionError):  # the reader has left
+            await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
+            async for text in _event_texts(shared, replay_id):
+                await response.write(text.encode())
+        return response
+
+
+async def _event_texts(shared: _Shared, replay_id: str) -> AsyncIterator[str]:
+    changes = shared.worker.board.changes(replay_id)
+    stopping = asyncio.ensure_future(shared.stopping.wait())
+    change = asyncio.ensure_future(anext(changes))
+    try:
+        while not stopping.done():
+            await asyncio.wait(
+                {change, stopping},
+                timeout=HEARTBEAT_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not change.done():
+                yield ": still here\n\n"
+                continue
+            session = change.result()
+            if session is None:  # forgotten
+                return
+            yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
+            if session.state in TERMINAL:
+                return
+            change = asyncio.ensure_future(anext(changes))
+    finally:
+        stopping.cancel()
+        change.cancel()
+
+
+async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
+    """Answer from the row; from the board where that is newer, for a lost row heals later."""
+    if missing := shared.missing():
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(missing))
+    try:
+        row = decode_session(shared.table[replay_id.encode()])
+    except KeyError:
+        row = None
+    published = shared.worker.board.sessions.get(replay_id)
+    if row is None or (published is not None and published.revision > row.revision):
+        row = published or await _known(shared, replay_id)
+    return _json(row.model_dump_json())
+
+
+# Commands
+
+
+async def _read_start(request: web.Request) -> Start:
+    made = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    command = await _read_command(request, {"replay_id": made}, command="start")
+    if not isinstance(command, Start):  # `command` is fixed above
+        raise TypeError(command)
+    return command
+
+
+async def _read_command(
+    request: web.Request, defaults: dict[str, Any] | None = None, **fixed: Any
+) -> Command:
+    """Read a command from the body; ``fixed`` members follow from the path.
+
+    Raises
+    ------
+    InvalidCommand
+        When the body is no such command.
+
+    """
+    try:
+        body = json.loads(await _read_body(request) or b"{}")
+    except (ValueError, RecursionError) as error:
+        msg = f"the body is not JSON: {error}"
+        raise InvalidCommand(msg) from error
+    if not isinstance(body, dict):
+        msg = "the body is not a JSON object"
+        raise InvalidCommand(msg)
+    for name, value in fixed.items():
+        if body.setdefault(name, value) != value:
+            msg = f"{name}: must be {value!r} here; it may be left out"
+            raise InvalidCommand(msg)
+    try:
+        text = json.dumps({**(defaults or {}), **body}, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        msg = "the body holds half of a surrogate pair, which is no character"
+        raise InvalidCommand(msg) from error
+    return parse_command(text)
+
+
+async def _read_body(request: web.Request) -> bytes:
+    chunks, size = [], 0
+    if (request.content_length or 0) <= MAX_COMMAND_BYTES:
+        async for chunk in request.content.iter_any():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_COMMAND_BYTES:
+                break
+        else:
+            return b"".join(chunks)
+    raise Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"a command has at most {MAX_COMMAND_BYTES} bytes; for more events use a wider filter "
+        "or several replays",
+    )
+
+
+async def _accept(shared: _Shared, command: Command) -> web.Response:
+    """Produce a command that the board's session allows, and answer 202."""
+    worker, replay_id = shared.worker, command.replay_id
+    sessions = worker.board.sessions
+    if not isinstance(command, Start):
+        await _known(shared, replay_id)
+    try:
+        _judge(sessions.get(replay_id), command)
+    except Problem:
+        await _catch_up(shared, replay_id)
+        _judge(sessions.get(replay_id), command)
+    key = replay_id.encode()
+    value = command.model_dump_json(exclude_unset=True).encode()
+    partition = partition_of(key, worker.settings.partitions)
+    topic = worker.topics.requests.name
+    try:
+        await worker.outbox.try_send(topic, replay_id, value, partition, PRODUCE_SECONDS)
+    except Unavailable as error:
+        # It may have been taken all the same; commands can be repeated under the same id.
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{error}; repeat it under this replay_id, it is done once only",
+            replay_id=replay_id,
+        ) from error
+    answer: dict[str, Any] = {"replay_id": replay_id}
+    if isinstance(command, Start):
+        session = await _published(worker.board, replay_id)
+        _judge(session, command)  # another start may have been faster
+        answer["revision"] = session.revision if session else None
+    return web.json_response(
+        answer, status=HTTPStatus.ACCEPTED, headers={"Location": f"/replays/{replay_id}"}
+    )
+
+
+async def _published(board: Board, replay_id: str) -> Session | None:
+    """Return a session once it is published; None if it is not in that time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while replay_id not in board.sessions:  # noqa: ASYNC110 - a second at most
+                await asyncio.sleep(0.02)
+    return board.sessions.get(replay_id)
+
+
+def _judge(session: Session | None, command: Command) -> None:
+    try:
+        on_command(session, command, datetime.now(UTC))
+    except CommandConflict as conflict:
+        state = session.state if session else None
+        raise Problem(HTTPStatus.CONFLICT, str(conflict), state=state) from conflict
+
+
+# The parts
+
+
+def _shared(request: web.Request) -> _Shared:
+    return request.app[_SHARED]
+
+
+def _json(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
+
+
+def _require_usable(replay_id: str) -> None:
+    """Refuse ids that no replay can have; they come from the path, percent-decoded."""
+    if not REPLAY_ID.match(replay_id):
+        raise _not_found(replay_id)
+
+
+def _not_found(replay_id: str) -> Problem:
+    return Problem(HTTPStatus.NOT_FOUND, f"there is no replay {replay_id!r}")
+
+
+async def _known(shared: _Shared, replay_id: str) -> Session:
+    """Return a published session, or raise the problem that there is none."""
+    board = shared.worker.board
+    if replay_id not in board.sessions:
+        await _catch_up(shared, replay_id)
+    session = board.sessions.get(replay_id)
+    if session is not None:
+        return session
+    if not board.is_complete:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE, "the sessions on the status topic are being read"
+        )
+    raise _not_found(replay_id)
+
+
+async def _catch_up(shared: _Shared, replay_id: str) -> None:
+    """Before a client is refused: it may have seen more, on another worker, than the board here."""
+    partition = partition_of(replay_id.encode(), shared.worker.settings.partitions)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await shared.worker.board.caught_up(partition)
+
+
+def _list_options(request: web.Request) -> tuple[set[str], int]:
+    """Read ``state`` (may be repeated) and ``limit`` of a list."""
+    states = set(request.query.getall("state", []))
+    unknown = states - set(get_args(State))
+    if unknown:
+        msg = f"state: {', '.join(sorted(unknown))} is none of {', '.join(get_args(State))}"
+        raise InvalidCommand(msg)
+    text = request.query.get("limit", str(DEFAULT_LIMIT))
+    limit = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
+    if not 1 <= limit <= MAX_LIMIT:
+        msg = f"limit: {text!r} is no number from 1 to {MAX_LIMIT}"
+        raise InvalidCommand(msg)
+    return states, limit
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)

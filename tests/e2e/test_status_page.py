@@ -1,0 +1,204 @@
+"""The status page of a real worker, in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from support import unique_name
+from workers import Cluster, Worker
+
+from replay_app.demo.stack import Stack
+
+EVENTS = 600
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TOKEN = "s3cret"  # noqa: S105 - of this test's worker
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def shared(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(stack, tmp_path_factory.mktemp("page"))
+    cluster.seed(EVENTS)
+    cluster.start_worker().wait_until_ready()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def worker(shared: Cluster) -> Worker:
+    return shared.workers[0]
+
+
+@pytest.fixture
+def page(browser: Browser, worker: Worker) -> Iterator[Page]:
+    """The page, which must load without a single error in the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    errors: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(worker.url)
+    expect(page.locator("#connection")).to_have_text("live")
+    yield page
+    context.close()
+    assert errors == []
+
+
+def test_a_replay_is_watched_and_controlled_by_its_buttons(shared: Cluster, page: Page) -> None:
+    replay_id = _run_slowly(shared)
+    row = page.get_by_role("row").filter(has_text=replay_id)
+    expect(row.locator(".state")).to_have_text("running")
+    expect(row).to_contain_text(f"/ {EVENTS}")
+    expect(row).to_contain_text("ana")
+    expect(row.get_by_role("progressbar")).to_be_visible()
+
+    page.get_by_role("button", name=f"Pause {replay_id}").click()
+    expect(row.locator(".state")).to_have_text("paused")
+    expect(page.get_by_role("status")).to_contain_text(f"{replay_id} is paused")
+    expect(page.get_by_role("button", name=f"Pause {replay_id}")).to_be_hidden()
+
+    page.get_by_role("button", name=f"Resume {replay_id}").click()
+    expect(row.locator(".state")).to_have_text("running")
+
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name=f"Cancel {replay_id}").click()
+    expect(row.locator(".state")).to_have_text("running")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name=f"Cancel {replay_id}").click()
+    expect(row.locator(".state")).to_have_text("cancelled")
+    expect(row.locator(".buttons button:visible")).to_have_count(0)
+
+
+def test_what_is_unknown_is_a_dash_and_never_a_zero(shared: Cluster, page: Page) -> None:
+    replay_id = unique_name("r")
+    shared.command(replay_id, target={"topic": "not-there"})
+    shared.wait_for(replay_id, "failed")
+    row = page.get_by_role("row").filter(has_text=replay_id)
+    expect(row.locator(".state")).to_have_text("failed")
+    expect(row.locator(".notes .bad")).to_contain_text("'not-there'")
+    expect(row.locator(".progress")).to_have_text("—")
+    expect(row.locator("progress")).to_be_hidden()
+    texts = row.locator("td.number").all_text_contents()
+    assert texts == ["— / —", "—", "—"]
+    expect(page.get_by_role("button", name=f"Retry {replay_id}")).to_be_visible()
+
+
+def test_the_details_show_the_receipt_and_are_left_by_keyboard(shared: Cluster, page: Page) -> None:
+    replay_id = unique_name("r")
+    session = shared.run(replay_id, reason="orders view lost")
+    opener = page.get_by_role("button", name=replay_id, exact=True)
+    opener.focus()
+    page.keyboard.press("Enter")
+    details = page.get_by_role("region", name=replay_id, exact=True)
+    expect(details).to_contain_text("orders view lost")
+    expect(details.get_by_role("heading", name="Receipt")).to_be_visible()
+    expect(details).to_contain_text(f"{session['receipt']['bytes']:,}")
+    for topic in session["receipt"]["by_topic"]:
+        expect(details.get_by_role("term").filter(has_text=topic)).to_be_visible()
+    expect(details.get_by_role("heading", name=replay_id)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(details).to_be_hidden()
+    expect(opener).to_be_focused()
+
+
+def test_a_command_by_someone_elses_hand_is_shown_as_text_only(shared: Cluster, page: Page) -> None:
+    replay_id = unique_name("r")
+    evil = "<img src=x onerror=alert(1)>"
+    shared.command(replay_id, name=evil, requested_by=evil, dry_run=True)
+    row = page.get_by_role("row").filter(has_text=replay_id)
+    expect(row.locator("td.name")).to_have_text(evil)
+    assert page.locator("img").count() == 0
+
+
+def test_a_refused_command_is_shown(shared: Cluster, page: Page) -> None:
+    replay_id = unique_name("r")
+    shared.command(replay_id, "resume")
+    expect(page.locator("#refused")).to_contain_text(replay_id)
+
+
+def test_the_focus_stays_while_the_numbers_change(shared: Cluster, page: Page) -> None:
+    replay_id = _run_slowly(shared)
+    opener = page.get_by_role("button", name=replay_id, exact=True)
+    opener.focus()
+    read = page.get_by_role("row").filter(has_text=replay_id).locator("td.number").first
+    before = read.text_content() or ""
+    expect(read).not_to_have_text(before, timeout=20_000)
+    expect(opener).to_be_focused()
+    shared.command(replay_id, "cancel")
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_is_wider_than_the_window(
+    browser: Browser, shared: Cluster, worker: Worker, width: int
+) -> None:
+    replay_id = unique_name("r")
+    shared.run(replay_id, name="n" * 200, dry_run=True)
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
+    page.goto(worker.url)
+    expect(page.get_by_role("button", name=replay_id, exact=True)).to_be_attached()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_without_its_worker_the_page_says_so_and_recovers(
+    browser: Browser, cluster: Cluster
+) -> None:
+    worker = cluster.start_worker().wait_until_ready()
+    page = browser.new_page()
+    page.goto(worker.url)
+    expect(page.locator("#empty")).to_be_visible()
+    worker.kill()
+    expect(page.locator("#connection")).to_contain_text("does not answer", timeout=20_000)
+    cluster.start_worker(0).wait_until_ready()
+    expect(page.locator("#connection")).to_have_text("live", timeout=20_000)
+    page.close()
+
+
+def test_the_page_asks_for_the_token_and_uses_it(browser: Browser, cluster: Cluster) -> None:
+    cluster.environment |= {"REPLAY_API_TOKEN": TOKEN, "REPLAY_WEB_HOST": "127.0.0.1"}
+    worker = cluster.start_worker().wait_until_ready()
+    page = browser.new_page()
+    page.goto(worker.url)
+    field = page.get_by_label("API token")
+    expect(field).to_be_focused()
+    field.fill("wrong")
+    field.press("Enter")
+    expect(field).to_be_visible()
+    field.fill(TOKEN)
+    field.press("Enter")
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(field).to_be_hidden()
+    page.close()
+
+
+def _run_slowly(cluster: Cluster) -> str:
+    """Start a replay that would take a minute, and return its id once it runs."""
+    replay_id = unique_name("r")
+    cluster.command(replay_id, rate=EVENTS / 60, requested_by="ana")
+    cluster.wait_for(replay_id, "running")
+    return replay_id

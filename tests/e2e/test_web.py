@@ -1,0 +1,322 @@
+"""The HTTP API of real workers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from support import unique_name, wait_until
+from workers import Cluster, Worker
+
+from replay_app.commands import MAX_COMMAND_BYTES
+from replay_app.demo.stack import Stack
+from replay_app.topics import partition_of
+
+EVENTS = 600
+
+
+@pytest.fixture(scope="module")
+def shared(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One worker that most tests here ask; each test takes replays of its own."""
+    cluster = Cluster(stack, tmp_path_factory.mktemp("web"))
+    cluster.seed(EVENTS)
+    cluster.start_worker().wait_until_ready()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def worker(shared: Cluster) -> Worker:
+    return shared.workers[0]
+
+
+def test_a_replay_is_started_followed_and_found_completed(shared: Cluster, worker: Worker) -> None:
+    body = {"target": {"prefix": shared.target_prefix}, "requested_by": "ana", "dry_run": True}
+    status, answer = worker.request("POST", "/replays", body)
+    assert status == 202
+    assert answer["revision"] >= 1
+    replay_id = answer["replay_id"]
+    session = shared.wait_for(replay_id, "completed")
+    assert session["counters"]["read"] == EVENTS
+    assert session["start"]["requested_by"] == "ana"
+    listed = worker.get("/replays?state=completed")["replays"]
+    assert replay_id in [one["replay_id"] for one in listed]
+
+
+def test_the_same_start_again_is_accepted_and_another_body_is_not(
+    shared: Cluster, worker: Worker
+) -> None:
+    replay_id = unique_name("r")
+    body = _start(shared, replay_id, dry_run=True)
+    assert worker.request("POST", "/replays", body)[0] == 202
+    assert worker.request("POST", "/replays", {**body, "command": "start"})[0] == 202
+    session = shared.wait_for(replay_id, "completed")
+    status, problem = worker.request("POST", "/replays", {**body, "rate": 7})
+    assert (status, problem["state"]) == (409, "completed")
+    assert "choose a new replay_id" in problem["detail"]
+    assert shared.session(replay_id)["revision"] == session["revision"]
+
+
+def test_a_running_replay_is_paused_slowed_resumed_and_cancelled(
+    shared: Cluster, worker: Worker
+) -> None:
+    replay_id = _run_slowly(shared, worker)
+    path = f"/replays/{replay_id}"
+    assert worker.request("POST", f"{path}/pause", {"requested_by": "ana"})[0] == 202
+    shared.wait_for(replay_id, "paused")
+    status, problem = worker.request("POST", f"{path}/retry")
+    assert (status, problem["state"]) == (409, "paused")
+    assert worker.request("PATCH", path, {"rate": 12.5})[0] == 202
+    shared.wait_for(replay_id, "paused", rate=12.5)
+    assert worker.request("POST", f"{path}/resume")[0] == 202
+    shared.wait_for(replay_id, "running")
+    assert worker.request("PATCH", path, {"rate": None})[0] == 202
+    assert worker.request("POST", f"{path}/cancel")[0] in {202, 409}  # it may be over by now
+    shared.wait_for(replay_id, "cancelled", "completed")
+
+
+def test_events_tell_every_state_until_the_end_and_end_then(
+    shared: Cluster, worker: Worker
+) -> None:
+    replay_id = _run_slowly(shared, worker)
+    connection = _connection(worker)
+    connection.request("GET", f"/replays/{replay_id}/events")
+    answer = connection.getresponse()
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert answer.readline().startswith(b"retry: ")
+    worker.request("POST", f"/replays/{replay_id}/cancel")
+    events = _events(answer.read().decode())
+    connection.close()
+    revisions = [int(event["id"]) for event in events]
+    assert revisions == sorted(set(revisions))
+    sessions = [json.loads(event["data"]) for event in events]
+    assert sessions[-1]["state"] == "cancelled"
+    assert [int(event["id"]) for event in events] == [one["revision"] for one in sessions]
+
+    connection = _connection(worker)
+    headers = {"Last-Event-ID": str(revisions[-1])}
+    connection.request("GET", f"/replays/{replay_id}/events", headers=headers)
+    assert connection.getresponse().status == 204  # an EventSource connects no more
+    connection.close()
+
+
+def test_a_plan_tells_what_would_happen_and_starts_nothing(shared: Cluster, worker: Worker) -> None:
+    before = len(worker.get("/replays?limit=1000")["replays"])
+    status, plan = worker.request("POST", "/plans", {"target": {"prefix": shared.target_prefix}})
+    assert (status, plan["matched"]) == (200, EVENTS)
+    assert sum(plan["by_topic"].values()) == EVENTS
+    status, problem = worker.request("POST", "/plans", {"target": {"topic": "not-there"}})
+    assert status == 422
+    assert "'not-there'" in problem["detail"]
+    assert len(worker.get("/replays?limit=1000")["replays"]) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "sentence"),
+    [
+        ("POST", "/replays", b"{", 400, "not JSON"),
+        ("POST", "/replays", b"[]", 400, "not a JSON object"),
+        ("POST", "/replays", b"\xff\xfe{", 400, "not JSON"),
+        ("POST", "/replays", b'{"reason": "\\ud800"}', 400, "surrogate"),
+        ("POST", "/replays", b"[" * 100_000, 400, "not JSON"),
+        ("POST", "/replays", {"filter": {"event_type": "x"}}, 400, "filter.event_type: unknown"),
+        ("POST", "/replays", {"filter": {"start": "2026-01-01T00:00:00"}}, 400, "timezone"),
+        ("POST", "/replays", {"replay_id": "a/b"}, 400, "replay_id"),
+        ("POST", "/replays", {"replay_id": None}, 400, "replay_id"),
+        ("POST", "/replays", {"command": "pause"}, 400, "command: must be 'start'"),
+        ("POST", "/replays", b" " * (MAX_COMMAND_BYTES + 1), 413, "bytes"),
+        ("POST", "/plans", {"rate": -1}, 400, "rate"),
+        ("GET", "/replays?state=busy", None, 400, "busy"),
+        ("GET", "/replays?limit=0", None, 400, "limit"),
+        ("GET", "/replays?limit=%C2%B2", None, 400, "limit"),
+        ("GET", "/replays/unknown", None, 404, "no replay 'unknown'"),
+        ("GET", "/replays/unknown/events", None, 404, "no replay 'unknown'"),
+        ("POST", "/replays/unknown/pause", None, 404, "no replay 'unknown'"),
+        ("PATCH", "/replays/unknown", {"rate": 1}, 404, "no replay 'unknown'"),
+        ("PATCH", "/replays/unknown", {}, 400, "rate: missing"),
+        ("POST", "/replays/unknown/pause", {"replay_id": "other"}, 400, "replay_id: must be"),
+        ("POST", "/replays/unknown/pause", {"rate": 1}, 400, "rate: unknown field"),
+        ("GET", "/replays/a%2Fb", None, 404, "no replay"),
+        ("GET", "/replays/%FF", None, 404, "no replay"),
+        ("GET", "/replays/%00", None, 404, "no replay"),
+        ("GET", "/replays/%E2%80%AE", None, 404, "no replay"),
+        ("GET", "/replays/..%2f..%2fetc", None, 404, "no replay"),
+        ("POST", "/replays/%0A/pause", None, 404, "no replay"),
+        ("GET", f"/replays/{'a' * 129}", None, 404, "no replay"),
+        ("DELETE", "/replays/unknown", None, 405, "GET"),
+        ("GET", "/table/sessions/unknown/", None, 404, "nothing at"),
+        ("GET", "/static/../views.py", None, 404, "nothing at"),
+    ],
+)
+def test_a_wrong_request_is_a_problem_that_says_why(
+    worker: Worker, method: str, path: str, body: Any, status: int, sentence: str
+) -> None:
+    answered, problem = worker.request(method, path, body)
+    assert answered == status, problem
+    assert problem["status"] == status
+    assert sentence in problem["detail"]
+
+
+def test_an_endless_body_is_cut_off(worker: Worker) -> None:
+    connection = _connection(worker)
+    body = iter([b" " * 65_536] * (2 * MAX_COMMAND_BYTES // 65_536))
+    connection.request("POST", "/replays", body, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_an_unchanged_list_is_not_sent_again(worker: Worker) -> None:
+    connection = _connection(worker)
+    connection.request("GET", "/replays")
+    answer = connection.getresponse()
+    answer.read()
+    tag = answer.headers["ETag"]
+
+    def unchanged() -> bool:
+        nonlocal tag
+        connection.request("GET", "/replays", headers={"If-None-Match": tag})
+        answer = connection.getresponse()
+        answer.read()
+        tag = answer.headers["ETag"]
+        return answer.status == 304
+
+    wait_until(unchanged, 10)
+    connection.close()
+
+
+def test_probes_and_the_description_answer(worker: Worker) -> None:
+    assert worker.get("/healthz")["status"] == "ok"
+    assert worker.get("/readyz") == {"status": "ready", "missing": []}
+    assert worker.get("/openapi.json")["openapi"].startswith("3.1.")
+
+
+def test_every_answer_forbids_foreign_scripts(worker: Worker) -> None:
+    for path in ("/", "/replays", "/static/app.js", "/replays/unknown"):
+        connection = _connection(worker)
+        connection.request("GET", path)
+        headers = connection.getresponse().headers
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        connection.close()
+
+
+def test_a_worker_with_a_token_asks_for_it(cluster: Cluster) -> None:
+    cluster.environment |= {"REPLAY_API_TOKEN": "s3cret", "REPLAY_WEB_HOST": "127.0.0.1"}
+    worker = cluster.start_worker()
+    worker.wait_until_ready()  # the probes stay open
+    right = {"Authorization": "Bearer s3cret"}
+    for method, path in (("GET", "/replays"), ("GET", "/replays/x"), ("POST", "/plans")):
+        status, problem = worker.request(method, path, {} if method == "POST" else None)
+        assert status == 401
+        assert "REPLAY_API_TOKEN" in problem["detail"]
+    assert worker.request("GET", "/replays", headers={"Authorization": "Bearer wrong"})[0] == 401
+    assert worker.request("GET", "/replays", headers=right)[0] == 200
+    assert worker.request("GET", "/replays/x", headers=right)[0] == 404
+
+
+def test_a_worker_that_starts_or_ends_never_fails_a_request(cluster: Cluster) -> None:
+    worker = cluster.start_worker()
+    seen = set()
+
+    def ready() -> bool:
+        assert worker.process.poll() is None, worker.log.read_text()
+        try:
+            status, body = worker.request("GET", "/replays/x")
+        except OSError:
+            return False  # the port is not open yet
+        seen.add(status)
+        assert status in {404, 503}, body
+        return worker.is_ready()
+
+    wait_until(ready, 60)
+    assert 503 in seen
+    replay_id = unique_name("r")
+    cluster.create_shop_topics()
+    cluster.command(replay_id, after=["not-there-yet"])
+    cluster.wait_for(replay_id, "waiting", "planning", "pending", "completed", "failed")
+    connection = _connection(worker)
+    connection.request("GET", f"/replays/{replay_id}/events")
+    connection.getresponse().readline()
+    started = time.monotonic()
+    assert worker.terminate() == 0
+    assert time.monotonic() - started < 15, "an open stream held the worker up"
+    connection.close()
+
+
+def test_any_of_two_workers_answers_for_every_replay(cluster: Cluster) -> None:
+    cluster.seed(100)
+    workers = [cluster.start_worker(), cluster.start_worker()]
+    for worker in workers:
+        worker.wait_until_ready()
+    # One replay for each partition, so that each worker owns some.
+    names = {partition_of(name.encode(), cluster.partitions): name for name in map(str, range(99))}
+    ids = list(names.values())
+    assert len(ids) == cluster.partitions
+    for number, replay_id in enumerate(ids):
+        body = _start(cluster, replay_id, dry_run=True)
+        assert workers[number % 2].request("POST", "/replays", body)[0] == 202
+    for replay_id in ids:
+        cluster.wait_for(replay_id, "completed")
+
+    def same_from_both() -> bool:
+        # A rebalance may still be going on: then one of them says 503.
+        answers = [[w.request("GET", f"/replays/{one}") for one in ids] for w in workers]
+        assert {status for part in answers for status, _ in part} <= {200, 503}
+        return answers[0] == answers[1] and all(status == 200 for status, _ in answers[0])
+
+    wait_until(same_from_both, 30)
+
+    # With one worker standing still, the other answers for its own, and says 503 for the rest.
+    workers[1].signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(len(ids)) as pool:
+            answers = list(pool.map(lambda one: _ask(workers[0], f"/replays/{one}"), ids))
+    finally:
+        workers[1].signal(signal.SIGCONT)
+    assert sorted(status for status, _ in answers) == [200, 200, 503, 503]
+    assert all(int(headers["Retry-After"]) > 0 for status, headers in answers if status == 503)
+
+    workers[1].kill()
+    wait_until(
+        lambda: all(workers[0].request("GET", f"/replays/{one}")[0] == 200 for one in ids),
+        60,
+        "nobody took over",
+    )
+
+
+def _start(cluster: Cluster, replay_id: str, **body: Any) -> dict[str, Any]:
+    return {"replay_id": replay_id, "target": {"prefix": cluster.target_prefix}, **body}
+
+
+def _run_slowly(cluster: Cluster, worker: Worker) -> str:
+    """Start a replay that would take a minute, and return its id once it runs."""
+    replay_id = unique_name("r")
+    body = _start(cluster, replay_id, rate=EVENTS / 60)
+    assert worker.request("POST", "/replays", body)[0] == 202
+    cluster.wait_for(replay_id, "running")
+    return replay_id
+
+
+def _connection(worker: Worker) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(worker.url.removeprefix("http://"), timeout=30)
+
+
+def _ask(worker: Worker, path: str) -> tuple[int, Any]:
+    connection = _connection(worker)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, answer.headers
+
+
+def _events(text: str) -> list[dict[str, str]]:
+    """Read server-sent events; comments are left out."""
+    blocks = [block for block in text.split("\n\n") if "data: " in block]
+    return [dict(line.split(": ", 1) for line in block.strip().splitlines()) for block in blocks]
