@@ -24,12 +24,13 @@ from replay_app.sessions import (
     Session,
     Step,
     decode_session,
+    fitted,
     on_command,
     on_nudge,
     on_progress,
 )
 from replay_app.status import Rejection
-from replay_app.topics import partition_of
+from replay_app.topics import NOOP, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -109,7 +110,7 @@ class SessionPartitions:
 
     async def handle_request(self, partition: int, offset: int, value: bytes | None) -> None:
         """Apply one record of ``replay.requests``."""
-        if value is not None and (progress := decode_progress(value)) and progress.kind == "noop":
+        if value == NOOP:
             return
         try:
             command = parse_command(value or b"")
@@ -230,7 +231,7 @@ class SessionPartitions:
             )
         )
         crashpoints.reach("after-tokens")
-        session = step.session
+        session = step.session and fitted(step.session)
         since = time.monotonic() - owned.published_at.get(replay_id, 0.0)
         if step.urgent or flush or since >= PUBLISH_SECONDS:
             if session is not None:

@@ -56,9 +56,7 @@ class Token(_Record):
 
     def next(self) -> Token:
         """Return the continuation: the token of the following slice."""
-        return self.model_copy(
-            update={"slice": self.slice + 1, "origin": None, "requeues": 0}
-        )
+        return self.model_copy(update={"slice": self.slice + 1, "origin": None, "requeues": 0})
 
 
 class Checkpoint(_Record):
@@ -117,4 +115,3 @@ def decode_token(value: bytes | None) -> Token | None:
 def decode_checkpoint(value: bytes | None) -> Checkpoint | None:
     """Return the checkpoint of a record; None for a tombstone."""
     return None if value is None else Checkpoint.model_validate_json(value)
-

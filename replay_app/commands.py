@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     TypeAdapter,
     ValidationError,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -23,8 +27,11 @@ from replay_app.events import Target as EventTarget
 from replay_app.exceptions import InvalidCommand
 
 REPLAY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-REPLAY_ID_RULE = "1 to 128 letters, digits, dots, dashes or underscores, the first a letter or digit"
-MAX_COMMAND_BYTES = 900_000  # the frozen command travels in every session record
+REPLAY_ID_RULE = (
+    "1 to 128 letters, digits, dots, dashes or underscores, the first a letter or digit"
+)
+WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
+MAX_COMMAND_BYTES = 400_000  # the frozen command travels in every session record
 
 
 def _check_replay_id(value: str) -> str:
@@ -34,29 +41,71 @@ def _check_replay_id(value: str) -> str:
     return value
 
 
+def _check_written_time(value: object) -> object:
+    # Else 2026, with or without quotation marks, would pass for seconds after 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and WRITTEN_TIME.match(value)):
+        return value
+    msg = "a time is written as 2026-01-31T00:00:00Z"
+    raise ValueError(msg)
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        msg = "the time lies outside the years 1 to 9999"
+        raise ValueError(msg) from None
+
+
+def _either(what: str) -> WrapValidator:
+    """Say in one sentence what a union allows, instead of one for each of its types."""
+
+    def validate(value: object, validator: Callable[[object], object]) -> object:
+        try:
+            return validator(value)
+        except ValidationError:
+            msg = f"must be {what}"
+            raise ValueError(msg) from None
+
+    return WrapValidator(validate)
+
+
 ReplayId = Annotated[str, AfterValidator(_check_replay_id)]
 ShortText = Annotated[str, Field(min_length=1, max_length=1000)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
-FieldValue = str | int | float | bool | None
+Time = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    BeforeValidator(_check_written_time),
+    AfterValidator(_in_utc),
+]
+"""Kept in UTC: the same instant written with another offset is the same body."""
+StoredInt = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""BSON has no larger integers."""
+StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at most 64 bits")]
+FieldValue = Annotated[
+    str | StoredInt | float | bool | None, _either("a string, a number, true, false or null")
+]
 Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
     # A typo in a filter must never widen a replay: unknown fields are refused.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # JSON has no NaN: it would come back as null, which asks for other events.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Filter(_Body):
     """Which events; all conditions hold together, an empty one matches everything."""
 
-    start: AwareDatetime | None = None
+    start: Time | None = None
     """Inclusive."""
-    end: AwareDatetime | None = None
+    end: Time | None = None
     """Exclusive; none: the store's clock when the replay is planned."""
     event_types: tuple[ShortText, ...] = ()
     exclude_event_types: tuple[ShortText, ...] = ()
-    aggregate_ids: tuple[str | int, ...] = ()
-    event_ids: tuple[str | int, ...] = ()
+    aggregate_ids: tuple[StoredId, ...] = ()
+    event_ids: tuple[StoredId, ...] = ()
     fields: dict[str, FieldValue] = Field(default_factory=dict)
     """Dotted path in the document to the one value it must have."""
 
@@ -154,7 +203,11 @@ class Start(_Command):
         return self
 
     def canonical(self) -> str:
-        """Return the body in one fixed form: equal bodies, however written, are equal here."""
+        """Return the body in one fixed form: equal bodies, however written, are equal here.
+
+        Order of members, white space, defaults written out, and a time's offset do not matter;
+        the order of a list's items does.
+        """
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
@@ -210,33 +263,49 @@ def parse_command(body: bytes | str) -> Command:
         msg = f"the command has {len(body)} bytes, at most {MAX_COMMAND_BYTES} are allowed"
         raise InvalidCommand(msg)
     try:
-        return _COMMANDS.validate_json(body)
+        command = _COMMANDS.validate_json(body)
     except ValidationError as error:
         raise InvalidCommand("; ".join(map(_sentence, error.errors()))) from error
+    try:
+        json.loads(body, object_pairs_hook=_refuse_repeated_members)
+    except ValueError as error:
+        raise InvalidCommand(str(error)) from error
+    return command
+
+
+def _refuse_repeated_members(members: list[tuple[str, Any]]) -> None:
+    # Parsers take the last one; a second "filter" must not undo the first unseen.
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            msg = f"{name}: given more than once"
+            raise ValueError(msg)
+        seen.add(name)
 
 
 def _sentence(error: Any) -> str:
-    """Say one validation error in words; the union's tag is left out of the place."""
-    where = ".".join(str(part) for part in error["loc"] if part not in COMMAND_NAMES)
+    """Say one validation error in words: where, and what is allowed there."""
+    where = ".".join(map(str, error["loc"][1:]))  # the first is the command's name
+    what = error["msg"]
     match error["type"]:
         case "json_invalid":
-            return f"not JSON: {error['ctx']['error']}"
+            what = f"not JSON: {error['ctx']['error']}"
         case "union_tag_not_found":
-            return f"command: missing; one of {', '.join(COMMAND_NAMES)}"
+            where, what = "command", f"missing; one of {', '.join(COMMAND_NAMES)}"
         case "union_tag_invalid":
-            return f"command: {error['ctx']['tag']!r} is none of {', '.join(COMMAND_NAMES)}"
+            where = "command"
+            what = f"{error['ctx']['tag']!r:.100} is none of {', '.join(COMMAND_NAMES)}"
         case "model_attributes_type" | "model_type" | "dict_type" if not where:
-            return "the command is not a JSON object"
+            what = "the command is not a JSON object"
         case "extra_forbidden":
-            return f"{where}: unknown field"
+            what = "unknown field"
         case "missing":
-            return f"{where}: missing"
+            what = "missing"
         case "timezone_aware":
-            return f"{where}: a time needs a timezone, such as a final Z"
+            what = "a time needs a timezone, such as a final Z"
         case "value_error":
-            return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
-        case _:
-            return f"{where}: {error['msg']}"
+            what = str(error["ctx"]["error"])
+    return f"{where}: {what}" if where else what
 
 
 def usable_replay_id(body: bytes | None) -> str | None:

@@ -8,7 +8,9 @@
     ├── CommandConflict       the session's state does not allow the command
     ├── EventError            one event cannot be replayed
     ├── ReplayFailed          the replay stops and keeps its checkpoint
-    └── Unavailable           retriable: the store or the broker is away
+    ├── Unavailable           retriable: the store or the broker is away
+    ├── client.Refused        a worker answers no; its reason is the message
+    └── cli.WrongUsage        the command line cannot be understood
 """
 
 from __future__ import annotations

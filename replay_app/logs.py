@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 BURST = 5
@@ -12,20 +13,27 @@ WINDOW_SECONDS = 10.0
 
 
 class RateLimit(logging.Filter):
-    """Lets through a few messages of each place in the code, then one a window with the count.
+    """Lets through a few messages of each place in the code per window.
 
-    aiokafka logs thousands of lines while a broker is away; the first few say it all.
+    The next window's first message tells how many were left out. aiokafka logs thousands of lines
+    while a broker is away; the first few say it all.
     """
 
-    def __init__(self, burst: int = BURST, window_seconds: float = WINDOW_SECONDS) -> None:
+    def __init__(
+        self,
+        burst: int = BURST,
+        window_seconds: float = WINDOW_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
         self._burst = burst
         self._window_seconds = window_seconds
+        self._clock = clock
         self._windows: dict[tuple[str, int], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a message."""
-        place, now = (record.pathname, record.lineno), time.monotonic()
+        place, now = (record.pathname, record.lineno), self._clock()
         began, count = self._windows.get(place, (now, 0))
         if now - began >= self._window_seconds:
             left_out = count - self._burst

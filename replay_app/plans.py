@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import Counter
+from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId
 
 from replay_app.events import destination
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
-from replay_app.progress import Plan, ShardPlan
+from replay_app.progress import Plan, ShardPlan, most_common
 from replay_app.queries import (
     Query,
     all_of,
@@ -18,6 +23,7 @@ from replay_app.queries import (
     to_json,
     untimed,
 )
+from replay_app.store import TimeLimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,11 +32,22 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
-MAX_NAMED = 5
+MAX_MISSING = 5
+"""Missing topics that an error names."""
+MAX_NAMES = 500
+"""Types, and topics, that a plan counts one by one: it must fit into one record."""
 SAMPLE_PER_SHARD = 200
-_AGGREGATE_TYPES = ("number", "string", "binData", "objectId", "bool", "date")
-"""BSON types of aggregate ids, in BSON's order; each shard lies within one of them."""
-
+WARNING_SECONDS = 1.0
+"""A bounded replay waits no longer for a warning about events outside of its bounds."""
+_AGGREGATE_TYPES: dict[str, Any] = {
+    "bool": bool,  # before number: to Python a bool is an int
+    "number": int | float,
+    "string": str,
+    "binData": bytes | uuid.UUID,
+    "objectId": ObjectId,
+    "date": datetime,
+}
+"""BSON types of aggregate ids, as the driver decodes them; each shard lies within one of them."""
 
 
 async def make_plan(
@@ -64,9 +81,11 @@ async def make_plan(
     partitions = await partitions_of(topics)
     missing = sorted(set(topics) - set(partitions))
     if missing:
+        named = ", ".join(map(repr, missing[:MAX_MISSING]))
+        more = f" and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
         msg = (
-            f"destination topic{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} "
-            "missing: create them, or name others in the target; then retry"
+            f"missing destination topics: {named}{more}; create them, or name others in the "
+            "target, then retry"
         )
         raise ReplayFailed(msg)
     misfits = await _misfits(store, start, wanted, settings, warnings)
@@ -78,21 +97,22 @@ async def make_plan(
         bounds = time_range(start.filter.start, end, mapping)
         ranges = await _aggregate_ranges(store, start, settings, timed)
         shards = [
-            _shard(all_of(bounds, part), *fields, mapping.timestamp_field) for part, fields in ranges
+            _shard(all_of(bounds, part), *fields, mapping.timestamp_field)
+            for part, fields in ranges
         ]
     matched = None if counts is None else sum(counts.values())
     if counts == {}:
         shards = []
-    if misfits:
+    if misfits != 0:
         shards.append(_shard(untimed(mapping)))
-        matched = None if matched is None else matched + misfits
+        matched = None if matched is None or misfits is None else matched + misfits
     if matched is not None and start.max_events is not None:
         matched = min(matched, start.max_events)
     return Plan(
         end=end,
         matched=matched,
-        by_type=dict(by_type),
-        by_topic={topic: count for topic, count in topics.items() if count},
+        by_type=most_common(by_type, MAX_NAMES),
+        by_topic=most_common(+topics, MAX_NAMES),
         partitions=partitions,
         warnings=tuple(warnings),
         shards=tuple(shards),
@@ -108,13 +128,10 @@ async def _count(
 ) -> dict[tuple[Any, ...], int] | None:
     """Return matching events by (type, topic field); None when counting takes too long."""
     mapping = settings.mapping
-    try:
+    with contextlib.suppress(TimeLimitExceeded):
         return await store.count_groups(
             timed, [mapping.type_field, mapping.topic_field], settings.plan_seconds
         )
-    except Unavailable as error:
-        if "time limit" not in str(error) and "timed out" not in str(error):
-            raise
     warnings.append(
         f"the matching events could not be counted within {settings.plan_seconds:g} s "
         "(REPLAY_PLAN_SECONDS): the total is unknown, and a missing destination topic shows "
@@ -145,23 +162,22 @@ def _named_topics(start: Start) -> set[str]:
 
 async def _misfits(
     store: EventStore, start: Start, wanted: Query, settings: Settings, warnings: list[str]
-) -> int:
-    """Return how many events match but have no usable timestamp, if they belong to the replay.
+) -> int | None:
+    """Return how many events of the replay have no usable timestamp; None when unknown.
 
     They stand in no time range. A replay of everything up to its end takes them along, and each
-    fails under ``on_error``; one with a start leaves them out and says so.
+    fails under ``on_error``; one with a start, or of so many first events, leaves them out, and
+    says so if it can find out in a moment.
     """
     mapping = settings.mapping
+    bounded = start.filter.start is not None or start.max_events is not None
+    seconds = min(WARNING_SECONDS, settings.plan_seconds) if bounded else settings.plan_seconds
     try:
-        found = await store.count_groups(
-            all_of(wanted, untimed(mapping)), [], settings.plan_seconds
-        )
-    except Unavailable as error:
-        if "time limit" not in str(error) and "timed out" not in str(error):
-            raise
-        return 0
+        found = await store.count_groups(all_of(wanted, untimed(mapping)), [], seconds)
+    except TimeLimitExceeded:
+        return 0 if bounded else None
     count = sum(found.values())
-    if count and start.filter.start is not None:
+    if count and bounded:
         warnings.append(
             f"{count} matching events have no {mapping.timestamp_type} in "
             f"{mapping.timestamp_field!r}; they are in no time range and are left out"
@@ -178,20 +194,18 @@ async def _index_warnings(
     if start.ordering == "aggregate":
         sort = [mapping.aggregate_field, *sort]
     try:
+        if await store.has_index(sort):
+            return []  # the best there is; whether the store takes it is the store's affair
         stages = await store.plan_stages(timed, sort)
     except (ReplayFailed, Unavailable) as error:
         return [f"the store did not explain its query plan: {error}"]
     index = "{" + ", ".join(f"{field}: 1" for field in sort) + "}"
     if "COLLSCAN" in stages:
-        return [
-            f"no index fits the filter: {store.name} is scanned as a whole and sorted; "
-            f"an index on {index} would avoid both"
-        ]
+        found = f"no index fits the filter: {store.name} is scanned as a whole and sorted"
+        return [f"{found}; an index on {index} would avoid both"]
     if "SORT" in stages:
-        return [
-            f"no index fits the order: the store sorts the matching events before the first "
-            f"one comes; an index on {index} would avoid it"
-        ]
+        found = "no index fits the order: all matching events are sorted before the first one comes"
+        return [f"{found}; an index on {index} would avoid it"]
     return []
 
 
@@ -218,14 +232,11 @@ async def _aggregate_ranges(
         return ranges
     values = await _sample(store, settings, timed, field, wanted)
     for kind in kinds:
-        same = [v for v in values if _kind(v) == kind]
-        if kind == "binData" and not all(isinstance(v, uuid.UUID) for v in same):
-            same = []  # of unequal lengths, which BSON orders in another way than Python
-        same.sort()
+        same = [value for value in values if _kind(value) == kind]
+        if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
+            same = []  # of unequal lengths, which not every store orders as it compares them
         share = max(1, round(wanted * len(same) / len(values))) if values else wanted
-        bounds = quantiles(same, share)
-        edges = [None, *bounds, None]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise([None, *quantiles(same, share), None]):
             limits = {"$gte": low} if low is not None else {}
             limits |= {"$lt": high} if high is not None else {}
             part = all_of(of_type(field, kind), {field: limits} if limits else {})
@@ -238,32 +249,26 @@ async def _sample(
 ) -> list[Any]:
     size = shards * SAMPLE_PER_SHARD
     for query in (timed, {}):  # a narrow filter first; a large store answers without it
-        try:
+        with contextlib.suppress(TimeLimitExceeded):
             return await store.sample(query, field, size, settings.plan_seconds)
-        except Unavailable as error:
-            if "time limit" not in str(error) and "timed out" not in str(error):
-                raise
     return []
 
 
 def quantiles(ordered: list[Any], parts: int) -> list[Any]:
-    """Return up to parts - 1 distinct values that cut an ordered sample into equal parts."""
-    cuts = [ordered[len(ordered) * n // parts] for n in range(1, parts)] if ordered else []
-    distinct = sorted(set(cuts))
-    return distinct[1:] if distinct and distinct[0] == ordered[0] else distinct
+    """Return up to parts - 1 distinct values that cut an ordered sample into equal parts.
+
+    They keep the order of the sample, which is the store's: Python's may differ.
+    """
+    if not ordered:
+        return []
+    cuts = [ordered[len(ordered) * number // parts] for number in range(1, parts)]
+    return [cut for cut in dict.fromkeys(cuts) if cut != ordered[0]]
 
 
-def _kind(value: Any) -> str:
-    """Return the aggregate id type of a decoded BSON value; "" for any other."""
-    names = {
-        "bool": "bool",
-        "int": "number",
-        "Int64": "number",
-        "float": "number",
-        "str": "string",
-        "ObjectId": "objectId",
-        "UUID": "binData",
-        "bytes": "binData",
-        "datetime": "date",
-    }
-    return names.get(type(value).__name__, "")
+def _kind(value: Any) -> str | None:
+    """Return the aggregate id type of a decoded BSON value; None for any other, and for NaN."""
+    if value != value:  # noqa: PLR0124 - only NaN is not equal to itself
+        return None
+    return next(
+        (kind for kind, types in _AGGREGATE_TYPES.items() if isinstance(value, types)), None
+    )

@@ -5,16 +5,26 @@ Counters are absolute, so that a repeated or reordered record changes nothing.
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LISTED_FAILURES = 100
+MAX_NAME = 249
+"""Characters of an event type, where events are counted by type; no topic's name is longer."""
+MAX_LISTED_OFFSETS = 5000
+"""Partitions whose offsets are listed: a record stays below the broker's limit."""
+OTHER = "(other)"
+"""Where the events of further types and topics are counted: records stay small."""
 
-ShardId = int | Literal["plan", "gate", "finish"]
+ShardId = Annotated[int, Field(ge=0)] | Literal["plan", "gate", "finish"]
 """A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
+Offsets = dict[str, dict[int, tuple[int, int]]]
+"""Topic, partition: the first and the last offset written."""
 
 
 class _Record(BaseModel):
@@ -22,7 +32,7 @@ class _Record(BaseModel):
 
 
 class Counters(_Record):
-    """Events so far; at the end read = published + skipped + dead_lettered (dry runs: 0 published)."""
+    """Events so far; at the end read = published + skipped + dead_lettered, but for dry runs."""
 
     read: int = 0
     published: int = 0
@@ -61,7 +71,7 @@ class ShardProgress(_Record):
     """Valid events of each type."""
     by_topic: dict[str, int] = Field(default_factory=dict)
     """Valid events of each destination topic."""
-    offsets: dict[str, dict[int, tuple[int, int]]] = Field(default_factory=dict)
+    offsets: Offsets = Field(default_factory=dict)
     """Topic, partition: the first and the last offset written."""
     failures: tuple[Failure, ...] = ()
     """The first MAX_LISTED_FAILURES."""
@@ -128,3 +138,28 @@ def decode_progress(value: bytes | None) -> Progress | None:
         return Progress.model_validate_json(value or b"")
     except ValueError:
         return None
+
+
+def listed_name(name: str) -> str:
+    """Return the name under which events of a type, or to a topic, are counted."""
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def listed_offsets(offsets: Offsets) -> Offsets:
+    """Return the offsets of as many partitions as a record has room for."""
+    if sum(map(len, offsets.values())) <= MAX_LISTED_OFFSETS:
+        return offsets
+    every = [(topic, number) for topic, numbers in offsets.items() for number in sorted(numbers)]
+    listed: Offsets = {}
+    for topic, number in every[:MAX_LISTED_OFFSETS]:
+        listed.setdefault(topic, {})[number] = offsets[topic][number]
+    return listed
+
+
+def most_common(counts: Mapping[str, int], names: int) -> dict[str, int]:
+    """Return the counts of that many names, the rest added up under `OTHER`."""
+    if len(counts) <= names:
+        return dict(counts)
+    listed = dict(Counter(counts).most_common(names))
+    rest = sum(counts.values()) - sum(listed.values())
+    return listed | {OTHER: listed.get(OTHER, 0) + rest}

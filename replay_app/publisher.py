@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from replay_app.encoder import Batch
+    from replay_app.progress import Offsets
     from replay_app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ RETRY_SECONDS = 1.0
 #: What a producer raises when it must be discarded: its own errors, and the assertions with which
 #: aiokafka answers calls after a fatal one.
 PRODUCER_ERRORS = (KafkaError, AssertionError, asyncio.TimeoutError, ConnectionError)
-
-Offsets = dict[str, dict[int, tuple[int, int]]]
 
 
 class FencedProducer:

@@ -6,13 +6,17 @@ All documents built here are plain MongoDB filters. Values that travel inside JS
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId, json_util
 from bson.binary import UuidRepresentation
 from bson.json_util import JSONMode, JSONOptions
+
+from replay_app.events import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +32,7 @@ _JSON = JSONOptions(
     tzinfo=UTC,
     uuid_representation=UuidRepresentation.STANDARD,
 )
+_WHOLE_NUMBER = re.compile(r"(0|-?[1-9]\d{0,18})\Z", re.ASCII)
 _BSON_TYPE = {"date": "date", "iso": "string", "epoch_ms": "number"}
 
 
@@ -48,14 +53,10 @@ def decode_cursor(cursor: str) -> list[Any]:
 
 def from_json(value: Any) -> Any:
     """Return the BSON values of canonical extended JSON."""
-    return json_util.object_hook(value, _JSON) if not isinstance(value, dict) else _load(value)
-
-
-def _load(value: Any) -> Any:
     if isinstance(value, dict):
-        return json_util.object_hook({k: _load(v) for k, v in value.items()}, _JSON)
+        return json_util.object_hook({k: from_json(v) for k, v in value.items()}, _JSON)
     if isinstance(value, list):
-        return [_load(item) for item in value]
+        return [from_json(item) for item in value]
     return value
 
 
@@ -90,11 +91,13 @@ def all_of(*parts: Query) -> Query:
 
 
 def _spellings(ids: Iterable[str | int]) -> list[Any]:
-    """Return each id in every BSON type whose text form it is."""
+    """Return each id in every BSON type in which it may be stored: "42" finds 42 as well."""
     found: list[Any] = []
     for item in ids:
         found.append(item)
         if isinstance(item, str):
+            if _WHOLE_NUMBER.match(item) and -(2**63) <= int(item) < 2**63:
+                found.append(int(item))
             if ObjectId.is_valid(item):
                 found.append(ObjectId(item))
             try:
@@ -119,18 +122,31 @@ def untimed(mapping: EventMapping) -> Query:
 
 
 def of_type(field: str, kind: str) -> Query:
-    """Return the query for a field of one BSON type; arrays of that type do not match."""
-    return {"$and": [{field: {"$type": kind}}, {field: {"$not": {"$type": "array"}}}]}
+    """Return the query for a field of one BSON type.
+
+    Arrays of that type do not match, nor does NaN: no range and no order includes it.
+    """
+    condition: Query = {"$type": kind, "$not": {"$type": "array"}}
+    if kind == "number":
+        condition["$ne"] = math.nan
+    return {field: condition}
 
 
 def _stored_time(time: datetime, mapping: EventMapping) -> Any:
+    """Return a bound in the store's kind of timestamp."""
     time = time.astimezone(UTC)
-    if mapping.timestamp_type == "epoch_ms":
-        return round(time.timestamp() * 1000)
     if mapping.timestamp_type == "iso":
-        # Without the final Z: a prefix sorts before all its continuations, "...00Z" and "...00.5Z".
-        return time.replace(tzinfo=None).isoformat()
-    return time
+        # A prefix sorts before all its continuations: "...00" before "...00Z" and "...00.5Z",
+        # "...00.5" before "...00.5Z" and "...00.500Z". Text has no other order: the stored times
+        # must all be UTC with equally many digits, and a bound have no more of them.
+        text = time.replace(tzinfo=None).isoformat()
+        return text.rstrip("0") if "." in text else text
+    if mapping.timestamp_type == "epoch_ms":
+        return (time - EPOCH) / timedelta(milliseconds=1)
+    # BSON dates are whole milliseconds, and the driver would cut the bound down to the one before.
+    # The same dates lie before the exact bound and before the next whole millisecond.
+    past = time.microsecond % 1000
+    return time + timedelta(microseconds=1000 - past) if past else time
 
 
 def after(cursor: str | None, sort: Sequence[str]) -> Query:
@@ -151,6 +167,6 @@ def after(cursor: str | None, sort: Sequence[str]) -> Query:
     for field, value in zip(sort[:-1], values[:-1], strict=True):
         if equal:
             done.append({**equal, field: {"$lt": value}})
-        equal[field] = value
+        equal[field] = {"$eq": value}
     done.append({**equal, "$expr": {"$lte": [f"${sort[-1]}", {"$literal": values[-1]}]}})
     return all_of(*parts, {"$nor": done})

@@ -16,14 +16,25 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
-from replay_app.progress import Counters, Failure, Plan, Progress, ShardId, ShardProgress
+from replay_app.progress import (
+    MAX_LISTED_FAILURES,
+    Counters,
+    Failure,
+    Offsets,
+    Plan,
+    Progress,
+    ShardId,
+    ShardProgress,
+    listed_offsets,
+    most_common,
+)
 
 State = Literal[
     "pending",
@@ -43,6 +54,21 @@ SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
 """States in which no worker has anything to do."""
 SMOOTHING_SECONDS = 5.0
 """Over about so long a time the shown events per second are averaged."""
+MAX_PATIENCE = 8
+"""Each repair waits twice as long as the one before it, up to so many times the stall time: where
+many replays share a worker, silence may only mean a long queue, and a repair makes it longer."""
+STOP_SLICE = 2**31
+"""The slice of a stop: behind all others of its epoch. A step whose session was never published,
+because of a crash, may have sent out an emit chain of the same epoch; the stop ends that too."""
+MAX_NAMES = 1000
+"""Types, and topics, counted one by one over all shards: a session must fit into one record."""
+MAX_SESSION_BYTES = 900_000
+"""Below what the broker, and the table's changelog, take as one record."""
+SHORT_LIST = 20
+"""Names of each list, in a session that would be larger."""
+
+
+_Counted = TypeVar("_Counted", "Plan", "ShardProgress", "Receipt")
 
 
 class _Record(BaseModel):
@@ -55,6 +81,9 @@ class Shard(_Record):
     epoch: int = 0
     slice: int = 0
     progress: ShardProgress = Field(default_factory=ShardProgress)
+    """Without its offsets, which the session keeps for all shards together."""
+    heard_at: datetime | None = None
+    """When a worker was heard of last about this shard, or asked."""
 
 
 class Receipt(_Record):
@@ -64,8 +93,7 @@ class Receipt(_Record):
     by_type: dict[str, int]
     by_topic: dict[str, int]
     bytes: int
-    offsets: dict[str, dict[int, tuple[int, int]]]
-    """Topic, partition: the first and the last offset written."""
+    offsets: Offsets
     failures: tuple[Failure, ...]
     seconds: float
     """From the first token to the end, pauses included."""
@@ -95,6 +123,7 @@ class Session(_Record):
     """When a worker was heard of last."""
     plan: Plan | None = None
     shards: tuple[Shard, ...] = ()
+    offsets: Offsets = Field(default_factory=dict)
     finishing: bool = False
     """All shards are done and the finish token is out."""
     stalled: bool = False
@@ -155,8 +184,10 @@ class Session(_Record):
         if self.epoch != token.epoch:
             return self.epoch > token.epoch
         match token.kind:
-            case "emit":
+            case "gate":
                 return self.plan is not None
+            case "emit":
+                return self.state not in {"pending", "planning", "waiting"}
             case "finish":
                 return self.finishing or self.state in TERMINAL
             case _:
@@ -165,6 +196,34 @@ class Session(_Record):
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
         return self.model_dump_json().encode()
+
+
+def fitted(session: Session) -> Session:
+    """Return the session, without its long lists if they made it too large for one record."""
+    if len(session.encode()) <= MAX_SESSION_BYTES:
+        return session
+
+    def short(counted: _Counted) -> _Counted:
+        names = {
+            name: most_common(getattr(counted, name), SHORT_LIST)
+            for name in ("by_type", "by_topic")
+        }
+        return counted.model_copy(update=names)
+
+    warning = "too many types, topics and partitions to list them all: the lists are shortened"
+    return session.model_copy(
+        update={
+            "plan": session.plan and short(session.plan),
+            "shards": tuple(
+                shard.model_copy(update={"progress": short(shard.progress)})
+                for shard in session.shards
+            ),
+            "offsets": {},
+            "receipt": session.receipt
+            and short(session.receipt).model_copy(update={"offsets": {}}),
+            "warnings": (*(w for w in session.warnings if w != warning), warning),
+        }
+    )
 
 
 def decode_session(value: bytes | None) -> Session | None:
@@ -245,13 +304,10 @@ def _on_pause(session: Session, now: datetime) -> Step:
         case "pausing" | "paused":
             return Step.nothing(session)
         case "pending" | "planning" | "waiting":
-            return Step(_moved(session, now, state="paused", desired="paused", epoch=_up(session)))
+            return Step(_asked(session, now, "paused", desired="paused"))
         case "running" if not session.finishing:
-            session = _moved(session, now, state="pausing", desired="paused", epoch=_up(session))
+            session = _asked(session, now, "pausing", desired="paused")
             return _settle(Step(session, _stops(session)), now)
-        case "running":
-            msg = f"replay {session.replay_id!r} has published its last event; nothing to pause"
-            raise CommandConflict(msg)
         case _:
             raise _conflict(session, "pause")
 
@@ -287,15 +343,10 @@ def _on_cancel(session: Session, now: datetime) -> Step:
             return Step.nothing(session)
         case "completed" | "completed_with_errors":
             raise _conflict(session, "cancel")
+        case "running" if session.finishing:
+            raise _conflict(session, "cancel")
         case _:
-            session = _moved(
-                session,
-                now,
-                state="cancelling",
-                desired="cancelled",
-                epoch=_up(session),
-                finishing=False,
-            )
+            session = _asked(session, now, "cancelling", desired="cancelled", ended_at=None)
             return _settle(Step(session, _stops(session)), now)
 
 
@@ -307,7 +358,14 @@ def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
     return Step(session.model_copy(update={"rate": rate, "updated_at": now}))
 
 
+def _asked(session: Session, now: datetime, state: State, **update: Any) -> Session:
+    """Return the session under a new epoch, in which every shard has to answer anew."""
+    return _moved(session, now, state=state, epoch=_up(session), reason=None, **update)
+
+
 def _conflict(session: Session, command: str, remedy: str | None = None) -> CommandConflict:
+    if session.finishing and session.state == "running":
+        remedy = "its last event is published and its end is being written"
     return CommandConflict(
         f"cannot {command} replay {session.replay_id!r}: it is {session.state}"
         + (f"; {remedy}" if remedy else "")
@@ -319,19 +377,22 @@ def _conflict(session: Session, command: str, remedy: str | None = None) -> Comm
 
 def on_progress(session: Session | None, record: Progress, now: datetime) -> Step:
     """Apply what a worker reports; late, repeated and unknown reports change nothing."""
-    if session is None:
-        return Step.nothing(session)
+    step = Step.nothing(session)
+    if session is None or session.state in TERMINAL:
+        return step
+    current = record.epoch == session.epoch
     match record.kind:
-        case "plan" if record.epoch == session.epoch and session.state in {"pending", "planning"}:
-            return _on_plan(session, record, now)
-        case "gate" if record.epoch == session.epoch and session.state == "waiting":
-            return _on_gate(session, record, now)
-        case "finish" if record.epoch == session.epoch and session.finishing:
-            return _on_finish(session, record, now)
+        case "plan" if current and session.state in {"pending", "planning"}:
+            step = _on_plan(session, record, now)
+        case "gate" if current and session.state == "waiting":
+            step = _on_gate(session, record, now)
+        case "gate" if record.state == "done" and session.plan and session.started_at is None:
+            step = _on_late_gate(session, now)
+        case "finish" if current and session.finishing:
+            step = _on_finish(session, record, now)
         case "shard" if isinstance(record.shard, int) and record.shard < len(session.shards):
-            return _on_shard(session, record, record.shard, now)
-        case _:
-            return Step.nothing(session)
+            step = _on_shard(session, record, record.shard, now)
+    return step
 
 
 def _on_plan(session: Session, record: Progress, now: datetime) -> Step:
@@ -345,7 +406,7 @@ def _on_plan(session: Session, record: Progress, now: datetime) -> Step:
         update={
             "plan": plan,
             "warnings": plan.warnings,
-            "shards": tuple(Shard() for _ in plan.shards),
+            "shards": tuple(Shard(heard_at=now) for _ in plan.shards),
         }
     )
     if session.start.after or session.start.control_records:
@@ -361,6 +422,15 @@ def _on_gate(session: Session, record: Progress, now: datetime) -> Step:
     return _settle(_run(session, now), now) if record.state == "done" else Step(session)
 
 
+def _on_late_gate(session: Session, now: datetime) -> Step:
+    """Note that the way is free and the beginning announced, in whatever state that is heard of.
+
+    So a resume does not announce it again.
+    """
+    session = session.model_copy(update={"started_at": now, "updated_at": now})
+    return _settle(_restart(session, now), now) if session.state == "waiting" else Step(session)
+
+
 def _run(session: Session, now: datetime) -> Step:
     session = _moved(session, now, state="running", reason=None)
     if session.started_at is None:
@@ -372,63 +442,91 @@ def _on_shard(session: Session, record: Progress, number: int, now: datetime) ->
     before, old, progress = session, session.shards[number], record.progress
     if progress is None or (record.epoch, record.slice) <= (old.epoch, old.slice):
         return Step.nothing(session)
-    if session.state in TERMINAL:
-        return Step.nothing(session)
-    shard = Shard(epoch=record.epoch, slice=record.slice, progress=progress)
-    shards = (*session.shards[:number], shard, *session.shards[number + 1 :])
-    moved = (progress.counters, progress.state) != (old.progress.counters, old.progress.state)
-    update: dict[str, Any] = {"shards": shards, "updated_at": now, "heard_at": now}
+    shard = Shard(
+        epoch=record.epoch,
+        slice=record.slice,
+        progress=_kept(progress, len(session.shards)),
+        heard_at=now,
+    )
+    update: dict[str, Any] = {
+        "shards": (*session.shards[:number], shard, *session.shards[number + 1 :]),
+        "offsets": merged_offsets(session.offsets, progress.offsets),
+        "updated_at": now,
+        "heard_at": now,
+    }
+    if (progress.counters, progress.state) != (old.progress.counters, old.progress.state):
+        update |= {"progressed_at": now, "stalled": False}
+        if session.state == "running":
+            read = progress.counters.read - old.progress.counters.read
+            update["events_per_second"] = _pace(session, old, read, now)
     if session.state == "running":
         update["reason"] = progress.reason
-    if moved:
-        read = progress.counters.read - old.progress.counters.read
-        update |= {
-            "progressed_at": now,
-            "stalled": False,
-            "events_per_second": _pace(session, read, now),
-        }
     session = session.model_copy(update=update)
-    if progress.state == "failed" and session.state in {"running", "pausing"}:
+    # A failure of an older epoch decides nothing: the shard was asked again since.
+    failed = progress.state == "failed" and record.epoch == session.epoch
+    if failed and session.state in {"running", "pausing"}:
         session = _failed(session, now, progress.error).model_copy(update={"epoch": _up(session)})
         return Step(session, _stops(session))
     visible = (before.stalled, before.reason) != (session.stalled, session.reason)
     return _settle(Step(session, urgent=visible), now)
 
 
+def _kept(progress: ShardProgress, shards: int) -> ShardProgress:
+    """Return what the session keeps of a shard's progress, small enough beside all the others."""
+    names = max(10, MAX_NAMES // shards)
+    return progress.model_copy(
+        update={
+            "offsets": {},
+            "failures": progress.failures[: max(1, MAX_LISTED_FAILURES // shards)],
+            "by_type": most_common(progress.by_type, names),
+            "by_topic": most_common(progress.by_topic, names),
+        }
+    )
+
+
 def _on_finish(session: Session, record: Progress, now: datetime) -> Step:
-    if record.state == "failed":
-        return Step(_failed(session, now, record.error))
-    if record.state != "done":
+    if record.state == "live":
         return Step(_moved(session, now, reason=record.reason))
+    if record.state == "failed" and session.state != "cancelling":
+        return Step(_failed(session, now, record.error))
+    if record.state == "failed":  # nothing is published any more, whether that was announced or not
+        warning = f"the cancellation could not be announced: {record.error}"
+        session = session.model_copy(update={"warnings": (*session.warnings, warning)})
     return Step(_ended(session, now))
 
 
 def _settle(step: Step, now: datetime) -> Step:
     """Take the step that follows by itself once every shard has answered."""
     session = step.session
-    if session is None:
+    if session is None or session.finishing:
         return step
-    states = [
-        "live"
-        if shard.progress.state == "stopped" and shard.epoch < session.epoch
-        else shard.progress.state
-        for shard in session.shards
-    ]
-    done = all(state == "done" for state in states)
-    if session.state in {"running", "pausing"} and done and not session.finishing:
+    done = all(shard.progress.state == "done" for shard in session.shards)
+    if session.state in {"running", "pausing"} and done:
         # A pause that came after the last event was published has nothing left to stop.
-        session = _moved(session, now, state="running", desired="running", finishing=True)
+        session = _moved(
+            session, now, state="running", desired="running", finishing=True, reason=None
+        )
         return Step(session, _chain(session))
-    if any(state == "live" for state in states):
+    if session.state not in {"pausing", "cancelling"} or any(
+        _must_answer(session, shard) for shard in session.shards
+    ):
         return step
     if session.state == "pausing":
-        return Step(_moved(session, now, state="paused"))
-    if session.state == "cancelling" and not session.finishing:
-        if session.start.control_records and session.started_at is not None:
-            session = _moved(session, now, finishing=True)
-            return Step(session, _chain(session))
-        return Step(_ended(session, now))
-    return step
+        return Step(_moved(session, now, state="paused", reason=None))
+    if session.start.control_records and session.plan is not None:
+        # The beginning may have been announced, even if that was not heard yet.
+        session = _moved(session, now, finishing=True)
+        return Step(session, _chain(session))
+    return Step(_ended(session, now))
+
+
+def _must_answer(session: Session, shard: Shard) -> bool:
+    """Whether a token of a shard is under way; an answer to an older epoch is none."""
+    if shard.progress.state == "done":
+        return False
+    return (
+        session.state == "running" or shard.progress.state == "live" or shard.epoch < session.epoch
+    )
 
 
 # Nudges
@@ -438,31 +536,49 @@ def on_nudge(
     session: Session | None, now: datetime, stall: timedelta, retention: timedelta
 ) -> Step:
     """Look at a session because time has passed: repair a silent chain, forget an old session."""
-    if session is None:
+    if session is None or session.state == "paused":
         return Step.nothing(session)
     if session.state in TERMINAL or session.state == "failed":
-        if now - session.updated_at < retention:
-            return Step.nothing(session)
-        return Step(None, _forgets(session))
-    if session.state == "paused":
-        return Step.nothing(session)
+        old = now - session.updated_at >= retention
+        return Step(None, _forgets(session)) if old else Step.nothing(session)
     stalled = session.state != "waiting" and now - session.progressed_at >= stall
-    if now - session.heard_at < stall:
+    silence = now - _last_heard(session)
+    if silence < stall * min(2**session.repairs, MAX_PATIENCE):
         if stalled == session.stalled:
             return Step.nothing(session)
-        return Step(session.model_copy(update={"stalled": stalled, "updated_at": now}))
-    session = session.model_copy(
+        return Step(_flagged(session, now, stalled=stalled))
+    session = _flagged(session, now, stalled=stalled).model_copy(
         update={
             "epoch": _up(session),
-            "stalled": True,
             "repairs": session.repairs + 1,
             "heard_at": now,
-            "updated_at": now,
-            "reason": f"no worker was heard for {stall.total_seconds():.0f} s; the work was sent "
-            "out again. Are enough workers running?",
+            "shards": _asked_shards(session, now),
+            "reason": f"no worker was heard for {silence.total_seconds():.0f} s; the work was "
+            "sent out again. Are enough workers running?",
         }
     )
     return Step(session, _chain(session))
+
+
+def _flagged(session: Session, now: datetime, *, stalled: bool) -> Session:
+    pace = None if stalled else session.events_per_second
+    return session.model_copy(
+        update={"stalled": stalled, "updated_at": now, "events_per_second": pace}
+    )
+
+
+def _last_heard(session: Session) -> datetime:
+    """Return when the step, or the most silent of the shards, that is under way was heard of."""
+    if session.state not in {"running", "pausing", "cancelling"} or session.finishing:
+        return session.heard_at
+    return min(
+        (
+            shard.heard_at or session.heard_at
+            for shard in session.shards
+            if _must_answer(session, shard)
+        ),
+        default=session.heard_at,
+    )
 
 
 # The parts
@@ -474,17 +590,29 @@ def _up(session: Session) -> int:
 
 def _moved(session: Session, now: datetime, **update: Any) -> Session:
     """Return the session after something happened to it."""
-    moved: dict[str, Any] = {"updated_at": now, "progressed_at": now, "heard_at": now, "stalled": False}
+    moved: dict[str, Any] = {
+        "updated_at": now,
+        "progressed_at": now,
+        "heard_at": now,
+        "stalled": False,
+        "shards": _asked_shards(session, now),
+    }
     if update.get("state", session.state) != "running":
         moved["events_per_second"] = None
     return session.model_copy(update=moved | update)
 
 
-def _pace(session: Session, read: int, now: datetime) -> float:
+def _asked_shards(session: Session, now: datetime) -> tuple[Shard, ...]:
+    return tuple(shard.model_copy(update={"heard_at": now}) for shard in session.shards)
+
+
+def _pace(session: Session, shard: Shard, read: int, now: datetime) -> float:
     """Return the new average after ``read`` more events; shards may report in any rhythm."""
     seconds = max((now - session.progressed_at).total_seconds(), 1e-3)
     if session.events_per_second is None:
-        return read / seconds
+        # Not since the state changed: the store may have taken its time to the first event.
+        since = max((now - (shard.heard_at or session.heard_at)).total_seconds(), 1e-3)
+        return read / min(seconds, since)
     kept = math.exp(-seconds / SMOOTHING_SECONDS)
     return session.events_per_second * kept + read / seconds * (1 - kept)
 
@@ -536,9 +664,7 @@ def _restart(session: Session, now: datetime, **update: Any) -> Step:
 
 
 def _token(session: Session, kind: Any, shard: ShardId, **fields: Any) -> Token:
-    return Token(
-        replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields
-    )
+    return Token(replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields)
 
 
 def _chain(session: Session) -> tuple[Token, ...]:
@@ -559,16 +685,18 @@ def _chain(session: Session) -> tuple[Token, ...]:
             return ()
 
 
-def _unfinished(session: Session, kind: Literal["emit", "stop"]) -> tuple[Token, ...]:
+def _unfinished(
+    session: Session, kind: Literal["emit", "stop"], **fields: Any
+) -> tuple[Token, ...]:
     return tuple(
-        _token(session, kind, number)
+        _token(session, kind, number, **fields)
         for number, shard in enumerate(session.shards)
         if shard.progress.state != "done"
     )
 
 
 def _stops(session: Session) -> tuple[Token, ...]:
-    return _unfinished(session, "stop")
+    return _unfinished(session, "stop", slice=STOP_SLICE)
 
 
 def _forgets(session: Session) -> tuple[Token, ...]:
@@ -580,29 +708,26 @@ def receipt(session: Session, now: datetime) -> Receipt:
     """Add up the shards."""
     by_type: Counter[str] = Counter()
     by_topic: Counter[str] = Counter()
-    offsets: dict[str, dict[int, tuple[int, int]]] = {}
     for shard in session.shards:
         by_type.update(shard.progress.by_type)
         by_topic.update(shard.progress.by_topic)
-        merge_offsets(offsets, shard.progress.offsets)
     return Receipt(
         counters=session.counters,
         by_type=dict(by_type),
         by_topic=dict(by_topic),
         bytes=sum(shard.progress.bytes for shard in session.shards),
-        offsets=offsets,
+        offsets=session.offsets,
         failures=tuple(f for shard in session.shards for f in shard.progress.failures),
         seconds=(now - session.created_at).total_seconds(),
     )
 
 
-def merge_offsets(
-    into: dict[str, dict[int, tuple[int, int]]],
-    more: dict[str, dict[int, tuple[int, int]]],
-) -> None:
-    """Widen the ranges of ``into`` by those of ``more``."""
+def merged_offsets(known: Offsets, more: Offsets) -> Offsets:
+    """Return the ranges of ``known``, widened by those of ``more``."""
+    merged = {topic: dict(partitions) for topic, partitions in known.items()}
     for topic, partitions in more.items():
-        known = into.setdefault(topic, {})
+        into = merged.setdefault(topic, {})
         for partition, (first, last) in partitions.items():
-            low, high = known.get(partition, (first, last))
-            known[partition] = (min(low, first), max(high, last))
+            low, high = into.get(partition, (first, last))
+            into[partition] = (min(low, first), max(high, last))
+    return listed_offsets(merged)

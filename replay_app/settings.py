@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import ssl
 from functools import cached_property
@@ -12,9 +13,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from aiokafka.helpers import create_ssl_context
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from replay_app.events import EventMapping
+from replay_app.events import TOPIC_NAME, TOPIC_RULE, EventMapping
 from replay_app.exceptions import InvalidSettings
 
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
@@ -28,7 +29,9 @@ class Settings(BaseSettings):
     )
 
     # Kafka
-    kafka: str = Field("localhost:9092", description="Bootstrap servers, comma-separated.")
+    kafka: str = Field(
+        "localhost:9092", min_length=1, description="Bootstrap servers, comma-separated."
+    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="As aiokafka's security_protocol."
     )
@@ -65,7 +68,9 @@ class Settings(BaseSettings):
     field_id: str = Field("", description="Field of the event id; empty: event_id, else _id.")
     field_timestamp: str = Field("timestamp", min_length=1, description="Field of the time.")
     field_type: str = Field("event_type", min_length=1, description="Field of the type.")
-    field_aggregate: str = Field("aggregate_id", min_length=1, description="Field of the aggregate.")
+    field_aggregate: str = Field(
+        "aggregate_id", min_length=1, description="Field of the aggregate."
+    )
     field_topic: str = Field("topic", min_length=1, description="Field of the original topic.")
     field_key: str = Field("", description="Field of the record key; empty: aggregate, else id.")
     field_value: str = Field("", description="Field passed through as value; empty: the document.")
@@ -88,15 +93,19 @@ class Settings(BaseSettings):
 
     # The worker
     worker_id: str = Field("", description="Stable worker name; empty: host name and port.")
-    encoder: Literal["auto", "python"] = Field("auto", description="The page encoder.")
+    encoder: Literal["auto", "native", "python"] = Field(
+        "auto", description="The page encoder; auto: the native one where it is installed."
+    )
     data_dir: Path = Field(Path("data"), description="RocksDB folder, one a worker.")
-    web_host: str = Field("", description="Address to bind; empty: 0.0.0.0 with a token, else loopback.")
+    web_host: str = Field(
+        "", description="Address to bind; empty: 0.0.0.0 with a token, else loopback."
+    )
     web_port: int = Field(6066, ge=1, le=65535, description="Port of the HTTP API, one a worker.")
     canonical_url: str = Field("", description="How other workers reach this one.")
     api_token: pydantic.SecretStr | None = Field(
         None, description="Bearer token of the HTTP API; without one it binds to loopback only."
     )
-    public_reads: bool = Field(False, description="Let anybody read the HTTP API.")
+    public_reads: bool = Field(default=False, description="Let anybody read the HTTP API.")
 
     # Speed and survival
     slice_events: int = Field(20_000, ge=1, description="Events of one slice (one transaction).")
@@ -114,7 +123,9 @@ class Settings(BaseSettings):
     retention_days: float = Field(30.0, gt=7, description="Ended sessions are forgotten after.")
     session_timeout_seconds: float = Field(10.0, ge=1, description="Kafka session timeout.")
     max_record_bytes: int = Field(MAX_RECORD_BYTES, ge=1024, description="Largest record.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Log level."
+    )
 
     @field_validator("exclude_fields", mode="before")
     @classmethod
@@ -123,11 +134,37 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("api_token", mode="before")
+    @classmethod
+    def _empty_token_is_none(cls, value: object) -> object:
+        # REPLAY_API_TOKEN= must not open the API to everybody who sends an empty token.
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("topics")
+    @classmethod
+    def _are_topic_names(cls, topics: dict[str, str]) -> dict[str, str]:
+        for event_type, topic in topics.items():
+            if not TOPIC_NAME.match(topic):
+                msg = f"{topic!r}, for type {event_type!r}, is no topic name: {TOPIC_RULE}"
+                raise ValueError(msg)
+        return topics
+
+    @field_validator("topic_template")
+    @classmethod
+    def _gives_topic_names(cls, template: str) -> str:
+        if not TOPIC_NAME.match(template.replace("{event_type}", "x")):
+            msg = (
+                f"{template!r} gives no topic names: {{event_type}} is the only placeholder, "
+                f"and a topic name is {TOPIC_RULE}"
+            )
+            raise ValueError(msg)
+        return template
+
     @model_validator(mode="after")
     def _loopback_without_a_token(self) -> Settings:
         if self.api_token is None and self.web_host and not _is_loopback(self.web_host):
             msg = (
-                f"web_host={self.web_host} would let anybody start replays: set "
+                f"REPLAY_WEB_HOST={self.web_host} would let anybody start replays: set "
                 "REPLAY_API_TOKEN, or bind to 127.0.0.1"
             )
             raise ValueError(msg)
@@ -136,7 +173,8 @@ class Settings(BaseSettings):
     @cached_property
     def bind_host(self) -> str:
         """The address to bind: without a token the API never leaves the machine."""
-        return self.web_host or ("127.0.0.1" if self.api_token is None else "0.0.0.0")
+        everywhere = "0.0.0.0"  # noqa: S104 - only where a token guards it
+        return self.web_host or ("127.0.0.1" if self.api_token is None else everywhere)
 
     @cached_property
     def worker_name(self) -> str:
@@ -185,11 +223,22 @@ class Settings(BaseSettings):
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return the TLS context of the ``REPLAY_KAFKA_SSL_*`` files."""
-        return create_ssl_context(
-            cafile=self.kafka_ssl_cafile and str(self.kafka_ssl_cafile),
-            certfile=self.kafka_ssl_certfile and str(self.kafka_ssl_certfile),
-            keyfile=self.kafka_ssl_keyfile and str(self.kafka_ssl_keyfile),
-        )
+        files = {
+            name: path
+            for name, path in (
+                ("cafile", self.kafka_ssl_cafile),
+                ("certfile", self.kafka_ssl_certfile),
+                ("keyfile", self.kafka_ssl_keyfile),
+            )
+            if path is not None
+        }
+        try:
+            context: ssl.SSLContext = create_ssl_context(**files)
+        except OSError as error:  # also ssl.SSLError
+            named = ", ".join(f"REPLAY_KAFKA_SSL_{n.upper()}={path}" for n, path in files.items())
+            msg = f"these TLS files cannot be used: {named}: {error}"
+            raise InvalidSettings(msg) from error
+        return context
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -204,13 +253,21 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except pydantic.ValidationError as error:
-        lines = [
-            f"REPLAY_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
-            if item["loc"]
-            else item["msg"]
-            for item in error.errors()
-        ]
-        raise InvalidSettings("; ".join(lines)) from error
+        raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
+    except SettingsError as error:  # a value that should be JSON and is none
+        named = re.search(r'field "(\w+)"', str(error))
+        variable = f"REPLAY_{named[1].upper()}" if named else "a REPLAY_ variable"
+        msg = f'{variable}: not JSON; write an object such as {{"order_placed": "orders"}}'
+        raise InvalidSettings(msg) from error
+
+
+def _sentence(error: Any) -> str:
+    """Say one validation error in words, never with the value, which may be a secret."""
+    what = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    if not error["loc"]:
+        return what
+    field, *inside = map(str, error["loc"])
+    return f"REPLAY_{field.upper()}: {' '.join([*inside, what])}"
 
 
 def _is_loopback(host: str) -> bool:

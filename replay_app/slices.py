@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import bson
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     InvalidTopicError,
     MessageSizeTooLargeError,
@@ -33,6 +33,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from bson import json_util
 from bson.errors import InvalidBSON
+from pydantic import ValidationError
 
 from replay_app import crashpoints
 from replay_app.checkpoints import (
@@ -60,13 +61,17 @@ from replay_app.pacing import allowance, charge, due
 from replay_app.plans import make_plan
 from replay_app.progress import (
     MAX_LISTED_FAILURES,
+    OTHER,
     Counters,
     Failure,
+    Offsets,
     Plan,
     Progress,
     ShardProgress,
+    listed_name,
+    listed_offsets,
 )
-from replay_app.publisher import HEARTBEAT_SECONDS, PRODUCER_ERRORS, FencedProducer, Offsets, Outbox
+from replay_app.publisher import HEARTBEAT_SECONDS, PRODUCER_ERRORS, FencedProducer, Outbox
 from replay_app.queries import after, all_of, compile_filter, encode_cursor, from_json
 from replay_app.store import EventStore, PageReader
 from replay_app.topics import Topics, partition_counts, partition_of
@@ -98,8 +103,7 @@ REFUSALS = (
     InvalidTopicError,
 )
 MAX_NAMES = 500
-OTHER = "(other)"
-"""Where the events of further types and topics are counted: a checkpoint stays small."""
+"""Types, and topics, that a checkpoint counts one by one; the others together."""
 TOPICS_SECONDS = 10.0
 """How long partition counts of destination topics are remembered."""
 
@@ -200,11 +204,7 @@ class WorkPartition:
             while await consumer.position(tp) < end:
                 records = await consumer.getmany(tp, timeout_ms=200)
                 for record in records.get(tp, []):
-                    checkpoint = decode_checkpoint(record.value)
-                    if checkpoint is None:
-                        found.pop(record.key.decode(), None)
-                    else:
-                        found[record.key.decode()] = checkpoint
+                    _take_checkpoint(found, record)
         finally:
             await consumer.stop()
         return found
@@ -797,7 +797,9 @@ class Tally:
             self.failures.append(Failure(event_id=failure.event_id, reason=failure.reason))
         for total, more in ((self.by_type, page.by_type), (self.by_topic, page.by_topic)):
             for name, count in more.items():
-                listed = name if name in total or len(total) < MAX_NAMES else OTHER
+                listed = listed_name(name)
+                if listed not in total and len(total) >= MAX_NAMES:
+                    listed = OTHER
                 total[listed] = total.get(listed, 0) + count
 
     def progress(self, **update: Any) -> ShardProgress:
@@ -814,7 +816,7 @@ class Tally:
             bytes=self.bytes,
             by_type=self.by_type,
             by_topic=self.by_topic,
-            offsets=self.offsets,
+            offsets=listed_offsets(self.offsets),
             failures=tuple(self.failures),
             **update,
         )
@@ -861,6 +863,26 @@ def _refusal(error: BaseException) -> str:
             f"topic's max.message.bytes and retry ({error})"
         )
     return f"the broker refuses to take the events: {error!r}; allow it, then retry"
+
+
+def _take_checkpoint(found: dict[str, Checkpoint], record: ConsumerRecord) -> None:
+    key = (record.key or b"").decode(errors="replace")
+    try:
+        checkpoint = decode_checkpoint(record.value)
+    except ValidationError:
+        # Not ours, then: what this program writes there it can read.
+        logger.exception(
+            "%s %d:%d, the record %r, is no checkpoint and was passed over",
+            record.topic,
+            record.partition,
+            record.offset,
+            key,
+        )
+        return
+    if checkpoint is None:
+        found.pop(key, None)
+    else:
+        found[key] = checkpoint
 
 
 def _failed(token: Token, origin: Origin, old: Checkpoint | None, error: str) -> Checkpoint:

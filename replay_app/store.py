@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import Counter
+from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
+from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import (
     ConfigurationError,
@@ -21,7 +23,7 @@ from pymongo.errors import (
     PyMongoError,
 )
 
-from replay_app.exceptions import InvalidSettings, ReplayFailed, ReplayError, Unavailable
+from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -32,7 +34,14 @@ if TYPE_CHECKING:
 SERVER_SELECTION_MS = 5_000
 PAGES_AHEAD = 1
 """Read while the current page is being sent; a page has at most 16 MiB."""
-_TRANSIENT = (ConnectionFailure, CursorNotFound, ExecutionTimeout, NotPrimaryError)
+_TRANSIENT = (ConnectionFailure, CursorNotFound, NotPrimaryError)
+_TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
+"""Of a cluster in motion: host unreachable or not found, network timeout, no suitable member, query
+plan or cursor killed, socket exception."""
+
+
+class TimeLimitExceeded(Unavailable):
+    """The store answers, but not within the time that a query was given."""
 
 
 class EventStore:
@@ -45,17 +54,13 @@ class EventStore:
                 serverSelectionTimeoutMS=SERVER_SELECTION_MS,
                 appname="event-replay",
                 tz_aware=True,
+                uuidRepresentation="standard",
             )
         except (InvalidURI, ConfigurationError, ValueError) as error:
             msg = f"REPLAY_MONGO is no usable MongoDB URI: {error}"
             raise InvalidSettings(msg) from error
         self._database = self._client[settings.mongo_database]
-        self._collection = self._database.get_collection(
-            settings.mongo_collection,
-            codec_options=CodecOptions(
-                tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
-            ),
-        )
+        self._collection = self._database[settings.mongo_collection]
         self.name = f"{settings.mongo_database}.{settings.mongo_collection}"
 
     def close(self) -> None:
@@ -96,19 +101,20 @@ class EventStore:
 
         Raises
         ------
-        Unavailable
-            Also when it takes longer than ``seconds``.
+        TimeLimitExceeded
+            When it takes longer than ``seconds``.
 
         """
         names = {f"f{number}": f"${field}" for number, field in enumerate(fields)}
         pipeline = [{"$match": query}, {"$group": {"_id": names, "count": {"$sum": 1}}}]
         with self._errors():
             rows = await self._collection.aggregate(
-                pipeline, maxTimeMS=round(seconds * 1000), allowDiskUse=True
+                pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
             ).to_list(None)
-        return {
-            tuple(_hashable(row["_id"].get(name)) for name in names): row["count"] for row in rows
-        }
+        counts: Counter[tuple[Any, ...]] = Counter()
+        for row in rows:  # added up, because to Python true, 1 and 1.0 are one value
+            counts[tuple(_hashable(row["_id"].get(name)) for name in names)] += row["count"]
+        return dict(counts)
 
     async def has_any(self, query: Query) -> bool:
         """Return whether any event matches."""
@@ -116,17 +122,28 @@ class EventStore:
             return await self._collection.find_one(query, projection=["_id"]) is not None
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
-        """Return the field's values in a random sample of the matching events."""
+        """Return the field's values in a random sample of the matching events, in BSON's order."""
         pipeline = [
             {"$match": query},
             {"$sample": {"size": size}},
             {"$project": {"_id": 0, "value": f"${field}"}},
+            {"$sort": {"value": 1}},
         ]
         with self._errors():
             rows = await self._collection.aggregate(
-                pipeline, maxTimeMS=round(seconds * 1000), allowDiskUse=True
+                pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
             ).to_list(None)
         return [row.get("value") for row in rows]
+
+    async def has_index(self, fields: Sequence[str]) -> bool:
+        """Return whether there is an ascending index on exactly these fields, over all events."""
+        with self._errors():
+            indexes = await self._collection.index_information()
+        return any(
+            index["key"] == [(field, 1) for field in fields]
+            and not index.keys() & {"partialFilterExpression", "sparse", "hidden"}
+            for index in indexes.values()
+        )
 
     async def plan_stages(self, query: Query, sort: Sequence[str]) -> set[str]:
         """Return the names of the stages with which the server would run a query."""
@@ -137,13 +154,16 @@ class EventStore:
         }
         with self._errors():
             reply = await self._database.command(
-                {"explain": command, "verbosity": "queryPlanner"}
+                {"explain": command, "verbosity": "queryPlanner"},
+                codec_options=self._collection.codec_options,
             )
         stages: set[str] = set()
         _collect_stages(reply.get("queryPlanner", reply), stages)
         return stages
 
-    async def pages(self, query: Query, sort: Sequence[str], events: int) -> AsyncGenerator[bytes, None]:
+    async def pages(
+        self, query: Query, sort: Sequence[str], events: int
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the matching events in order, as pages of concatenated raw BSON documents."""
         with self._errors():
             cursor = self._collection.find_raw_batches(
@@ -165,12 +185,21 @@ class EventStore:
         except _TRANSIENT as error:
             msg = f"the event store {self.name!r} does not answer: {_first_line(error)}"
             raise Unavailable(msg) from error
+        except ExecutionTimeout as error:
+            msg = f"the event store {self.name!r} took too long: {_first_line(error)}"
+            raise TimeLimitExceeded(msg) from error
         except OperationFailure as error:
+            if error.code in _TRANSIENT_CODES:
+                msg = f"the event store {self.name!r} does not answer: {_first_line(error)}"
+                raise Unavailable(msg) from error
             msg = f"the event store {self.name!r} refused: {_first_line(error)}"
             raise ReplayFailed(msg) from error
         except PyMongoError as error:
             msg = f"the event store {self.name!r} failed: {_first_line(error)}"
             raise Unavailable(msg) from error
+        except (BSONError, OverflowError) as error:
+            msg = f"the query or its answer cannot be written as BSON: {_first_line(error)}"
+            raise ReplayFailed(msg) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -178,7 +207,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    return str(value) if isinstance(value, dict | list) else value
+    return value if isinstance(value, Hashable) else str(value)
 
 
 def _collect_stages(plan: Any, stages: set[str]) -> None:
@@ -210,7 +239,7 @@ class PageReader:
     ) -> None:
         self.position = position
         self._rest = b""
-        self._next: bytes | ReplayError | None = None
+        self._next: bytes | Exception | None = None
         self._there = asyncio.Event()
         self._taken = asyncio.Event()
         self._task = asyncio.create_task(self._fill(store.pages(query, sort, page_events)))
@@ -222,10 +251,10 @@ class PageReader:
                     self._offer(page)
                     await self._taken.wait()
             self._offer(None)
-        except ReplayError as error:
+        except Exception as error:  # noqa: BLE001 - `next` raises it; else it would wait for ever
             self._offer(error)
 
-    def _offer(self, found: bytes | ReplayError | None) -> None:
+    def _offer(self, found: bytes | Exception | None) -> None:
         self._next = found
         self._taken.clear()
         self._there.set()
@@ -252,7 +281,7 @@ class PageReader:
         async with asyncio.timeout(seconds):
             await self._there.wait()
         found = self._next
-        if isinstance(found, ReplayError):
+        if isinstance(found, Exception):
             raise found
         if found is not None:
             self._next = None

@@ -55,7 +55,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Topics:
-    """The six topics of one installation."""
+    """The topics of one installation."""
 
     requests: Topic
     work: Topic
@@ -168,13 +168,17 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
         raise _unavailable(bootstrap, error) from error
     finally:
         await admin.close()
+    created: list[str] = []
     for name, code, message in (entry[:3] for entry in response.topic_errors):
+        if not code:
+            created.append(name)
         # Two workers that start together both try: the loser finds it created.
-        if code and for_code(code) is not TopicAlreadyExistsError:
+        elif for_code(code) is not TopicAlreadyExistsError:
             msg = f"topic {name!r} cannot be created: {message or for_code(code).__name__}"
             raise InvalidSettings(msg)
-    logger.info("created topics %s", ", ".join(t.name for t in missing))
-    return [t.name for t in missing]
+    if created:
+        logger.info("created topics %s", ", ".join(created))
+    return created
 
 
 async def _prime(settings: Settings, topics: list[Topic]) -> None:
@@ -204,6 +208,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
                 await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
             else:
                 await _copy_to_the_end(consumer, producer, tp, ends[tp])
+                consumer.assign(partitions)
             commits[tp] = max(ends[tp], 1)
         if commits:
             try:
@@ -227,7 +232,7 @@ async def _copy_to_the_end(
     consumer.seek(tp, 0)
     while await consumer.position(tp) < end:
         for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, []):
-            if record.offset < end:
+            if record.offset < end and record.value != NOOP:
                 await producer.send_and_wait(
                     tp.topic, record.value, key=record.key, partition=tp.partition
                 )

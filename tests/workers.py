@@ -28,21 +28,11 @@ STOP_SECONDS = 30.0
 SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
 
 
-class Worker:
-    """One worker process, in a process group of its own."""
+class Api:
+    """A worker's HTTP API."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        self.url = f"http://127.0.0.1:{environment['REPLAY_WEB_PORT']}"
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "replay_app", "worker"],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+    def __init__(self, port: str | int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> Any:
         """Return the JSON that a path answers."""
@@ -70,12 +60,33 @@ class Worker:
             return error.code, _parsed(error.read())
 
     def is_ready(self) -> bool:
-        """Whether the worker says that it is ready; fails if the process has ended."""
-        assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-4000:]}"
+        """Whether the worker says that it is ready."""
         try:
             return self.request("GET", "/readyz")[0] == 200
         except OSError:
             return False
+
+
+class Worker(Api):
+    """One worker process, in a process group of its own."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path, *options: str) -> None:
+        super().__init__(environment["REPLAY_WEB_PORT"])
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "replay_app", "worker", *options],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def is_ready(self) -> bool:
+        """Whether the worker says that it is ready; fails if the process has ended."""
+        assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-4000:]}"
+        return super().is_ready()
 
     def wait_until_ready(self) -> Self:
         wait_until(self.is_ready, READY_SECONDS, f"not ready; see {self.log}")
@@ -155,28 +166,31 @@ class Cluster:
 
     # Workers
 
-    def start_worker(self, number: int | None = None, **environment: str) -> Worker:
+    def start_worker(self, number: int | None = None, *options: str, **environment: str) -> Worker:
         """Start a worker; one started again under its number keeps its name, port and folder."""
         number = len(self.workers) if number is None else number
-        home = self.folder / f"worker-{number}"
-        home.mkdir(exist_ok=True)
         again = number < len(self.workers)
         port = self.workers[number].url.rpartition(":")[2] if again else str(free_port())
         worker = Worker(
             {
                 **self.environment,
-                "REPLAY_DATA_DIR": str(home / "data"),
+                "REPLAY_DATA_DIR": str(self.data_dir(number)),
                 "REPLAY_WEB_PORT": port,
                 "REPLAY_WORKER_ID": f"worker-{number}",
                 **environment,
             },
             self.folder / f"worker-{number}.log",
+            *options,
         )
         if again:
             self.workers[number] = worker
         else:
             self.workers.append(worker)
         return worker
+
+    def data_dir(self, number: int) -> Path:
+        """Return where a worker keeps its RocksDB folder."""
+        return self.folder / f"worker-{number}" / "data"
 
     def close(self) -> None:
         for worker in self.workers:
@@ -196,12 +210,18 @@ class Cluster:
         value = json.dumps({"command": command, "replay_id": replay_id, **body})
         self.produce(value.encode(), replay_id.encode())
 
-    def produce(self, value: bytes | None, key: bytes | None = None) -> None:
-        """Publish any bytes on the requests topic."""
+    def produce(
+        self,
+        value: bytes | None,
+        key: bytes | None = None,
+        topic: str = "requests",
+        partition: int = -1,
+    ) -> None:
+        """Publish any bytes on an internal topic."""
         producer = Producer(
             {"bootstrap.servers": self.stack.kafka, "partitioner": "murmur2_random"}
         )
-        producer.produce(f"{self.prefix}requests", value, key)
+        producer.produce(f"{self.prefix}{topic}", value, key, partition)
         assert producer.flush(30) == 0
 
     def session(self, replay_id: str) -> Any:

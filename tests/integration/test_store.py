@@ -1,0 +1,516 @@
+"""Queries, pages and errors of the event store, on a real one, judged by plain Python."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+import pymongo
+import pytest
+from bson import ObjectId
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+from pymongo.collection import Collection
+from support import unique_name
+
+from replay_app.commands import Filter
+from replay_app.demo.stack import Stack, free_port
+from replay_app.events import EventMapping, event_id, field_at
+from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
+from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
+from replay_app.settings import Settings, load_settings
+from replay_app.store import EventStore, PageReader, TimeLimitExceeded
+
+Document = dict[str, Any]
+OPTIONS: CodecOptions[Document] = CodecOptions(
+    tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
+)
+MAPPING = EventMapping()
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+BY_TIME = ("timestamp", "_id")
+BY_AGGREGATE = ("aggregate_id", "timestamp", "_id")
+
+
+@pytest.fixture
+def settings(stack: Stack) -> Settings:
+    return load_settings(mongo=stack.mongo, mongo_database=unique_name("store"))
+
+
+@pytest.fixture
+def events(settings: Settings) -> Iterator[Collection[Document]]:
+    client: pymongo.MongoClient[Document] = pymongo.MongoClient(settings.mongo.get_secret_value())
+    yield client[settings.mongo_database].get_collection("events", codec_options=OPTIONS)
+    client.drop_database(settings.mongo_database)
+    client.close()
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[EventStore]:
+    store = EventStore(settings)
+    yield store
+    store.close()
+
+
+# BSON's order, for the oracle
+
+
+def bson_rank(value: Any) -> tuple[Any, ...]:
+    """Return a sort key that orders values as BSON does."""
+    rank: tuple[Any, ...] = (1,)  # null and missing
+    match value:
+        case bool():
+            rank = (8, value)
+        case int() | float():
+            rank = (2, value)
+        case str():
+            rank = (3, value.encode())
+        case uuid.UUID():
+            rank = (6, 16, 4, value.bytes)
+        case bytes():
+            rank = (6, len(value), 0, value)
+        case ObjectId():
+            rank = (7, value.binary)
+        case datetime():
+            rank = (9, value)
+    return rank
+
+
+def in_order(documents: Sequence[Document], sort: Sequence[str]) -> list[Any]:
+    """Return the ids in the order that the store must give."""
+    ranked = sorted(documents, key=lambda one: [bson_rank(field_at(one, name)) for name in sort])
+    return [document["_id"] for document in ranked]
+
+
+def decode(page: bytes) -> list[Document]:
+    return bson.decode_all(page, codec_options=OPTIONS)
+
+
+async def ids(store: EventStore, query: Any, sort: Sequence[str] = BY_TIME) -> list[Any]:
+    return [doc["_id"] async for page in store.pages(query, sort, 100) for doc in decode(page)]
+
+
+async def walk(store: EventStore, sort: Sequence[str], page_events: int) -> list[Any]:
+    """Return all ids, by a new query after each page."""
+    found: list[Any] = []
+    cursor = None
+    while True:
+        pages = store.pages(after(cursor, sort), sort, page_events)
+        page = await anext(pages, None)
+        await pages.aclose()
+        if page is None:
+            return found
+        documents = decode(page)[:page_events]
+        found += [document["_id"] for document in documents]
+        cursor = encode_cursor([field_at(documents[-1], name) for name in sort])
+
+
+def random_id(chance: random.Random) -> Any:
+    make: Callable[[], Any] = chance.choice(
+        [
+            lambda: chance.randrange(10**6),
+            lambda: chance.randrange(2**40, 2**62),
+            lambda: chance.random() * 10**6,
+            lambda: f"{chance.randrange(10**6):x}",
+            lambda: chance.choice("aäz$€\U0001f600") + str(chance.randrange(10**6)),
+            lambda: ObjectId(chance.randbytes(12)),
+            lambda: uuid.UUID(bytes=chance.randbytes(16)),
+            lambda: chance.randbytes(chance.randrange(1, 20)),
+            lambda: T0 + timedelta(milliseconds=chance.randrange(10**9)),
+        ]
+    )
+    return make()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("page_events", [1, 3, 7])
+async def test_pages_never_skip_or_repeat_whatever_the_ids_are(
+    store: EventStore, events: Collection[Document], seed: int, page_events: int
+) -> None:
+    chance = random.Random(seed)
+    made = {repr(one): one for one in (random_id(chance) for _ in range(40))}
+    documents = [
+        {"_id": one, "timestamp": T0 + timedelta(milliseconds=chance.randrange(3))}
+        for one in made.values()
+    ]
+    chance.shuffle(documents)
+    events.insert_many(documents)
+    assert await walk(store, BY_TIME, page_events) == in_order(documents, BY_TIME)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("string", ["", "a", "aa", "b", "ä", "\U0001f600", None]),
+        ("number", [-1, 0, 0.5, 1, 2**40, 1e300, None]),
+        ("objectId", [ObjectId(bytes([n] * 12)) for n in range(5)]),
+        ("binData", [uuid.UUID(int=1), uuid.UUID(int=2**127), uuid.UUID(int=2**128 - 1), None]),
+        ("binData", [b"abc", b"abd", b"\xff\x00\x01"]),
+        ("date", [T0, T0 + timedelta(days=1), None]),
+    ],
+)
+@pytest.mark.parametrize("page_events", [1, 4])
+async def test_aggregates_are_paged_without_skips_also_where_some_have_none(
+    store: EventStore,
+    events: Collection[Document],
+    kind: str,
+    values: list[Any],
+    page_events: int,
+) -> None:
+    chance = random.Random(kind)
+    documents: list[Document] = []
+    for number in range(40):
+        document: Document = {
+            "_id": number if number % 2 else str(number),
+            "timestamp": T0 + timedelta(milliseconds=chance.randrange(2)),
+            "aggregate_id": chance.choice(values),
+        }
+        if document["aggregate_id"] is None and number % 3:
+            del document["aggregate_id"]
+        documents.append(document)
+    events.insert_many(documents)
+    assert await walk(store, BY_AGGREGATE, page_events) == in_order(documents, BY_AGGREGATE)
+
+
+@pytest.mark.parametrize("kind", ["iso", "epoch_ms"])
+async def test_other_kinds_of_time_are_paged_likewise(
+    store: EventStore, events: Collection[Document], kind: str
+) -> None:
+    times: list[Any] = (
+        ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5Z", "2026-01-02T00:00:00Z"]
+        if kind == "iso"
+        else [1767225600000, 1767225600000.5, 1767225600001]
+    )
+    documents = [{"_id": number, "timestamp": times[number % 3]} for number in range(20)]
+    events.insert_many(documents)
+    assert await walk(store, BY_TIME, 2) == in_order(documents, BY_TIME)
+
+
+async def test_an_event_that_comes_behind_the_cursor_is_not_read(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0 + timedelta(seconds=n)} for n in range(6)])
+    cursor = encode_cursor([T0 + timedelta(seconds=3), 3])
+    events.insert_one({"_id": 100, "timestamp": T0 + timedelta(seconds=1)})
+    assert await ids(store, after(cursor, BY_TIME)) == [4, 5]
+
+
+# Filters
+
+SHAPES: list[Document] = [
+    {"event_type": "a", "aggregate_id": "o-1", "user": "u-1", "nested": {"n": 1}},
+    {"event_type": "a", "aggregate_id": 7, "user": None, "nested": {"n": 2}},
+    {"event_type": "b", "aggregate_id": "7", "user": {"$ne": 1}, "nested": {"n": 1.0}},
+    {"event_type": "b", "aggregate_id": ObjectId("65920080000001000000002a"), "user": "$ne"},
+    {"event_type": "c", "aggregate_id": uuid.UUID(int=5), "user": True, "event_id": "e-1"},
+    {"event_type": None, "aggregate_id": None, "user": 1, "event_id": 12},
+    {"user": "/.*/", "nested": {"n": "1"}, "event_id": None},
+    {"event_type": "$where", "aggregate_id": "$ne", "user": 2**53 + 1, "event_id": "12"},
+]
+
+
+def same(stored: Any, wanted: Any) -> bool:
+    """Whether a stored value equals a wanted one to BSON, for which true is not 1."""
+    return isinstance(stored, bool) == isinstance(wanted, bool) and bool(stored == wanted)
+
+
+def matches(document: Document, wanted: Filter) -> bool:
+    """Judge a document by the words of the filter's documentation."""
+    kind, aggregate = document.get("event_type"), document.get("aggregate_id")
+    own_id = event_id(document, MAPPING)
+    return (
+        (not wanted.event_types or kind in wanted.event_types)
+        and kind not in wanted.exclude_event_types
+        and (not wanted.aggregate_ids or str(aggregate) in map(str, wanted.aggregate_ids))
+        and (not wanted.event_ids or own_id in map(str, wanted.event_ids))
+        and all(same(field_at(document, path), v) for path, v in wanted.fields.items())
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"event_types": ("a",)},
+        {"event_types": ("a", "c", "$where")},
+        {"exclude_event_types": ("a",)},
+        {"event_types": ("a", "b"), "exclude_event_types": ("c",)},
+        {"aggregate_ids": ("o-1",)},
+        {"aggregate_ids": ("7",)},
+        {"aggregate_ids": ("65920080000001000000002a", str(uuid.UUID(int=5)), "$ne")},
+        {"event_ids": ("e-1", "doc-0")},
+        {"event_ids": ("12",)},
+        {"event_ids": ("doc-4",)},  # it has an event_id of its own, so that is no id of an event
+        {"event_ids": ("doc-6",)},
+        {"fields": {"user": "u-1"}},
+        {"fields": {"user": "$ne"}},
+        {"fields": {"user": "/.*/"}},
+        {"fields": {"user": True}},
+        {"fields": {"user": 1}},
+        {"fields": {"user": 2**53 + 1}},
+        {"fields": {"user": None}},
+        {"fields": {"nested.n": 1}},
+        {"fields": {"nested.n": 1.0, "user": "u-1"}},
+        {"fields": {"nested.n": "1"}},
+        {"fields": {"nested.none": None, "user": "u-1"}},
+        {"fields": {"nowhere": "x"}},
+    ],
+)
+async def test_filters_of_every_kind_find_what_they_say(
+    store: EventStore, events: Collection[Document], wanted: dict[str, Any]
+) -> None:
+    documents = [
+        {"_id": f"doc-{number}", "timestamp": T0, **shape} for number, shape in enumerate(SHAPES)
+    ]
+    events.insert_many(documents)
+    filtered = Filter(**wanted)
+    expected = [doc["_id"] for doc in documents if matches(doc, filtered)]
+    assert await ids(store, compile_filter(filtered, MAPPING)) == expected
+
+
+async def test_a_number_finds_only_the_number_and_text_finds_both(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": 1, "aggregate_id": 7}, {"_id": 2, "aggregate_id": "7"}])
+    number, text = Filter(aggregate_ids=(7,)), Filter(aggregate_ids=("7",))
+    assert await ids(store, compile_filter(number, MAPPING)) == [1]
+    assert await ids(store, compile_filter(text, MAPPING)) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["date", "iso", "epoch_ms"])
+async def test_the_start_is_inclusive_and_the_end_exclusive(
+    stack: Stack, events: Collection[Document], store: EventStore, kind: Any
+) -> None:
+    def stored(milliseconds: int) -> Any:
+        time = T0 + timedelta(milliseconds=milliseconds)
+        if kind == "iso":
+            return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return time if kind == "date" else round(time.timestamp() * 1000)
+
+    documents = [{"_id": number, "timestamp": stored(number)} for number in range(10)]
+    events.insert_many(documents)
+    mapping = EventMapping(timestamp_type=kind)
+    begin, end = T0 + timedelta(milliseconds=2), T0 + timedelta(milliseconds=7)
+    assert await ids(store, time_range(begin, end, mapping)) == [2, 3, 4, 5, 6]
+    assert await ids(store, time_range(None, begin, mapping)) == [0, 1]
+    if kind == "iso":
+        return  # text has no instants between its own
+    between = timedelta(microseconds=300)
+    found = await ids(store, time_range(begin + between, end + between, mapping))
+    assert found == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [
+        ("date", [T0, "2026-01-01T00:00:00Z", 5, None, [T0], {"t": T0}, True]),
+        ("iso", ["2026-01-01T00:00:00Z", T0, 5, None, ["2026"], math.nan]),
+        ("epoch_ms", [5, T0, "2026", None, [5], math.nan, True]),
+    ],
+)
+async def test_every_event_is_either_in_some_time_range_or_untimed(
+    store: EventStore, events: Collection[Document], kind: Any, times: list[Any]
+) -> None:
+    documents: list[Document] = [{"_id": n, "timestamp": time} for n, time in enumerate(times)]
+    events.insert_many([*documents, {"_id": 100}])
+    mapping = EventMapping(timestamp_type=kind)
+    end = datetime(9999, 1, 1, tzinfo=UTC)
+    assert await ids(store, time_range(None, end, mapping)) == [0]
+    assert sorted(await ids(store, untimed(mapping))) == [*range(1, len(times)), 100]
+
+
+# The rest of what a plan asks
+
+
+async def test_a_missing_collection_is_named(store: EventStore, settings: Settings) -> None:
+    with pytest.raises(ReplayFailed, match=f"no collection '{settings.mongo_database}.events'"):
+        await store.require_collection()
+
+
+async def test_a_collection_that_is_there_is_enough(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_one({"_id": 1})
+    await store.require_collection()
+
+
+async def test_groups_are_counted_by_every_combination(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    shapes: list[Document] = [
+        {"event_type": "a", "topic": "x"},
+        {"event_type": "a", "topic": "x"},
+        {"event_type": "a"},
+        {"event_type": "a", "topic": None},
+        {"event_type": ["odd"], "topic": {"very": "odd"}},
+        {"topic": "x"},
+    ]
+    events.insert_many([{"_id": number, **shape} for number, shape in enumerate(shapes)])
+    found = await store.count_groups({}, ["event_type", "topic"], 10)
+    assert found.pop(("a", "x")) == 2
+    assert found.pop(("a", None)) == 2
+    assert found.pop((None, "x")) == 1
+    assert list(found.values()) == [1]
+    assert await store.count_groups({"event_type": "a"}, [], 10) == {(): 4}
+    assert await store.count_groups({"event_type": "none"}, [], 10) == {}
+    assert await store.count_groups({"event_type": "none"}, ["event_type"], 10) == {}
+
+
+async def test_no_count_is_lost_where_python_takes_two_values_for_one(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many(
+        [{"_id": n, "event_type": t} for n, t in enumerate([1, True, 1.0, 0, False])]
+    )
+    assert sum((await store.count_groups({}, ["event_type"], 10)).values()) == 5
+
+
+async def test_nested_fields_are_counted(store: EventStore, events: Collection[Document]) -> None:
+    events.insert_many([{"_id": 1, "meta": {"type": "a"}}, {"_id": 2, "meta": {"type": "a"}}])
+    assert await store.count_groups({}, ["meta.type", "topic"], 10) == {("a", None): 2}
+
+
+async def test_a_sample_is_in_the_stores_order(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    values = [5, "b", 1.5, "a", b"zz", b"a", uuid.UUID(int=3), None, T0]
+    events.insert_many([{"_id": number, "v": value} for number, value in enumerate(values)])
+    found = await store.sample({}, "v", 100, 10)
+    assert found == sorted(values, key=bson_rank)
+    assert len(await store.sample({}, "v", 3, 10)) == 3
+
+
+async def test_the_clock_is_the_servers(store: EventStore) -> None:
+    assert abs(await store.clock() - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+async def test_the_plan_tells_whether_an_index_fits(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0, "event_type": "a"} for n in range(10)])
+    # A plain query: which indexes serve a whole filter is each store's own art.
+    query = {"timestamp": {"$gte": T0}}
+    assert await store.plan_stages(query, BY_TIME) >= {"COLLSCAN", "SORT"}
+    events.create_index([("timestamp", 1), ("_id", 1)])
+    stages = await store.plan_stages(query, BY_TIME)
+    assert "IXSCAN" in stages
+    assert "COLLSCAN" not in stages
+
+
+async def test_a_query_that_bson_cannot_hold_is_an_error_and_not_a_crash(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    with pytest.raises(ReplayFailed, match="cannot be written as BSON"):
+        await store.has_any({"a": 2**70})
+    reader = PageReader(store, {"a": 2**70}, BY_TIME, 10, None)
+    with pytest.raises(ReplayFailed, match="cannot be written as BSON"):
+        await reader.next(10)
+    await reader.close()
+
+
+async def test_a_query_that_the_store_does_not_know_is_refused_for_good(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_one({"_id": 1})
+    with pytest.raises(ReplayFailed, match="refused"):
+        await store.has_any({"$nonsense": 1})
+
+
+def test_a_uri_that_is_none_is_refused_by_its_variable() -> None:
+    with pytest.raises(InvalidSettings, match="REPLAY_MONGO is no usable MongoDB URI"):
+        EventStore(load_settings(mongo="http://localhost:27017"))
+
+
+async def test_a_store_that_is_away_is_unavailable_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("replay_app.store.SERVER_SELECTION_MS", 200)
+    port = free_port()
+    store = EventStore(load_settings(mongo=f"mongodb://ana:hunter2@127.0.0.1:{port}"))
+    calls: list[Callable[[], Any]] = [
+        store.clock,
+        store.require_collection,
+        lambda: store.count_groups({}, [], 5),
+        lambda: store.has_any({}),
+        lambda: store.sample({}, "a", 1, 5),
+        lambda: store.plan_stages({}, BY_TIME),
+        lambda: ids(store, {}),
+    ]
+    try:
+        for call in calls:
+            with pytest.raises(Unavailable) as away:
+                await call()
+            message = str(away.value)
+            assert message.startswith("the event store 'events.events' does not answer: ")
+            assert f"127.0.0.1:{port}" in message
+            assert "hunter2" not in message
+            assert len(message) < 400
+            assert away.value.retriable
+            assert not isinstance(away.value, TimeLimitExceeded)
+    finally:
+        store.close()
+
+
+# The reader
+
+
+async def test_a_reader_gives_every_page_and_then_none(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0 + timedelta(seconds=n)} for n in range(25)])
+    reader = PageReader(store, {}, BY_TIME, 10, None)
+    found: list[Any] = []
+    while (page := await reader.next(10)) is not None:
+        assert len(decode(page)) <= 10
+        found += [document["_id"] for document in decode(page)]
+    assert found == list(range(25))
+    assert await reader.next(10) is None
+    await reader.ready()
+    await reader.close()
+
+
+async def test_what_is_put_back_comes_first(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0 + timedelta(seconds=n)} for n in range(4)])
+    reader = PageReader(store, {}, BY_TIME, 2, None)
+    page = await reader.next(10)
+    assert page is not None
+    reader.put_back(page)
+    await reader.ready()
+    assert await reader.next(0.0) == page
+    reader.put_back(b"")
+    page = await reader.next(10)
+    assert page is not None
+    assert [document["_id"] for document in decode(page)] == [2, 3]
+    await reader.close()
+
+
+async def test_a_reader_of_a_store_that_is_away_says_so_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("replay_app.store.SERVER_SELECTION_MS", 200)
+    store = EventStore(load_settings(mongo=f"mongodb://127.0.0.1:{free_port()}"))
+    reader = PageReader(store, {}, BY_TIME, 10, None)
+    with pytest.raises(TimeoutError):
+        await reader.next(0.01)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await reader.next(10)
+    await reader.close()
+    store.close()
+
+
+async def test_a_reader_can_be_closed_in_the_middle(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0} for n in range(100)])
+    reader = PageReader(store, all_of({"timestamp": T0}), BY_TIME, 10, None)
+    assert await reader.next(10)
+    await reader.close()
+    assert len(asyncio.all_tasks()) == 1

@@ -1,0 +1,209 @@
+"""The topics of one installation on a real broker: created once, as declared, and primed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
+from support import create_topics, read_topic, unique_name, wait_until
+
+from replay_app.demo.stack import Stack, free_port
+from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.settings import Settings, load_settings
+from replay_app.topics import NOOP, Topic, Topics, ensure_topics, partition_counts, partition_of
+
+SECONDS = 30.0
+COMMAND = b'{"command": "start", "replay_id": "early"}'
+
+
+@pytest.fixture
+def settings(stack: Stack) -> Settings:
+    name = unique_name("topics")
+    return load_settings(kafka=stack.kafka, app_id=name, topic_prefix=f"{name}.", partitions=3)
+
+
+def config_of(settings: Settings, topic: str) -> dict[str, str]:
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    admin = AdminClient({"bootstrap.servers": settings.kafka})
+    entries = admin.describe_configs([resource])[resource].result(SECONDS)
+    return {name: entry.value for name, entry in entries.items()}
+
+
+def committed(settings: Settings, topics: list[Topic]) -> dict[tuple[str, int], int]:
+    """Return the group's committed offsets; below zero: none."""
+    consumer = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
+    try:
+        asked = [TopicPartition(t.name, n) for t in topics for n in range(t.partitions)]
+        return {(o.topic, o.partition): o.offset for o in consumer.committed(asked, SECONDS)}
+    finally:
+        consumer.close()
+
+
+def subscribed(settings: Settings) -> list[Topic]:
+    return [topic for topic in Topics.of(settings).all() if topic.subscribed]
+
+
+def produce(settings: Settings, topic: str, partition: int, *values: bytes) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka})
+    for value in values:
+        producer.produce(topic, value, b"early", partition=partition)
+    assert producer.flush(SECONDS) == 0
+
+
+def unread(settings: Settings, topic: str) -> list[bytes | None]:
+    """Return the values that the group would still read, but for no-ops."""
+    offsets = committed(settings, [Topic(topic, settings.partitions)])
+    return [
+        record.value
+        for record in read_topic(settings.kafka, topic)
+        if record.offset >= offsets[topic, record.partition] and record.value != NOOP
+    ]
+
+
+async def test_every_topic_is_created_as_declared(settings: Settings) -> None:
+    declared = Topics.of(settings).all()
+    assert sorted(await ensure_topics(settings)) == sorted(topic.name for topic in declared)
+    counts = await partition_counts(settings, settings.kafka, [topic.name for topic in declared])
+    assert counts == {topic.name: 3 for topic in declared}
+    for topic in declared:
+        found = config_of(settings, topic.name)
+        assert {name: found[name] for name in topic.config} == topic.config
+
+
+async def test_what_must_outlive_a_week_is_compacted(settings: Settings) -> None:
+    await ensure_topics(settings)
+    topics = Topics.of(settings)
+    kept = {topics.status.name, topics.checkpoints.name, topics.table_changelog.name}
+    for name in names(settings):
+        policy = config_of(settings, name)["cleanup.policy"]
+        assert policy == ("compact" if name in kept else "delete"), name
+
+
+async def test_again_it_changes_nothing(settings: Settings) -> None:
+    await ensure_topics(settings)
+    before = committed(settings, subscribed(settings))
+    assert await ensure_topics(settings) == []
+    assert committed(settings, subscribed(settings)) == before
+    assert {record.offset for record in read_topic(settings.kafka, names(settings))} == {0}
+
+
+async def test_two_workers_that_start_together_both_succeed(settings: Settings) -> None:
+    created = await asyncio.gather(ensure_topics(settings), ensure_topics(settings))
+    assert sorted(created[0] + created[1]) == sorted(t.name for t in Topics.of(settings).all())
+    assert min(committed(settings, subscribed(settings)).values()) >= 1
+
+
+async def test_a_topic_with_another_partition_count_is_named(settings: Settings) -> None:
+    requests = Topics.of(settings).requests.name
+    create_topics(settings.kafka, {requests: 5})
+    with pytest.raises(InvalidSettings) as refused:
+        await ensure_topics(settings)
+    assert str(refused.value).startswith(
+        f"topic '{requests}' has 5 partitions, but REPLAY_PARTITIONS is 3"
+    )
+    assert await partition_counts(settings, settings.kafka, names(settings)) == {requests: 5}
+
+
+async def test_more_replicas_than_brokers_are_refused_by_the_topic(settings: Settings) -> None:
+    many = settings.model_copy(update={"replication": 7})
+    with pytest.raises(
+        InvalidSettings, match=f"topic '{settings.topic_prefix}.*' cannot be created"
+    ):
+        await ensure_topics(many)
+
+
+@pytest.mark.parametrize("ask", [ensure_topics, lambda s: partition_counts(s, s.kafka)])
+async def test_a_broker_that_is_away_is_unavailable_and_named(ask: object) -> None:
+    settings = load_settings(kafka=f"127.0.0.1:{free_port()}")
+    assert callable(ask)
+    with pytest.raises(
+        Unavailable, match=f"Kafka at {settings.kafka} \\(REPLAY_KAFKA\\) cannot be"
+    ):
+        await ask(settings)
+
+
+async def test_every_partition_that_the_group_reads_has_a_committed_offset(
+    settings: Settings,
+) -> None:
+    await ensure_topics(settings)
+    offsets = committed(settings, subscribed(settings))
+    assert len(offsets) == 9
+    assert set(offsets.values()) == {1}
+    for topic in subscribed(settings):
+        assert {record.value for record in read_topic(settings.kafka, topic.name)} == {NOOP}
+
+
+async def test_commands_that_came_before_the_first_worker_are_read_once_and_in_order(
+    settings: Settings,
+) -> None:
+    requests = Topics.of(settings).requests.name
+    create_topics(settings.kafka, {requests: 3})
+    produce(settings, requests, 1, COMMAND, b"second")
+    await ensure_topics(settings)
+    assert min(committed(settings, subscribed(settings)).values()) >= 1
+    assert unread(settings, requests) == [COMMAND, b"second"]
+    keys = {r.key for r in read_topic(settings.kafka, requests) if r.value == COMMAND}
+    assert keys == {b"early"}
+
+
+async def test_what_the_group_has_read_already_is_not_read_again(settings: Settings) -> None:
+    requests = Topics.of(settings).requests.name
+    await ensure_topics(settings)
+    produce(settings, requests, 0, b"read already")
+    consumer = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
+    consumer.commit(offsets=[TopicPartition(requests, 0, 2)], asynchronous=False)
+    consumer.close()
+    produce(settings, requests, 0, b"new")
+    await ensure_topics(settings)
+    assert unread(settings, requests) == [b"new"]
+
+
+async def test_a_partition_whose_beginning_is_gone_needs_no_priming(settings: Settings) -> None:
+    requests = Topics.of(settings).requests.name
+    create_topics(settings.kafka, {requests: 3})
+    produce(settings, requests, 2, b"old", b"new")
+    admin = AdminClient({"bootstrap.servers": settings.kafka})
+    for deleted in admin.delete_records([TopicPartition(requests, 2, 1)]).values():
+        deleted.result(SECONDS)
+    await ensure_topics(settings)
+    found = committed(settings, [Topics.of(settings).requests])
+    assert (found[requests, 0], found[requests, 1]) == (1, 1)
+    values = [r.value for r in read_topic(settings.kafka, requests) if r.partition == 2]
+    assert values == [b"new"]
+
+
+async def test_a_worker_may_prime_beside_one_that_has_joined(settings: Settings) -> None:
+    await ensure_topics(settings)
+    member = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
+    try:
+        member.subscribe(names(settings))
+        wait_until(lambda: member.poll(0.1) or member.assignment(), SECONDS, "it never joined")
+        assert await ensure_topics(settings) == []
+    finally:
+        member.close()
+
+
+async def test_partition_counts_are_of_the_topics_that_exist(settings: Settings) -> None:
+    name = unique_name("orders")
+    create_topics(settings.kafka, {name: 4})
+    assert await partition_counts(settings, settings.kafka, [name, "nowhere"]) == {name: 4}
+    assert await partition_counts(settings, settings.kafka, []) == {}
+    assert (await partition_counts(settings, settings.kafka))[name] == 4
+
+
+def test_a_key_goes_where_every_client_puts_it(settings: Settings) -> None:
+    name = unique_name("keys")
+    create_topics(settings.kafka, {name: 7})
+    producer = Producer({"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random"})
+    keys = [f"replay-{number}".encode() for number in range(50)] + ["größer".encode(), b"\xff"]
+    for key in keys:
+        producer.produce(name, b"", key)
+    assert producer.flush(SECONDS) == 0
+    found = {record.key: record.partition for record in read_topic(settings.kafka, name)}
+    assert found == {key: partition_of(key, 7) for key in keys}
+
+
+def names(settings: Settings) -> list[str]:
+    return [topic.name for topic in Topics.of(settings).all()]

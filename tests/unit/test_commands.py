@@ -1,0 +1,438 @@
+"""Commands: what is understood, and how everything else is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import example, given
+
+from replay_app.commands import (
+    MAX_COMMAND_BYTES,
+    Cancel,
+    Pause,
+    Resume,
+    Retry,
+    SetRate,
+    Start,
+    parse_command,
+    usable_replay_id,
+)
+from replay_app.events import EPOCH
+from replay_app.exceptions import InvalidCommand
+
+FULL: dict[str, Any] = {
+    "command": "start",
+    "replay_id": "rebuild-orders-1",
+    "requested_by": "ana",
+    "name": "orders",
+    "reason": "orders view lost",
+    "filter": {
+        "start": "2026-01-01T00:00:00Z",
+        "end": "2026-02-01T00:00:00Z",
+        "event_types": ["order_placed"],
+        "exclude_event_types": ["order_viewed"],
+        "aggregate_ids": ["o-1", 7],
+        "event_ids": ["65920080000001000000002a"],
+        "fields": {"metadata.user_id": "u-1", "paid": True, "total": 1.5, "note": None, "n": 3},
+    },
+    "target": {"topic": None, "topics": {"order_placed": "orders.rebuild"}, "prefix": "test."},
+    "ordering": "global",
+    "shards": None,
+    "dry_run": False,
+    "rate": 100,
+    "speed": None,
+    "max_events": 10,
+    "on_error": "dead-letter",
+    "control_records": True,
+    "include_replayed": False,
+    "after": ["first"],
+}
+
+
+def start_with(**fields: Any) -> bytes:
+    return json.dumps({"command": "start", "replay_id": "r1"} | fields).encode()
+
+
+def filter_with(**fields: Any) -> bytes:
+    return start_with(filter=fields)
+
+
+def refusal(body: bytes | str) -> str:
+    with pytest.raises(InvalidCommand) as refused:
+        parse_command(body)
+    return str(refused.value)
+
+
+def test_a_full_start_is_understood() -> None:
+    command = parse_command(json.dumps(FULL))
+    assert isinstance(command, Start)
+    assert command.filter.start == datetime(2026, 1, 1, tzinfo=UTC)
+    assert command.filter.aggregate_ids == ("o-1", 7)
+    assert command.filter.fields == FULL["filter"]["fields"]
+    assert command.filter.fields["paid"] is True
+    assert command.target.for_events().topics == {"order_placed": "orders.rebuild"}
+    assert (command.rate, command.max_events, command.after) == (100.0, 10, ("first",))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"command": "start", "replay_id": "r1"}', Start),
+        (b'{"command": "pause", "replay_id": "r1"}', Pause),
+        (b'{"command": "resume", "replay_id": "r1", "requested_by": "ana"}', Resume),
+        (b' {"replay_id": "r1", "command": "cancel"}\n', Cancel),
+        (b'{"command": "retry", "replay_id": "r1"}', Retry),
+        (b'{"command": "set-rate", "replay_id": "r1", "rate": 5}', SetRate),
+        (b'{"command": "set-rate", "replay_id": "r1", "rate": null}', SetRate),
+        ('{"command": "pause", "replay_id": "r1"}', Pause),
+    ],
+)
+def test_each_command_is_understood(body: bytes | str, kind: type) -> None:
+    assert isinstance(parse_command(body), kind)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the command is empty; send a JSON object"),
+        (b" \n\t", "the command is empty; send a JSON object"),
+        (b"pause it", "not JSON: "),
+        (b"{", "not JSON: "),
+        (b"\xff\xfe\x00", "not JSON: "),
+        (b'{"command": "pause", "replay_id": "\xff"}', "not JSON: "),
+        (b'{"command": "pause", "replay_id": "\\ud800"}', "not JSON: "),
+        (b'{"command": "pause", "replay_id": "r1"} {}', "not JSON: "),
+        (b"[" * 100_000, "not JSON: recursion limit exceeded"),
+        (b'{"a":' * 100_000, "not JSON: recursion limit exceeded"),
+        (b"[]", "the command is not a JSON object"),
+        (b"null", "the command is not a JSON object"),
+        (b'"pause"', "the command is not a JSON object"),
+        (b"7", "the command is not a JSON object"),
+        (b"{}", "command: missing; one of start, pause, resume, cancel, retry, set-rate"),
+        (b'{"replay_id": "r1"}', "command: missing; one of start"),
+        (b'{"command": "stop", "replay_id": "r1"}', "command: 'stop' is none of start, pause"),
+        (b'{"command": 1, "replay_id": "r1"}', "command: '1' is none of start"),
+        (b'{"command": null, "replay_id": "r1"}', "command: "),
+        (b'{"command": "pause"}', "replay_id: missing"),
+        (b'{"command": "set-rate", "replay_id": "r1"}', "rate: missing"),
+        (b'{"command": "pause", "replay_id": "r1", "rate": 1}', "rate: unknown field"),
+        (b'{"command": "pause", "replay_id": "r1", "replay_id": "r2"}', "replay_id: given more"),
+    ],
+)
+def test_what_is_no_command_is_refused_with_the_reason(body: bytes, message: str) -> None:
+    assert refusal(body).startswith(message)
+
+
+def test_a_second_filter_does_not_undo_the_first() -> None:
+    body = b"""{"command": "start", "replay_id": "r1",
+                "filter": {"event_types": ["a"]}, "filter": {}}"""
+    assert refusal(body) == "filter: given more than once"
+    body = b"""{"command": "start", "replay_id": "r1", "filter": {"fields": {"a": 1, "a": 2}}}"""
+    assert refusal(body) == "a: given more than once"
+
+
+@pytest.mark.parametrize(
+    "replay_id",
+    ["", " ", "a/b", "a b", "ä", "-a", ".a", "a\n", "a\0", "../a", "x" * 129, "x" * 10_000, "$a"],
+)
+def test_a_replay_id_that_is_no_plain_name_is_refused(replay_id: str) -> None:
+    message = refusal(start_with(replay_id=replay_id))
+    assert message.startswith("replay_id: a replay_id is 1 to 128 letters, digits")
+    assert refusal(start_with(after=[replay_id])).startswith("after.0: a replay_id is")
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("replay_id", [None, 7, ["r1"], {"$ne": ""}, True])
+def test_a_replay_id_of_another_type_is_refused(replay_id: object) -> None:
+    assert refusal(start_with(replay_id=replay_id)).startswith("replay_id: ")
+
+
+@pytest.mark.parametrize("replay_id", ["a", "9", "A.b-c_d", "x" * 128])
+def test_a_plain_name_is_a_replay_id(replay_id: str) -> None:
+    assert parse_command(start_with(replay_id=replay_id)).replay_id == replay_id
+
+
+@pytest.mark.parametrize("name", ["start", "end"])
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("2026-01-01T00:00:00", "a time needs a timezone, such as a final Z"),
+        ("2026-01-01", "a time is written as 2026-01-31T00:00:00Z"),
+        ("2026", "a time is written as"),
+        ("1767225600", "a time is written as"),
+        (1767225600, "a time is written as"),
+        (1767225600.5, "a time is written as"),
+        ("-1700000000", "a time is written as"),
+        ("yesterday", "a time is written as"),
+        ("", "a time is written as"),
+        (True, "a time is written as"),
+        ({"$date": 1}, "a time is written as"),
+        ("2026-02-30T00:00:00Z", "Input should be a valid datetime"),
+        ("2026-01-01T25:00:00Z", "Input should be a valid datetime"),
+        ("0001-01-01T00:00:00+01:00", "the time lies outside the years 1 to 9999"),
+        ("9999-12-31T23:59:59-01:00", "the time lies outside the years 1 to 9999"),
+    ],
+)
+def test_a_time_that_is_none_is_refused(name: str, written: object, message: str) -> None:
+    assert refusal(filter_with(**{name: written})).startswith(f"filter.{name}: {message}")
+
+
+@pytest.mark.parametrize("end", ["2026-01-01T00:00:00Z", "2025-12-31T23:59:59Z"])
+def test_times_in_reverse_are_refused(end: str) -> None:
+    message = refusal(filter_with(start="2026-01-01T00:00:00Z", end=end))
+    assert message.startswith("filter: start 2026-01-01T00:00:00+00:00 is not before end 202")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rate": 0}, "rate: Input should be greater than 0"),
+        ({"rate": -5}, "rate: Input should be greater than 0"),
+        ({"rate": "fast"}, "rate: Input should be a valid number"),
+        ({"rate": "5"}, "rate: Input should be a valid number"),
+        ({"rate": True}, "rate: Input should be a valid number"),
+        ({"rate": 1e300}, "rate: Input should be less than or equal to 1000000000"),
+        ({"max_events": 0}, "max_events: Input should be greater than or equal to 1"),
+        ({"max_events": -1}, "max_events: Input should be greater than or equal to 1"),
+        ({"max_events": 1.5}, "max_events: Input should be a valid integer"),
+        ({"max_events": True}, "max_events: Input should be a valid integer"),
+        ({"shards": 0, "ordering": "aggregate"}, "shards: Input should be greater than or"),
+        ({"shards": 257, "ordering": "aggregate"}, "shards: Input should be less than or"),
+        ({"shards": 2}, "shards needs ordering 'aggregate'"),
+        ({"max_events": 2, "ordering": "aggregate"}, "max_events needs ordering 'global'"),
+        ({"speed": 1}, "speed: speed (the original pace) is not supported yet; set a rate"),
+        ({"ordering": "random"}, "ordering: Input should be 'global' or 'aggregate'"),
+        ({"on_error": "ignore"}, "on_error: Input should be 'fail', 'skip' or 'dead-letter'"),
+        ({"dry_run": "yes"}, "dry_run: Input should be a valid boolean"),
+        ({"dry_run": 1}, "dry_run: Input should be a valid boolean"),
+        ({"after": ["r1"]}, "a replay cannot wait for itself"),
+        ({"after": "first"}, "after: Input should be a valid"),
+        ({"name": ""}, "name: String should have at least 1 character"),
+        ({"reason": "x" * 1001}, "reason: String should have at most 1000 characters"),
+        ({"filter": None}, "filter: "),
+        ({"filter": []}, "filter: "),
+        ({"filter": {"event_type": ["a"]}}, "filter.event_type: unknown field"),
+        ({"filter": {"event_types": "a"}}, "filter.event_types: Input should be a valid"),
+        ({"filter": {"event_types": [""]}}, "filter.event_types.0: String should have at least"),
+        ({"filter": {"event_types": [{"$ne": 1}]}}, "filter.event_types.0: Input should be"),
+        ({"filters": {}}, "filters: unknown field"),
+        ({"target": {"topic": "a", "prefix": "b"}}, "target: a target has either a topic or a"),
+        ({"target": {"topic": "a b"}}, "target.topic: String should match pattern"),
+        ({"target": {"topic": "a/b"}}, "target.topic: String should match pattern"),
+        ({"target": {"topics": {"t": ""}}}, "target.topics.t: String should match pattern"),
+        ({"target": {"topics": ["t"]}}, "target.topics: Input should be"),
+        ({"target": {"cluster": "x"}}, "target.cluster: unknown field"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(
+    fields: dict[str, object], message: str
+) -> None:
+    assert refusal(start_with(**fields)).startswith(message)
+
+
+def test_every_wrong_field_is_named() -> None:
+    message = refusal(start_with(rate=-1, filter={"start": 5, "fields": {"a": []}}, other=1))
+    assert [sentence.split(":")[0] for sentence in message.split("; ")] == [
+        "filter.start",
+        "filter.fields.a",
+        "rate",
+        "other",
+    ]
+
+
+def test_types_both_wanted_and_excluded_are_refused() -> None:
+    message = refusal(filter_with(event_types=["a", "b", "c"], exclude_event_types=["c", "b"]))
+    assert message == "filter: event types both wanted and excluded: b, c"
+
+
+@pytest.mark.parametrize("name", ["aggregate_ids", "event_ids"])
+@pytest.mark.parametrize("value", [None, True, 1.5, 2**63, -(2**63) - 1, {"$gt": ""}, ["a"]])
+def test_an_id_of_another_type_is_refused(name: str, value: object) -> None:
+    message = refusal(filter_with(**{name: ["fine", value]}))
+    assert message == f"filter.{name}.1: must be a string or a whole number of at most 64 bits"
+
+
+@pytest.mark.parametrize(
+    "path", ["$where", "a.$where", "$or", "a.$gt.b", "", ".", "a.", ".a", "a..b", "a\0b"]
+)
+def test_an_operator_is_no_field(path: str) -> None:
+    message = refusal(filter_with(fields={path: "sleep(1000)"}))
+    assert message == f"filter.fields: {path!r} is no dotted field path; operators are not allowed"
+
+
+@pytest.mark.parametrize("value", [{"$ne": None}, {"$where": "1"}, [], ["a"], {}])
+def test_an_operator_is_no_value(value: object) -> None:
+    message = refusal(filter_with(fields={"user": value}))
+    assert message == "filter.fields.user: must be a string, a number, true, false or null"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_numbers_that_json_does_not_have_are_refused(number: str) -> None:
+    body = f'{{"command": "start", "replay_id": "r1", "filter": {{"fields": {{"a": {number}}}}}}}'
+    assert refusal(body).startswith("filter.fields.a: must be")
+    body = f'{{"command": "set-rate", "replay_id": "r1", "rate": {number}}}'
+    assert refusal(body).startswith("rate: Input should be a finite number")
+
+
+def test_a_number_of_many_digits_is_refused() -> None:
+    digits = "9" * 100_000
+    body = f'{{"command": "start", "replay_id": "r1", "max_events": {digits}}}'
+    assert refusal(body).startswith("not JSON: number out of range")
+
+
+def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
+    body = filter_with(aggregate_ids=["x" * 100] * 9_000)
+    assert len(body) > MAX_COMMAND_BYTES
+    message = f"the command has {len(body)} bytes, at most {MAX_COMMAND_BYTES} are allowed"
+    assert refusal(body) == message
+
+
+def test_many_members_are_read_in_a_moment() -> None:
+    fields = {f"f{number}": number for number in range(50_000)}
+    command = parse_command(filter_with(fields=fields))
+    assert isinstance(command, Start)
+    assert len(command.filter.fields) == 50_000
+
+
+def test_a_refusal_never_repeats_a_long_input() -> None:
+    assert len(refusal(json.dumps({"command": "x" * 10_000, "replay_id": "r1"}))) < 300
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        json.dumps(FULL, indent=4, sort_keys=True),
+        json.dumps(FULL | {"rate": 100.0}),
+        json.dumps(FULL).replace("orders view lost", "orders view l\\u006fst"),
+        json.dumps(FULL).replace("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000+00:00"),
+        json.dumps(FULL).replace("2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00"),
+        json.dumps(
+            {name: value for name, value in FULL.items() if name not in {"speed", "shards"}}
+        ),
+    ],
+)
+def test_equal_bodies_written_differently_are_equal(other: str) -> None:
+    one, two = parse_command(json.dumps(FULL)), parse_command(other)
+    assert isinstance(one, Start)
+    assert isinstance(two, Start)
+    assert one.canonical() == two.canonical()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requested_by": "bob"},
+        {"rate": 101},
+        {"dry_run": True},
+        {"after": []},
+        {"filter": FULL["filter"] | {"end": "2026-02-01T00:00:01Z"}},
+        {"filter": FULL["filter"] | {"aggregate_ids": [7, "o-1"]}},
+        {"filter": FULL["filter"] | {"aggregate_ids": ["o-1", "7"]}},
+    ],
+)
+def test_another_body_is_not_equal(change: dict[str, object]) -> None:
+    one, two = parse_command(json.dumps(FULL)), parse_command(json.dumps(FULL | change))
+    assert isinstance(one, Start)
+    assert isinstance(two, Start)
+    assert one.canonical() != two.canonical()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from([*FULL, *FULL["filter"], *FULL["target"], "$where", "x"])
+
+
+@given(st.binary(max_size=200))
+@example(b"\xef\xbb\xbf{}")
+def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
+    with contextlib.suppress(InvalidCommand):
+        parse_command(body)
+    usable_replay_id(body)
+
+
+@given(
+    st.dictionaries(NAMES, JSON),
+    st.dictionaries(NAMES, JSON),
+    st.sampled_from(["start", "pause", "set-rate"]),
+)
+def test_no_json_raises_anything_but_a_refusal(
+    fields: dict[str, Any], wanted: dict[str, Any], command: str
+) -> None:
+    body = {"replay_id": "r1", "filter": wanted} | fields | {"command": command}
+    with contextlib.suppress(InvalidCommand):
+        parse_command(json.dumps(body))
+
+
+STARTS = st.builds(
+    lambda **fields: {name: value for name, value in fields.items() if value is not None},
+    command=st.just("start"),
+    replay_id=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    requested_by=st.none() | st.text(min_size=1, max_size=10),
+    rate=st.none() | st.floats(1e-3, 1e6),
+    filter=st.fixed_dictionaries(
+        {
+            "start": st.none()
+            | st.integers(-(10**12), 4 * 10**12).map(
+                lambda ms: (EPOCH + timedelta(milliseconds=ms)).isoformat()
+            ),
+            "aggregate_ids": st.lists(st.text() | st.integers(-(2**63), 2**63 - 1), max_size=3),
+            "fields": st.dictionaries(
+                st.from_regex(r"[a-z]+(\.[a-z]+)?", fullmatch=True),
+                st.none()
+                | st.booleans()
+                | st.text()
+                | st.integers(-(2**63), 2**63 - 1)
+                | st.floats(allow_nan=False, allow_infinity=False),
+            ),
+        }
+    ),
+)
+
+
+@given(STARTS)
+def test_a_start_survives_the_sessions_record(body: dict[str, Any]) -> None:
+    command = parse_command(json.dumps(body))
+    assert isinstance(command, Start)
+    again = Start.model_validate_json(command.model_dump_json())
+    assert again == command
+    assert again.canonical() == command.canonical()
+    assert parse_command(command.canonical()) == command
+
+
+def test_times_are_kept_in_utc() -> None:
+    command = parse_command(filter_with(start="2026-01-01T01:30:00+01:30"))
+    assert isinstance(command, Start)
+    assert command.filter.start == datetime(2026, 1, 1, tzinfo=UTC)
+    assert command.filter.start.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("body", "replay_id"),
+    [
+        (b'{"replay_id": "r1", "nonsense": 1}', "r1"),
+        (b'{"command": "start", "replay_id": "r1", "rate": -1}', "r1"),
+        (b'{"replay_id": "a/b"}', None),
+        (b'{"replay_id": 7}', None),
+        (b'{"replay_id": ["r1"]}', None),
+        (b"{}", None),
+        (b'["replay_id"]', None),
+        (b'"replay_id"', None),
+        (b"7", None),
+        (b"", None),
+        (None, None),
+        (b"\xff\xfe", None),
+        (b"[" * 200_000, None),
+    ],
+)
+def test_a_malformed_command_is_answered_where_its_id_is_usable(
+    body: bytes | None, replay_id: str | None
+) -> None:
+    assert usable_replay_id(body) == replay_id

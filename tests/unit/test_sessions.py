@@ -1,0 +1,909 @@
+"""The session's state machine: every input in every state, and sequences with a lossy worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from replay_app.checkpoints import Token
+from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.exceptions import CommandConflict
+from replay_app.progress import (
+    MAX_LISTED_FAILURES,
+    MAX_LISTED_OFFSETS,
+    OTHER,
+    Counters,
+    Failure,
+    Plan,
+    Progress,
+    ShardPlan,
+    ShardProgress,
+    listed_offsets,
+)
+from replay_app.sessions import (
+    MAX_PATIENCE,
+    MAX_SESSION_BYTES,
+    STOP_SLICE,
+    TERMINAL,
+    Session,
+    Step,
+    decode_session,
+    fitted,
+    on_command,
+    on_nudge,
+    on_progress,
+)
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+STALL = timedelta(seconds=30)
+RETENTION = timedelta(days=30)
+REPLAY = "rebuild-orders-1"
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def start(**fields: Any) -> Start:
+    return Start(replay_id=REPLAY, **fields)
+
+
+def plan(shards: int = 2, matched: int | None = 10, **fields: Any) -> Plan:
+    return Plan(
+        end=T0,
+        matched=matched,
+        shards=tuple(ShardPlan(match={}, sort=("timestamp", "_id")) for _ in range(shards)),
+        **fields,
+    )
+
+
+def step_report(session: Session, kind: Any, state: Any = "done", **fields: Any) -> Progress:
+    return Progress(
+        **{"replay_id": REPLAY, "kind": kind, "shard": kind, "state": state, "slice": 1}
+        | {"epoch": session.epoch}
+        | fields
+    )
+
+
+def shard_report(
+    session: Session,
+    shard: int,
+    state: Any = "live",
+    *,
+    read: int = 0,
+    slice: int = 1,  # noqa: A002 - the field's name
+    epoch: int | None = None,
+    **fields: Any,
+) -> Progress:
+    return Progress(
+        replay_id=REPLAY,
+        kind="shard",
+        epoch=session.epoch if epoch is None else epoch,
+        slice=slice,
+        shard=shard,
+        progress=ShardProgress(state=state, counters=Counters(read=read, published=read), **fields),
+    )
+
+
+def after(session: Session | None, *inputs: Command | Progress, seconds: float = 1) -> Session:
+    """Return the session after those inputs."""
+    for given in inputs:
+        decide: Any = on_progress if isinstance(given, Progress) else on_command
+        session = decide(session, given, at(seconds)).session
+    assert session is not None
+    return session
+
+
+def running(shards: int = 2, **fields: Any) -> Session:
+    session = after(None, start(**fields))
+    return after(session, step_report(session, "plan", plan=plan(shards)))
+
+
+def answered(session: Session, state: str, read: int = 0) -> Session:
+    """Return the session after every shard has answered its present epoch."""
+    for number in range(len(session.shards)):
+        report = shard_report(session, number, state, read=read, slice=STOP_SLICE)
+        session = after(session, report)
+    return session
+
+
+def waiting() -> Session:
+    session = after(None, start(control_records=True))
+    return after(session, step_report(session, "plan", plan=plan()))
+
+
+def planning() -> Session:
+    session = after(None, start())
+    return after(session, step_report(session, "plan", "live", reason="counting"))
+
+
+def completed(failed: int = 0) -> Session:
+    session = running()
+    session = after(session, shard_report(session, 0, "done", read=5, failed=failed))
+    session = after(session, shard_report(session, 1, "done", read=5))
+    return after(session, step_report(session, "finish"))
+
+
+def failed() -> Session:
+    session = running()
+    return after(session, shard_report(session, 0, "failed", error="no topic 'orders'"))
+
+
+SESSIONS: dict[str, Callable[[], Session]] = {
+    "pending": lambda: after(None, start()),
+    "planning": planning,
+    "waiting": waiting,
+    "running": running,
+    "finishing": lambda: answered(running(), "done"),
+    "pausing": lambda: after(running(), Pause(replay_id=REPLAY)),
+    "paused": lambda: answered(after(running(), Pause(replay_id=REPLAY)), "stopped"),
+    "paused unplanned": lambda: after(None, start(), Pause(replay_id=REPLAY)),
+    "cancelling": lambda: after(running(), Cancel(replay_id=REPLAY)),
+    "cancelled": lambda: answered(after(running(), Cancel(replay_id=REPLAY)), "stopped"),
+    "completed": completed,
+    "completed_with_errors": lambda: completed(failed=1),
+    "failed": failed,
+}
+COMMANDS: dict[str, Command] = {
+    "start another": start(dry_run=True),
+    "pause": Pause(replay_id=REPLAY),
+    "resume": Resume(replay_id=REPLAY),
+    "cancel": Cancel(replay_id=REPLAY),
+    "retry": Retry(replay_id=REPLAY),
+    "set-rate": SetRate(replay_id=REPLAY, rate=5),
+}
+
+
+@dataclass(frozen=True)
+class To:
+    """What a command is expected to do."""
+
+    state: str
+    desired: str
+    tokens: tuple[str, ...] = ()
+    epochs: int = 1
+
+
+SAME, REFUSED = "nothing happens", "refused"
+RATED = "only the rate changes"
+PAUSED = To("paused", "paused")
+CANCELLED = To("cancelled", "cancelled")
+CANCELLING = To("cancelling", "cancelled", ("stop", "stop"))
+PLANNED_AGAIN = To("pending", "running", ("plan",))
+EMITTING = To("running", "running", ("emit", "emit"))
+
+# fmt: off
+OUTCOMES: dict[str, tuple[To | str, ...]] = {
+    # state               pause    resume         cancel      retry     set-rate
+    "pending":           (PAUSED,  SAME,          CANCELLED,  SAME,     RATED),
+    "planning":          (PAUSED,  SAME,          CANCELLED,  SAME,     RATED),
+    "waiting":           (PAUSED,  SAME,          CANCELLING, SAME,     RATED),
+    "running":           (To("pausing", "paused", ("stop", "stop")),
+                                   SAME,          CANCELLING, SAME,     RATED),
+    "finishing":         (REFUSED, SAME,          REFUSED,    SAME,     RATED),
+    "pausing":           (SAME,    EMITTING,      CANCELLING, REFUSED,  RATED),
+    "paused":            (SAME,    EMITTING,      CANCELLING, REFUSED,  RATED),
+    "paused unplanned":  (SAME,    PLANNED_AGAIN, CANCELLED,  REFUSED,  RATED),
+    "cancelling":        (REFUSED, REFUSED,       SAME,       REFUSED,  REFUSED),
+    "cancelled":         (REFUSED, REFUSED,       SAME,       REFUSED,  REFUSED),
+    "completed":         (REFUSED, REFUSED,       REFUSED,    REFUSED,  REFUSED),
+    "completed_with_errors":
+                         (REFUSED, REFUSED,       REFUSED,    REFUSED,  REFUSED),
+    "failed":            (REFUSED, REFUSED,       CANCELLING, EMITTING, RATED),
+}
+# fmt: on
+CASES = [
+    (state, command, outcome)
+    for state, outcomes in OUTCOMES.items()
+    for command, outcome in (
+        ("start", SAME),
+        ("start another", REFUSED),
+        *zip(("pause", "resume", "cancel", "retry", "set-rate"), outcomes, strict=True),
+    )
+]
+
+
+@pytest.mark.parametrize(("state", "command", "outcome"), CASES)
+def test_every_command_in_every_state(state: str, command: str, outcome: To | str) -> None:
+    session = SESSIONS[state]()
+    given = session.start if command == "start" else COMMANDS[command]
+    if outcome == REFUSED:
+        with pytest.raises(CommandConflict, match=session.state):
+            on_command(session, given, at(2))
+        return
+    step = on_command(session, given, at(2))
+    assert step.session is not None
+    match outcome:
+        case To():
+            found = To(
+                step.session.state,
+                step.session.desired,
+                tuple(token.kind for token in step.tokens),
+                step.session.epoch - session.epoch,
+            )
+            assert found == outcome
+            assert all(token.epoch == step.session.epoch for token in step.tokens)
+            assert step.urgent
+        case "nothing happens":
+            assert step == Step.nothing(session)
+        case _:
+            assert step.session == session.model_copy(update={"rate": 5, "updated_at": at(2)})
+            assert step.tokens == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "command"), [(state, command) for state, command, out in CASES if out != REFUSED]
+)
+def test_a_command_that_comes_again_changes_nothing_more(state: str, command: str) -> None:
+    session = SESSIONS[state]()
+    given = session.start if command == "start" else COMMANDS[command]
+    once = on_command(session, given, at(2)).session
+    assert on_command(once, given, at(3)) == Step.nothing(once)
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "cancel", "retry", "set-rate"])
+def test_a_command_for_no_session_is_refused(command: str) -> None:
+    with pytest.raises(CommandConflict, match="there is no replay 'rebuild-orders-1'"):
+        on_command(None, COMMANDS[command], T0)
+
+
+def test_a_start_makes_a_session_and_asks_for_its_plan() -> None:
+    step = on_command(None, start(rate=100), T0)
+    assert step.session is not None
+    assert (step.session.state, step.session.desired) == ("pending", "running")
+    assert (step.session.epoch, step.session.attempt, step.session.rate) == (1, 1, 100)
+    assert [(t.kind, t.shard, t.epoch, t.slice) for t in step.tokens] == [("plan", "plan", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("state", "command", "remedy"),
+    [
+        ("failed", "resume", "use retry"),
+        ("paused", "retry", "use resume"),
+        ("pausing", "retry", "use resume"),
+        ("finishing", "pause", "its last event is published"),
+        ("finishing", "cancel", "its last event is published"),
+        ("completed", "start another", "choose a new replay_id"),
+    ],
+)
+def test_a_refusal_names_the_remedy(state: str, command: str, remedy: str) -> None:
+    with pytest.raises(CommandConflict, match=remedy):
+        on_command(SESSIONS[state](), COMMANDS[command], at(2))
+
+
+def report_of(name: str, session: Session) -> Progress:
+    kind, state = name.split()
+    if kind == "shard":
+        return shard_report(session, 0, state, read=3, slice=STOP_SLICE + 1, error="bad")
+    fields = {"plan": plan()} if name == "plan done" else {}
+    return step_report(session, kind, state, error="bad" if state == "failed" else None, **fields)
+
+
+STEP_STATES = ("live", "done", "failed")
+SHARD_STATES = ("live", "done", "stopped", "failed")
+SHARD_REPORTS = [f"shard {state}" for state in SHARD_STATES]
+# What a report of the present epoch leads to; whatever is not named changes nothing.
+EFFECTS: dict[str, dict[str, str]] = {
+    "pending": {"plan live": "planning", "plan done": "running", "plan failed": "failed"},
+    "planning": {"plan live": "planning", "plan done": "running", "plan failed": "failed"},
+    "waiting": {
+        "gate live": "waiting",
+        "gate done": "running",
+        "gate failed": "failed",
+        **dict.fromkeys(SHARD_REPORTS, "waiting"),
+    },
+    "running": {
+        **dict.fromkeys(["shard live", "shard done", "shard stopped"], "running"),
+        "shard failed": "failed",
+    },
+    "finishing": {
+        "finish live": "running",
+        "finish done": "completed",
+        "finish failed": "failed",
+    },
+    "pausing": {
+        **dict.fromkeys(["shard live", "shard done", "shard stopped"], "pausing"),
+        "shard failed": "failed",
+    },
+    "paused": dict.fromkeys(SHARD_REPORTS, "paused"),
+    "cancelling": dict.fromkeys(SHARD_REPORTS, "cancelling"),
+    "failed": dict.fromkeys(SHARD_REPORTS, "failed"),
+}
+REPORTS = [
+    *(f"{kind} {state}" for kind in ("plan", "gate", "finish") for state in STEP_STATES),
+    *(f"shard {state}" for state in SHARD_STATES),
+]
+REPORT_CASES = [
+    (state, name)
+    for state in SESSIONS
+    for name in REPORTS
+    # A shard that is done reports nothing but that.
+    if not (state == "finishing" and name.startswith("shard"))
+]
+
+
+@pytest.mark.parametrize(("state", "name"), REPORT_CASES)
+def test_every_report_in_every_state(state: str, name: str) -> None:
+    session = SESSIONS[state]()
+    step = on_progress(session, report_of(name, session), at(2))
+    expected = EFFECTS.get(state, {}).get(name)
+    if expected is None:
+        assert step == Step.nothing(session)
+    else:
+        assert step.session is not None
+        assert (step.session.state, step.changed) == (expected, True)
+
+
+@pytest.mark.parametrize(("state", "name"), REPORT_CASES)
+def test_a_report_that_comes_again_changes_nothing_more(state: str, name: str) -> None:
+    session = SESSIONS[state]()
+    report = report_of(name, session)
+    once = on_progress(session, report, at(2))
+    twice = on_progress(once.session, report, at(2))
+    assert twice.session == once.session
+    assert twice.tokens == ()
+
+
+@pytest.mark.parametrize("name", ["plan done", "plan failed", "finish done", "finish failed"])
+@pytest.mark.parametrize("state", SESSIONS)
+def test_a_step_of_an_older_epoch_changes_nothing(state: str, name: str) -> None:
+    session = SESSIONS[state]()
+    report = report_of(name, session).model_copy(update={"epoch": session.epoch - 1})
+    assert on_progress(session, report, at(2)) == Step.nothing(session)
+
+
+def test_reports_about_unknown_replays_and_shards_change_nothing() -> None:
+    session = running()
+    assert on_progress(None, shard_report(session, 0), T0) == Step.nothing(None)
+    assert on_progress(session, shard_report(session, 2), T0) == Step.nothing(session)
+    no_progress = shard_report(session, 0).model_copy(update={"progress": None})
+    assert on_progress(session, no_progress, T0) == Step.nothing(session)
+    for kind in ("noop", "nudge"):
+        assert on_progress(session, Progress(replay_id=REPLAY, kind=kind), T0) == Step.nothing(
+            session
+        )
+
+
+def test_late_and_repeated_shard_reports_change_nothing() -> None:
+    session = running()
+    second = shard_report(session, 0, read=4, slice=2)
+    session = after(session, second)
+    assert on_progress(session, second, at(9)) == Step.nothing(session)
+    first = shard_report(session, 0, read=2, slice=1)
+    assert on_progress(session, first, at(9)) == Step.nothing(session)
+    assert session.has_heard(second)
+    assert session.has_heard(first)
+    assert not session.has_heard(shard_report(session, 0, slice=3))
+
+
+def test_after_a_retry_equal_slice_numbers_of_the_old_epoch_are_late() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, "failed", slice=5, error="bad", read=5))
+    session = after(session, Retry(replay_id=REPLAY))
+    session = after(session, shard_report(session, 0, slice=1, read=7))
+    late = shard_report(session, 0, "failed", slice=6, epoch=1, error="bad", read=6)
+    assert on_progress(session, late, at(9)) == Step.nothing(session)
+
+
+def test_counters_alone_are_not_urgent_but_a_new_reason_is() -> None:
+    session = running()
+    assert not on_progress(session, shard_report(session, 0, read=3), at(2)).urgent
+    waiting_for_store = shard_report(session, 0, reason="the store does not answer")
+    step = on_progress(session, waiting_for_store, at(2))
+    assert step.urgent
+    assert step.session is not None
+    assert step.session.reason == "the store does not answer"
+
+
+# The way of a replay
+
+
+def test_zero_matches_complete_without_a_shard() -> None:
+    session = after(None, start())
+    step = on_progress(session, step_report(session, "plan", plan=plan(0, 0)), at(1))
+    assert [token.kind for token in step.tokens] == ["finish"]
+    session = after(step.session, step_report(session, "finish"))
+    assert (session.state, session.percent, session.matched) == ("completed", 100.0, 0)
+
+
+def test_all_shards_done_ask_for_the_end_and_then_it_is_completed() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, "done", read=4, bytes=40))
+    step = on_progress(session, shard_report(session, 1, "done", read=6, bytes=60), at(5))
+    assert [(token.kind, token.outcome) for token in step.tokens] == [("finish", "end")]
+    assert step.session is not None
+    assert step.session.state == "running"
+    ended = after(step.session, step_report(session, "finish"), seconds=7)
+    assert ended.state == "completed"
+    assert ended.ended_at == at(7)
+    assert ended.receipt is not None
+    assert ended.receipt.counters == Counters(read=10, published=10)
+    assert ended.receipt.bytes == 100
+    assert ended.receipt.seconds == 6  # from the command, at second 1
+
+
+def test_failed_events_make_it_completed_with_errors() -> None:
+    assert completed(failed=1).state == "completed_with_errors"
+    assert completed(failed=0).state == "completed"
+
+
+def test_the_plan_gives_the_totals_and_warnings() -> None:
+    session = after(None, start())
+    report = step_report(session, "plan", plan=plan(1, 200, warnings=("no index",)))
+    session = after(session, report)
+    session = after(session, shard_report(session, 0, read=50), seconds=11)
+    assert (session.matched, session.percent) == (200, 25.0)
+    assert (session.events_per_second, session.eta_seconds) == (5.0, 30.0)
+    assert session.warnings == ("no index",)
+
+
+def test_what_is_unknown_is_none_and_not_zero() -> None:
+    session = after(None, start())
+    assert (session.matched, session.percent, session.eta_seconds) == (None, None, None)
+    session = after(session, step_report(session, "plan", plan=plan(1, None)))
+    session = after(session, shard_report(session, 0, read=50), seconds=11)
+    assert (session.matched, session.percent, session.eta_seconds) == (None, None, None)
+
+
+def test_a_failed_shard_stops_the_others_under_a_new_epoch() -> None:
+    session = running(3)
+    session = after(session, shard_report(session, 1, "done", read=2))
+    step = on_progress(session, shard_report(session, 0, "failed", error="no topic"), at(4))
+    assert step.session is not None
+    assert (step.session.state, step.session.error) == ("failed", "no topic")
+    assert step.session.epoch == session.epoch + 1
+    assert step.session.ended_at == at(4)
+    assert [(token.kind, token.shard) for token in step.tokens] == [("stop", 0), ("stop", 2)]
+    assert {token.epoch for token in step.tokens} == {session.epoch + 1}
+
+
+def test_a_retry_goes_on_from_there() -> None:
+    session = running(3)
+    session = after(session, shard_report(session, 1, "done", read=2))
+    session = after(session, shard_report(session, 0, "failed", read=3, error="no topic"))
+    step = on_command(session, Retry(replay_id=REPLAY), at(9))
+    assert step.session is not None
+    assert (step.session.state, step.session.attempt) == ("running", 2)
+    assert (step.session.error, step.session.ended_at) == (None, None)
+    assert step.session.counters.read == 5
+    assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 0), ("emit", 2)]
+
+
+def test_a_retry_of_a_failed_plan_plans_again() -> None:
+    session = after(None, start())
+    session = after(session, step_report(session, "plan", "failed", error="no collection"))
+    assert (session.state, session.error) == ("failed", "no collection")
+    step = on_command(session, Retry(replay_id=REPLAY), at(9))
+    assert [(token.kind, token.epoch) for token in step.tokens] == [("plan", 2)]
+
+
+def test_a_retry_of_a_failed_end_asks_for_the_end_only() -> None:
+    session = answered(running(), "done", read=5)
+    session = after(session, step_report(session, "finish", "failed", error="no topic"))
+    assert session.state == "failed"
+    step = on_command(session, Retry(replay_id=REPLAY), at(9))
+    assert [(token.kind, token.epoch) for token in step.tokens] == [("finish", 2)]
+
+
+def test_a_failure_of_an_older_epoch_does_not_fail_a_retried_replay() -> None:
+    session = running()
+    both_failed = [shard_report(session, n, "failed", error="no topic") for n in (0, 1)]
+    session = after(session, both_failed[0], Retry(replay_id=REPLAY))
+    session = after(session, both_failed[1])
+    assert session.state == "running"
+    assert not session.finishing
+
+
+def test_it_is_paused_once_every_shard_has_answered() -> None:
+    session = after(running(), Pause(replay_id=REPLAY))
+    session = after(session, shard_report(session, 0, "stopped", read=3))
+    assert session.state == "pausing"
+    session = after(session, shard_report(session, 1, "stopped", read=4))
+    assert (session.state, session.counters.read) == ("paused", 7)
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_an_answer_to_an_older_epoch_does_not_count(state: str) -> None:
+    session = running()
+    late = [shard_report(session, n, state, slice=7) for n in (0, 1)]
+    session = after(session, Pause(replay_id=REPLAY), *late)
+    assert session.state == "pausing"
+    session = after(running(), Cancel(replay_id=REPLAY), *late)
+    assert session.state == "cancelling"
+
+
+def test_a_late_slice_that_ends_a_shard_while_pausing_ends_the_replay() -> None:
+    session = running()
+    last = [shard_report(session, n, "done", slice=7, read=5) for n in (0, 1)]
+    session = after(session, Pause(replay_id=REPLAY), *last)
+    assert (session.state, session.desired, session.finishing) == ("running", "running", True)
+
+
+def test_shards_that_are_done_need_no_stop() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, "done", read=5))
+    step = on_command(session, Pause(replay_id=REPLAY), at(2))
+    assert [(token.kind, token.shard) for token in step.tokens] == [("stop", 1)]
+    session = after(step.session, shard_report(step.session or session, 1, "stopped"))
+    assert session.state == "paused"
+
+
+def test_a_resume_while_pausing_goes_on_and_late_stops_do_not_matter() -> None:
+    pausing = after(running(), Pause(replay_id=REPLAY))
+    late = [shard_report(pausing, n, "stopped", read=2, slice=STOP_SLICE) for n in (0, 1)]
+    session = after(pausing, Resume(replay_id=REPLAY), *late)
+    assert (session.state, session.desired, session.epoch) == ("running", "running", 3)
+    session = after(session, shard_report(session, 0, "done", read=5))
+    session = after(session, shard_report(session, 1, "done", read=5))
+    assert session.finishing
+
+
+def test_a_retry_while_others_are_still_stopping_goes_on() -> None:
+    session = failed()
+    late = shard_report(session, 1, "stopped", read=2, slice=STOP_SLICE)
+    session = after(session, Retry(replay_id=REPLAY), late)
+    assert session.state == "running"
+
+
+def test_a_cancel_right_after_a_retry_waits_for_the_retried_shard() -> None:
+    session = after(failed(), Retry(replay_id=REPLAY), Cancel(replay_id=REPLAY))
+    session = after(session, shard_report(session, 1, "stopped", slice=STOP_SLICE))
+    assert session.state == "cancelling"  # shard 0 failed before, but runs again since
+    session = after(session, shard_report(session, 0, "stopped", slice=STOP_SLICE))
+    assert session.state == "cancelled"
+
+
+def test_a_cancel_while_planning_cancels_at_once_and_the_plan_comes_too_late() -> None:
+    session = planning()
+    late = step_report(session, "plan", plan=plan())
+    session = after(session, Cancel(replay_id=REPLAY))
+    assert session.state == "cancelled"
+    assert session.receipt is not None
+    assert on_progress(session, late, at(9)) == Step.nothing(session)
+
+
+def test_a_stop_stands_behind_every_slice_of_its_epoch() -> None:
+    session = running()
+    step = on_command(session, Pause(replay_id=REPLAY), at(2))
+    assert {token.slice for token in step.tokens} == {STOP_SLICE}
+
+
+# Gates and control records
+
+
+def test_control_records_begin_before_the_first_event() -> None:
+    session = after(None, start(control_records=True))
+    step = on_progress(session, step_report(session, "plan", plan=plan()), at(1))
+    assert step.session is not None
+    assert step.session.state == "waiting"
+    assert [token.kind for token in step.tokens] == ["gate"]
+    step = on_progress(step.session, step_report(session, "gate"), at(2))
+    assert step.session is not None
+    assert (step.session.state, step.session.started_at) == ("running", at(2))
+    assert [token.kind for token in step.tokens] == ["emit", "emit"]
+
+
+def test_after_waits_with_a_reason_until_the_gate_opens() -> None:
+    session = after(None, start(after=("first",)))
+    session = after(session, step_report(session, "plan", plan=plan()))
+    session = after(session, step_report(session, "gate", "live", reason="waiting for 'first'"))
+    assert (session.state, session.reason) == ("waiting", "waiting for 'first'")
+    session = after(session, step_report(session, "gate", slice=2))
+    assert (session.state, session.reason) == ("running", None)
+
+
+def test_a_resumed_replay_waits_again_only_if_it_had_not_begun() -> None:
+    paused = after(waiting(), Pause(replay_id=REPLAY))
+    step = on_command(paused, Resume(replay_id=REPLAY), at(5))
+    assert [(token.kind, token.epoch) for token in step.tokens] == [("gate", 3)]
+
+    begun = waiting()
+    begun = after(begun, step_report(begun, "gate"), Pause(replay_id=REPLAY))
+    step = on_command(begun, Resume(replay_id=REPLAY), at(5))
+    assert [token.kind for token in step.tokens] == ["emit", "emit"]
+
+
+def test_a_beginning_announced_while_pausing_is_not_announced_again() -> None:
+    session = waiting()
+    late = step_report(session, "gate")
+    session = after(session, Pause(replay_id=REPLAY), late)
+    assert session.state == "paused"
+    step = on_command(session, Resume(replay_id=REPLAY), at(5))
+    assert [token.kind for token in step.tokens] == ["emit", "emit"]
+
+
+def test_a_beginning_that_may_have_been_announced_gets_its_end() -> None:
+    session = after(waiting(), Cancel(replay_id=REPLAY))
+    session = answered(session, "stopped")
+    assert (session.state, session.finishing) == ("cancelling", True)
+
+
+def test_a_gate_passed_under_an_older_epoch_opens_the_way() -> None:
+    session = waiting()
+    late = step_report(session, "gate")
+    repaired = on_nudge(session, at(100), STALL, RETENTION).session
+    step = on_progress(repaired, late, at(101))
+    assert step.session is not None
+    assert repaired is not None
+    assert (step.session.state, step.session.epoch) == ("running", repaired.epoch + 1)
+    assert [token.kind for token in step.tokens] == ["emit", "emit"]
+
+
+def test_a_cancel_is_announced_where_the_beginning_was() -> None:
+    session = waiting()
+    session = after(session, step_report(session, "gate"), Cancel(replay_id=REPLAY))
+    session = after(session, shard_report(session, 0, "stopped", slice=STOP_SLICE))
+    step = on_progress(session, shard_report(session, 1, "stopped", slice=STOP_SLICE), at(2))
+    assert step.session is not None
+    assert [(token.kind, token.outcome) for token in step.tokens] == [("finish", "cancelled")]
+    assert after(step.session, step_report(session, "finish")).state == "cancelled"
+
+
+def test_a_cancel_that_cannot_be_announced_is_a_cancel_all_the_same() -> None:
+    session = waiting()
+    session = after(session, step_report(session, "gate"), Cancel(replay_id=REPLAY))
+    session = answered(session, "stopped")
+    session = after(session, step_report(session, "finish", "failed", error="no topic 'orders'"))
+    assert session.state == "cancelled"
+    assert session.warnings == ("the cancellation could not be announced: no topic 'orders'",)
+
+
+# What is shown
+
+
+def test_a_reason_goes_when_the_state_changes() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, reason="the store does not answer"))
+    assert session.reason == "the store does not answer"
+    session = after(session, Pause(replay_id=REPLAY))
+    assert session.reason is None
+    assert answered(session, "stopped").reason is None
+
+
+def test_a_pace_is_shown_only_while_it_runs() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, read=10), seconds=2)
+    assert session.events_per_second
+    session = after(session, Pause(replay_id=REPLAY))
+    session = after(session, shard_report(session, 1, read=5, slice=9, epoch=1), seconds=3)
+    assert session.events_per_second is None
+
+
+def test_the_pace_follows_a_change_within_some_seconds() -> None:
+    session = running(1)
+    for second in range(2, 12):
+        session = after(
+            session, shard_report(session, 0, read=100 * second, slice=second), seconds=second
+        )
+    assert session.events_per_second == pytest.approx(100, rel=0.2)
+    for second in range(12, 42):
+        session = after(
+            session,
+            shard_report(session, 0, read=1100 + 10 * (second - 11), slice=second),
+            seconds=second,
+        )
+    assert session.events_per_second == pytest.approx(10, rel=0.2)
+
+
+def test_offsets_of_all_shards_are_one_range_per_partition() -> None:
+    session = running()
+    session = after(session, shard_report(session, 0, "done", offsets={"orders": {0: (5, 9)}}))
+    session = after(
+        session,
+        shard_report(
+            session, 1, "done", offsets={"orders": {0: (2, 7), 1: (0, 0)}, "x": {0: (1, 1)}}
+        ),
+    )
+    session = after(session, step_report(session, "finish"))
+    assert session.receipt is not None
+    assert session.receipt.offsets == {"orders": {0: (2, 9), 1: (0, 0)}, "x": {0: (1, 1)}}
+
+
+def test_a_session_of_many_shards_types_and_failures_fits_into_a_record() -> None:
+    session = running(256)
+    for number in range(256):
+        session = after(
+            session,
+            shard_report(
+                session,
+                number,
+                "done",
+                read=1000,
+                failed=MAX_LISTED_FAILURES,
+                failures=tuple(Failure(event_id="e", reason="r" * 200) for _ in range(100)),
+                by_type={f"some.type.of.events.{n}": n + 1 for n in range(500)},
+                by_topic={f"some.topic.of.events.{n}": n + 1 for n in range(500)},
+                offsets={"some.topic": dict.fromkeys(range(100), (0, 10**9))},
+            ),
+        )
+    session = after(session, step_report(session, "finish"))
+    assert len(session.encode()) < 900_000
+    assert session.receipt is not None
+    assert sum(session.receipt.by_type.values()) == 256 * sum(range(1, 501))
+    assert OTHER in session.receipt.by_type
+
+
+def test_a_session_too_large_for_a_record_loses_its_long_lists_but_no_counter() -> None:
+    session = running(2)
+    names = {f"{n:04}".rjust(249, "t"): 1 for n in range(500)}
+    offsets = {topic: {n: (n, n) for n in range(10)} for topic in names}
+    for number in range(2):
+        session = after(
+            session,
+            shard_report(
+                session, number, "done", by_type=names, by_topic=names, offsets=offsets, read=500
+            ),
+        )
+    session = after(session, step_report(session, "finish"))
+    assert len(session.encode()) > MAX_SESSION_BYTES
+    small = fitted(session)
+    assert len(small.encode()) < MAX_SESSION_BYTES / 10
+    assert small.counters == session.counters
+    assert small.receipt is not None
+    assert sum(small.receipt.by_type.values()) == 1000
+    assert "the lists are shortened" in small.warnings[-1]
+    assert fitted(small) == small
+
+
+def test_a_usual_session_is_published_as_it_is() -> None:
+    session = running()
+    assert fitted(session) is session
+
+
+def test_offsets_of_more_partitions_than_a_record_holds_are_left_out() -> None:
+    many = {topic: {n: (0, n) for n in range(3000)} for topic in ("a", "b")}
+    listed = listed_offsets(many)
+    assert listed["a"] == many["a"]
+    assert sum(map(len, listed.values())) == MAX_LISTED_OFFSETS
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "sent"),
+    [
+        ("pending", "plan", True),
+        ("planning", "emit", False),  # the plan came, and the session with it is on its way
+        ("planning", "gate", False),
+        ("waiting", "gate", True),
+        ("waiting", "emit", False),
+        ("running", "emit", True),
+        ("running", "finish", False),
+        ("finishing", "finish", True),
+        ("completed", "finish", True),
+        ("pausing", "stop", True),
+        ("paused", "stop", True),
+    ],
+)
+def test_a_token_can_come_before_the_session_that_sent_it(
+    state: str, kind: Any, sent: bool
+) -> None:
+    session = SESSIONS[state]()
+    token = Token(replay_id=REPLAY, epoch=session.epoch, kind=kind)
+    assert session.has_sent(token) is sent
+    assert not session.has_sent(token.model_copy(update={"epoch": session.epoch + 1}))
+    assert session.has_sent(token.model_copy(update={"epoch": session.epoch - 1}))
+
+
+def test_a_session_survives_its_record() -> None:
+    for make in SESSIONS.values():
+        session = make()
+        assert decode_session(session.encode()) == session
+    assert decode_session(None) is None
+
+
+# Nudges
+
+
+@pytest.mark.parametrize("state", SESSIONS)
+def test_a_nudge_in_time_changes_nothing(state: str) -> None:
+    session = SESSIONS[state]()
+    assert on_nudge(session, at(20), STALL, RETENTION) == Step.nothing(session)
+    assert on_nudge(None, at(20), STALL, RETENTION) == Step.nothing(None)
+
+
+@pytest.mark.parametrize(
+    ("state", "tokens"),
+    [
+        ("pending", ["plan"]),
+        ("planning", ["plan"]),
+        ("waiting", ["gate"]),
+        ("running", ["emit", "emit"]),
+        ("finishing", ["finish"]),
+        ("pausing", ["stop", "stop"]),
+        ("cancelling", ["stop", "stop"]),
+        ("paused", []),
+        ("cancelled", []),
+        ("completed", []),
+        ("failed", []),
+    ],
+)
+def test_a_silent_chain_starts_again_under_a_new_epoch(state: str, tokens: list[str]) -> None:
+    session = SESSIONS[state]()
+    step = on_nudge(session, at(40), STALL, RETENTION)
+    assert [token.kind for token in step.tokens] == tokens
+    assert step.session is not None
+    if tokens:
+        assert (step.session.epoch, step.session.repairs) == (session.epoch + 1, 1)
+        assert {token.epoch for token in step.tokens} == {session.epoch + 1}
+        assert "no worker was heard for 39 s" in (step.session.reason or "")
+        assert step.session.state == session.state
+    else:
+        assert step == Step.nothing(session)
+
+
+def test_one_silent_shard_among_busy_ones_is_enough() -> None:
+    session = running()
+    for second in range(2, 40):
+        session = after(
+            session, shard_report(session, 0, read=second, slice=second), seconds=second
+        )
+    step = on_nudge(session, at(40), STALL, RETENTION)
+    assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 0), ("emit", 1)]
+    assert step.session is not None
+    assert not step.session.stalled
+
+
+def test_a_shard_that_is_done_or_has_answered_may_be_silent() -> None:
+    session = running()
+    session = after(session, shard_report(session, 1, "done"))
+    session = after(session, shard_report(session, 0, read=1), seconds=39)
+    assert on_nudge(session, at(40), STALL, RETENTION) == Step.nothing(session)
+    session = after(running(), Pause(replay_id=REPLAY))
+    session = after(session, shard_report(session, 1, "stopped"))
+    session = after(session, shard_report(session, 0, "live", slice=3, epoch=1), seconds=39)
+    assert on_nudge(session, at(40), STALL, RETENTION).tokens == ()
+
+
+def test_each_repair_waits_longer_up_to_a_limit() -> None:
+    session, now, waits = running(), 1, []
+    for _ in range(6):
+        began = now
+        while True:
+            now += 1
+            step = on_nudge(session, at(now), STALL, RETENTION)
+            assert step.session is not None
+            repaired = step.session.epoch > session.epoch
+            session = step.session
+            if repaired:
+                break
+        waits.append(now - began)
+    assert waits == [30, 60, 120, 240, 30 * MAX_PATIENCE, 30 * MAX_PATIENCE]
+
+
+def test_it_is_stalled_while_workers_answer_and_nothing_moves() -> None:
+    session = running(1)
+    for second in range(2, 40):
+        report = shard_report(session, 0, slice=second, reason="the store does not answer")
+        session = after(session, report, seconds=second)
+    step = on_nudge(session, at(40), STALL, RETENTION)
+    assert step.session is not None
+    assert (step.session.stalled, step.session.epoch) == (True, session.epoch)
+    assert step.session.events_per_second is None
+    assert step.session.reason == "the store does not answer"
+    assert on_nudge(step.session, at(41), STALL, RETENTION) == Step.nothing(step.session)
+    moved = on_progress(step.session, shard_report(session, 0, read=5, slice=50), at(42))
+    assert moved.session is not None
+    assert (moved.session.stalled, moved.urgent) == (False, True)
+
+
+@pytest.mark.parametrize("state", ["cancelled", "completed", "completed_with_errors", "failed"])
+def test_an_ended_session_is_forgotten_with_its_checkpoints_after_its_retention(
+    state: str,
+) -> None:
+    session = SESSIONS[state]()
+    before = T0 + RETENTION
+    assert on_nudge(session, before, STALL, RETENTION) == Step.nothing(session)
+    step = on_nudge(session, before + timedelta(seconds=1), STALL, RETENTION)
+    assert step.session is None
+    assert [(token.kind, token.shard) for token in step.tokens] == [
+        ("forget", part) for part in ("plan", "gate", "finish", 0, 1)
+    ]
+
+
+@pytest.mark.parametrize("state", sorted(set(SESSIONS) - set(TERMINAL) - {"failed"}))
+def test_a_session_that_can_go_on_by_itself_or_by_a_resume_is_never_forgotten(state: str) -> None:
+    step = on_nudge(SESSIONS[state](), T0 + 10 * RETENTION, STALL, RETENTION)
+    assert step.session is not None

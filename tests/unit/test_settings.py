@@ -1,0 +1,235 @@
+"""Settings: where they come from, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replay_app.exceptions import InvalidSettings
+from replay_app.settings import Settings, load_settings
+
+SECRET = "hunter2"  # noqa: S105 - opens nothing
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Start from an empty folder and without the variables of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"REPLAY_{name.upper()}", raising=False)
+
+
+def refusal(**overrides: Any) -> str:
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(**overrides)
+    return str(refused.value)
+
+
+def test_every_setting_has_a_default_and_a_description() -> None:
+    settings = load_settings()
+    assert (settings.kafka, settings.partitions) == ("localhost:9092", 8)
+    assert settings.mongo.get_secret_value() == "mongodb://localhost:27017"
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert not field.is_required(), name
+
+
+def test_the_environment_goes_before_the_file_and_overrides_before_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = ["REPLAY_PARTITIONS=1", "REPLAY_APP_ID=file", "REPLAY_PAGE_EVENTS=11", "OTHER=x"]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    monkeypatch.setenv("REPLAY_PARTITIONS", "2")
+    monkeypatch.setenv("REPLAY_APP_ID", "environment")
+    settings = load_settings(partitions=3)
+    assert (settings.partitions, settings.app_id, settings.page_events) == (3, "environment", 11)
+
+
+def test_lists_and_maps_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAY_EXCLUDE_FIELDS", "_id, internal.note ,,")
+    monkeypatch.setenv("REPLAY_TOPICS", '{"order_placed": "orders"}')
+    settings = load_settings()
+    assert settings.exclude_fields == ("_id", "internal.note")
+    assert settings.topics == {"order_placed": "orders"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PARTITIONS", "many", "REPLAY_PARTITIONS: Input should be a valid integer"),
+        ("PARTITIONS", "0", "REPLAY_PARTITIONS: Input should be greater than or equal to 1"),
+        ("SLICE_SECONDS", "-1", "REPLAY_SLICE_SECONDS: Input should be greater than 0"),
+        ("SLICE_SECONDS", "nan", "REPLAY_SLICE_SECONDS: Input should be"),
+        ("DELIVERY", "twice", "REPLAY_DELIVERY: Input should be 'exactly_once' or"),
+        ("TIMESTAMP_TYPE", "unix", "REPLAY_TIMESTAMP_TYPE: Input should be 'date', 'iso' or"),
+        ("COMPRESSION", "lzo", "REPLAY_COMPRESSION: Input should be 'none', 'gzip', 'snappy'"),
+        ("APP_ID", "a b", "REPLAY_APP_ID: String should match pattern"),
+        ("APP_ID", "", "REPLAY_APP_ID: String should match pattern"),
+        ("KAFKA", "", "REPLAY_KAFKA: String should have at least 1 character"),
+        ("TOPIC_PREFIX", "a/", "REPLAY_TOPIC_PREFIX: String should match pattern"),
+        ("WEB_PORT", "70000", "REPLAY_WEB_PORT: Input should be less than or equal to 65535"),
+        ("RETENTION_DAYS", "7", "REPLAY_RETENTION_DAYS: Input should be greater than 7"),
+        ("TOPICS", "{orders", "REPLAY_TOPICS: not JSON; write an object such as"),
+        ("TOPICS", "[]", "REPLAY_TOPICS: Input should be a valid dictionary"),
+        ("TOPICS", '{"a": 1}', "REPLAY_TOPICS: a Input should be a valid string"),
+        ("TOPICS", '{"a": "b c"}', "REPLAY_TOPICS: 'b c', for type 'a', is no topic name"),
+        (
+            "TOPIC_TEMPLATE",
+            "events.{aggregate}",
+            "REPLAY_TOPIC_TEMPLATE: 'events.{aggregate}' gives",
+        ),
+        ("TOPIC_TEMPLATE", "{event_type", "REPLAY_TOPIC_TEMPLATE: '{event_type' gives no topic"),
+        ("TOPIC_TEMPLATE", "{}", "REPLAY_TOPIC_TEMPLATE: '{}' gives no topic names"),
+        ("TOPIC_TEMPLATE", "a b", "REPLAY_TOPIC_TEMPLATE: 'a b' gives no topic names"),
+        ("TOPIC_TEMPLATE", "", "REPLAY_TOPIC_TEMPLATE: String should have at least 1 character"),
+        ("FIELD_TIMESTAMP", "", "REPLAY_FIELD_TIMESTAMP: String should have at least 1"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"REPLAY_{variable}", value)
+    assert refusal().startswith(message)
+
+
+def test_every_wrong_variable_is_named() -> None:
+    message = refusal(partitions=0, web_port=0, topic_template="{x}")
+    for name in ("REPLAY_PARTITIONS", "REPLAY_WEB_PORT", "REPLAY_TOPIC_TEMPLATE"):
+        assert name in message
+
+
+@pytest.mark.parametrize(
+    "template", ["{event_type}", "events", "shop.{event_type}.v1", "{event_type}.{event_type}"]
+)
+def test_a_template_may_hold_the_type_and_nothing_else(template: str) -> None:
+    assert load_settings(topic_template=template).mapping.topic_template == template
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.evil"])  # noqa: S104 - refused
+def test_without_a_token_only_loopback_may_be_bound(host: str) -> None:
+    message = refusal(web_host=host)
+    assert message.startswith(f"REPLAY_WEB_HOST={host} would let anybody start replays")
+    assert "REPLAY_API_TOKEN" in message
+    assert load_settings(web_host=host, api_token=SECRET).bind_host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_may_be_bound_without_a_token(host: str) -> None:
+    assert load_settings(web_host=host).bind_host == host
+
+
+@pytest.mark.parametrize("token", [None, "", "  "])
+def test_no_token_and_an_empty_token_bind_to_loopback(token: str | None) -> None:
+    settings = load_settings(api_token=token)
+    assert settings.api_token is None
+    assert settings.bind_host == "127.0.0.1"
+
+
+def test_a_token_binds_everywhere() -> None:
+    assert load_settings(api_token=SECRET).bind_host == "0.0.0.0"  # noqa: S104 - the default
+
+
+def test_an_empty_token_does_not_open_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAY_API_TOKEN", "")
+    assert "REPLAY_API_TOKEN" in refusal(web_host="0.0.0.0")  # noqa: S104 - refused
+
+
+SECRETS = {
+    "mongo": f"mongodb://ana:{SECRET}@db",
+    "api_token": SECRET,
+    "kafka_sasl_plain_password": SECRET,
+}
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load_settings(**SECRETS)
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert SECRET not in shown
+    assert settings.api_token is not None
+    assert settings.api_token.get_secret_value() == SECRET
+
+
+def test_a_refusal_shows_no_secret() -> None:
+    assert SECRET not in refusal(**SECRETS, partitions=0)
+    assert SECRET not in refusal(mongo=[SECRET], api_token=[SECRET])
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().partitions = 9  # type: ignore[misc]
+
+
+def test_the_worker_has_a_stable_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    assert load_settings(web_port=6067).worker_name == "node-7-6067"
+    assert load_settings(worker_id="replay-0").worker_name == "replay-0"
+
+
+def test_the_target_is_the_same_cluster_unless_another_is_named() -> None:
+    assert load_settings(kafka="a:1").target_bootstrap == "a:1"
+    assert load_settings(kafka="a:1", target_kafka="b:2").target_bootstrap == "b:2"
+
+
+def test_empty_fields_mean_the_mappings_own_rules() -> None:
+    mapping = load_settings(field_replayed="").mapping
+    assert mapping.id_field is None
+    assert mapping.key_field is None
+    assert mapping.value_field is None
+    assert mapping.replayed_field is None
+    mapping = load_settings(field_id="id", field_key="k", field_value="v").mapping
+    assert (mapping.id_field, mapping.key_field, mapping.value_field) == ("id", "k", "v")
+
+
+def test_plaintext_needs_no_options() -> None:
+    assert load_settings().kafka_security() == {"security_protocol": "PLAINTEXT"}
+
+
+def test_sasl_gives_the_user_and_password() -> None:
+    settings = load_settings(
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_mechanism="SCRAM-SHA-512",
+        kafka_sasl_plain_username="ana",
+        kafka_sasl_plain_password=SECRET,
+    )
+    assert settings.kafka_security() == {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "ana",
+        "sasl_plain_password": SECRET,
+    }
+
+
+@pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
+@pytest.mark.parametrize(
+    "given", [{}, {"kafka_sasl_plain_username": "a"}, {"kafka_sasl_plain_password": "b"}]
+)
+def test_sasl_without_a_user_or_password_is_refused(protocol: str, given: dict[str, str]) -> None:
+    with pytest.raises(
+        InvalidSettings, match="REPLAY_KAFKA_SASL_PLAIN_USERNAME and REPLAY_KAFKA_S"
+    ):
+        load_settings(kafka_security_protocol=protocol, **given).kafka_security()
+
+
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
+def test_tls_checks_the_brokers_certificate_and_name(protocol: str) -> None:
+    options = load_settings(
+        kafka_security_protocol=protocol,
+        kafka_sasl_plain_username="ana",
+        kafka_sasl_plain_password=SECRET,
+    ).kafka_security()
+    context = options["ssl_context"]
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    settings = load_settings(kafka_security_protocol="SSL", kafka_ssl_cafile=path)
+    with pytest.raises(InvalidSettings, match=f"REPLAY_KAFKA_SSL_CAFILE={path}"):
+        settings.kafka_security()
