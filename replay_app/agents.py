@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ class SessionPartitions:
         self._worker = worker
         self._table = table
         self._owned: dict[int, SessionPartition] = {}
-        self.malformed_commands = 0
+        worker.metrics.show_sessions(self._owned_by_state)
 
     # Ownership
 
@@ -132,12 +133,13 @@ class SessionPartitions:
             )
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)
+            self._worker.metrics.refused_commands.labels("conflict").inc()
             await self._reject(partition, offset, replay_id, str(error), command.command)
 
     async def _refuse_malformed(
         self, partition: int, offset: int, value: bytes | None, error: str
     ) -> None:
-        self.malformed_commands += 1
+        self._worker.metrics.refused_commands.labels("malformed").inc()
         topic = self._worker.topics.requests.name
         logger.error("%s %d:%d is no command: %s", topic, partition, offset, error)
         replay_id = usable_replay_id(value)
@@ -287,6 +289,16 @@ class SessionPartitions:
         value = rejection.model_dump_json().encode()
         await self._durably(
             partition, lambda owned: self._publish(owned, partition, rejection.key, value)
+        )
+
+    # Looking on
+
+    def _owned_by_state(self) -> Counter[str]:
+        partitions = self._worker.settings.partitions
+        return Counter(
+            session.state
+            for replay_id, session in self._worker.board.sessions.items()
+            if partition_of(replay_id.encode(), partitions) in self._owned
         )
 
     # The watchdog

@@ -13,6 +13,7 @@ import uvloop
 from mode import Service
 
 from replay_app.agents import SessionPartitions
+from replay_app.encoder import encoder_name
 from replay_app.logs import configure_logging
 from replay_app.publisher import HEARTBEAT_SECONDS, Outbox
 from replay_app.slices import Worker, WorkPartitions
@@ -183,12 +184,13 @@ def run_worker(settings: Settings) -> int:
     Raises
     ------
     InvalidSettings
-        When the topics do not fit the settings.
+        When the topics do not fit the settings, or the encoder that they ask for is not there.
     Unavailable
         When the broker does not answer.
 
     """
     configure_logging(settings.log_level)
+    logger.info("pages are encoded by the %s encoder", encoder_name(settings.encoder))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     # Documents are freed by reference counting: the cycle collector would search them for nothing.
     gc.set_threshold(100_000, 50, 100)

@@ -33,8 +33,10 @@ from replay_app.client import (
     produce_command,
 )
 from replay_app.commands import parse_command
+from replay_app.encoder import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError
 from replay_app.settings import Settings, load_settings
+from replay_app.supervisor import end_with_parent, run_workers
 from replay_app.terminal import (
     account,
     amount,
@@ -94,9 +96,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _worker(options: argparse.Namespace) -> int:
+    if options.end_with_parent:
+        end_with_parent()
     chosen = {"web_port": options.web_port, "data_dir": options.data_dir}
     chosen["worker_id"] = options.worker_id
     settings = load_settings(**{name: v for name, v in chosen.items() if v is not None})
+    if options.processes > 1:
+        return run_workers(settings, options.processes)
     # Imported here: Faust is large, and only a worker needs it.
     from replay_app.app import run_worker  # noqa: PLC0415
 
@@ -229,10 +235,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> int:
     rows = settings_rows()
+    active = encoder_name(load_settings().encoder)
     if options.json:
-        say_json({name: {"value": value, "source": source} for name, value, source in rows})
+        shown = {name: {"value": value, "source": source} for name, value, source in rows}
+        shown["REPLAY_ENCODER"]["active"] = active
+        say_json(shown)
     else:
         table(("NAME", "VALUE", "SOURCE"), rows)
+        say(f"active encoder: {active}")
     return DONE
 
 
@@ -445,6 +455,19 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--web-port", type=int, help="port of the HTTP API (REPLAY_WEB_PORT)")
     worker.add_argument("--data-dir", type=Path, help="folder of its own (REPLAY_DATA_DIR)")
     worker.add_argument("--worker-id", help="stable name (REPLAY_WORKER_ID)")
+    worker.add_argument(
+        "--processes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="so many workers, started again when they die; their ports follow upon the first, "
+        "their names end in -0, -1 and so on, their folders are in the data folder",
+    )
+    worker.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="die when standard input ends, a pipe from the process that started this one",
+    )
 
     start = add("start", _start, "start a replay")
     _add_start_options(start)

@@ -6,7 +6,10 @@ property-tested, and have a native twin.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
+import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,14 +37,16 @@ from replay_app.events import (
     has_field,
     rfc3339,
 )
-from replay_app.exceptions import EventError, ReplayFailed
+from replay_app.exceptions import EventError, InvalidSettings, ReplayFailed
+
+logger = logging.getLogger(__name__)
 
 RECORD_OVERHEAD_BYTES = 512
 """At most what a record has beside its key, value and own headers' text."""
 MAX_CACHED_KEYS = 100_000
 
 
-_Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
+Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
 """Event type, topic, partition, original time, key, value, headers."""
 
 
@@ -141,11 +146,53 @@ class PageEncoder(Protocol):
 
 
 def make_encoder(spec: EncodeSpec, kind: str) -> PageEncoder:
-    """Return the encoder that ``REPLAY_ENCODER`` names."""
-    if kind not in {"auto", "python"}:
-        msg = f"REPLAY_ENCODER={kind} is not there; set it to python or auto"
-        raise ReplayFailed(msg)
+    """Return the encoder that ``REPLAY_ENCODER`` asks for.
+
+    Raises
+    ------
+    InvalidSettings
+        When the native one is asked for and cannot be used.
+
+    """
+    if encoder_name(kind) == "native":
+        # Imported here: it stands on this module, and its own module is optional.
+        from replay_app.native import NativeEncoder  # noqa: PLC0415
+
+        return NativeEncoder(spec)
     return PythonEncoder(spec)
+
+
+def encoder_name(kind: str) -> str:
+    """Return the name of the encoder that ``REPLAY_ENCODER`` comes down to here.
+
+    Raises
+    ------
+    InvalidSettings
+        When the native one is asked for and cannot be used.
+
+    """
+    if kind == "python":
+        return "python"
+    trouble = _native_trouble()
+    if trouble is None:
+        return "native"
+    if kind == "native":
+        msg = f"REPLAY_ENCODER=native: {trouble}, or set it to auto or python"
+        raise InvalidSettings(msg)
+    return "python"
+
+
+@functools.cache
+def _native_trouble() -> str | None:
+    """Return why the native encoder cannot be used; None: it can."""
+    if importlib.util.find_spec("replay_native") is None:
+        return "the native encoder is not installed: run `make native`"
+    try:
+        importlib.import_module("replay_app.native")
+    except (ImportError, InvalidSettings) as error:
+        logger.warning("the native encoder is left alone: %s", error)
+        return str(error)
+    return None
 
 
 class PythonEncoder:
@@ -155,16 +202,8 @@ class PythonEncoder:
 
     def __init__(self, spec: EncodeSpec) -> None:
         self._spec = spec
-        headers = [
-            ("replay-id", spec.replay_id.encode()),
-            ("replay-attempt", str(spec.attempt).encode()),
-        ]
-        if spec.name is not None:
-            headers.append(("replay-name", spec.name.encode()))
-        if spec.reason is not None:
-            headers.append(("replay-reason", spec.reason.encode()))
-        self._headers = headers
-        self._headers_bytes = RECORD_OVERHEAD_BYTES + sum(len(n) + len(v) for n, v in headers)
+        self._headers = replay_headers(spec)
+        self._overhead_bytes = overhead_bytes(self._headers)
         self._guard = None if spec.include_replayed else spec.mapping.replayed_field
         self._compression = COMPRESSION_CODES[spec.compression]
         self._topics: dict[tuple[str, Any], str] = {}
@@ -180,7 +219,8 @@ class PythonEncoder:
             try:
                 record = self._record(document)
             except EventError as error:
-                out.failures.append(_failed(page, index, error, spec.mapping))
+                raw = _document_at(page, index)
+                out.failures.append(failed_event(index, raw, error, spec.mapping))
                 if spec.stop_at_failure:
                     break
                 out.read += 1
@@ -191,7 +231,7 @@ class PythonEncoder:
                 continue
             kind, topic, partition, time, key, value, headers = record
             place = (topic, partition)
-            timestamp = round(time.timestamp() * 1000) if own_timestamps else now_ms
+            timestamp = timestamp_ms(time) if own_timestamps else now_ms
             batch = open_batches.get(place)
             if batch is None or not batch.builder.append(
                 timestamp=timestamp, key=key, value=value, headers=headers
@@ -207,10 +247,21 @@ class PythonEncoder:
             out.bytes += batch.bytes
             batch.builder.close()
         if out.read:
-            out.cursor = _cursor(page, out.read - 1, spec.cursor_fields)
+            out.cursor = cursor_of(_document_at(page, out.read - 1), spec.cursor_fields)
         return out
 
-    def _record(self, document: Document | EventError) -> _Record | None:
+    def record(self, document: bytes) -> Record | None:
+        """Return the record of one raw document; None for one that is itself a replay.
+
+        Raises
+        ------
+        EventError
+            When it cannot be replayed.
+
+        """
+        return self._record(_decode_one(document))
+
+    def _record(self, document: Document | EventError) -> Record | None:
         """Return the record of an event; None for one that is itself a replay.
 
         Raises
@@ -239,7 +290,7 @@ class PythonEncoder:
             raise MissingTopic(topic)
         key = event_key(document, mapping, identity)
         value = event_value(document, mapping)
-        size = len(key) + len(value) + len(identity) + self._headers_bytes
+        size = len(key) + len(value) + len(identity) + self._overhead_bytes
         if size > spec.max_record_bytes:
             msg = (
                 f"as a record it has {size} bytes, too many for "
@@ -270,6 +321,29 @@ class PythonEncoder:
         batch = Batch(*place, builder, 0, 0)
         out.batches.append(batch)
         return batch
+
+
+def replay_headers(spec: EncodeSpec) -> list[tuple[str, bytes]]:
+    """Return the headers that all records of a replay have."""
+    headers = [
+        ("replay-id", spec.replay_id.encode()),
+        ("replay-attempt", str(spec.attempt).encode()),
+    ]
+    if spec.name is not None:
+        headers.append(("replay-name", spec.name.encode()))
+    if spec.reason is not None:
+        headers.append(("replay-reason", spec.reason.encode()))
+    return headers
+
+
+def overhead_bytes(headers: list[tuple[str, bytes]]) -> int:
+    """Return what a record may have beside its key, value and id."""
+    return RECORD_OVERHEAD_BYTES + sum(len(name) + len(value) for name, value in headers)
+
+
+def timestamp_ms(time: datetime) -> int:
+    """Return a record's timestamp."""
+    return round(time.timestamp() * 1000)
 
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
@@ -358,13 +432,16 @@ def _document_at(page: bytes, index: int) -> bytes:
     raise IndexError(index)
 
 
-def _cursor(page: bytes, index: int, fields: tuple[str, ...]) -> list[Any]:
-    document = _decode_leniently(_document_at(page, index))
-    return [field_at(document, path) for path in fields]
+def cursor_of(document: bytes, fields: tuple[str, ...]) -> list[Any]:
+    """Return the sort values of a raw document."""
+    decoded = _decode_leniently(document)
+    return [field_at(decoded, path) for path in fields]
 
 
-def _failed(page: bytes, index: int, error: EventError, mapping: EventMapping) -> FailedEvent:
-    document = _document_at(page, index)
+def failed_event(
+    index: int, document: bytes, error: EventError, mapping: EventMapping
+) -> FailedEvent:
+    """Return what is known of a raw document that could not be encoded."""
     try:
         identity = event_id(_decode_leniently(document), mapping)
     except EventError:

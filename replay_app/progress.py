@@ -48,6 +48,15 @@ class Counters(_Record):
             dead_lettered=self.dead_lettered + other.dead_lettered,
         )
 
+    def __sub__(self, other: Counters) -> Counters:
+        """Return what came to ``other``."""
+        return Counters.model_construct(
+            read=self.read - other.read,
+            published=self.published - other.published,
+            skipped=self.skipped - other.skipped,
+            dead_lettered=self.dead_lettered - other.dead_lettered,
+        )
+
 
 class Failure(_Record):
     """One event that could not be replayed."""

@@ -57,6 +57,7 @@ from replay_app.encoder import (
 )
 from replay_app.events import LENIENT
 from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.metrics import Metrics
 from replay_app.pacing import allowance, charge, due
 from replay_app.plans import make_plan
 from replay_app.progress import (
@@ -119,7 +120,7 @@ class Worker:
     board: Board
     is_leaving: Callable[[], bool]
     """The worker stops or rebalances: end the slice at the next page."""
-    events_by_type: dict[str, int] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     _partitions: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     async def partitions_of(self, names: Iterable[str]) -> dict[str, int]:
@@ -271,6 +272,7 @@ class WorkPartition:
             return
         if session.epoch > token.epoch:
             return  # the tokens of the newer epoch are on their way
+        began = time.monotonic()
         try:
             new = await self._slice(session, token, origin, old)
         except REFUSALS as error:
@@ -285,6 +287,13 @@ class WorkPartition:
             await self._abandon(token.key)
             new = _failed(token, origin, old, str(error) or repr(error))
         await self._commit(new)
+        before, after = _progress_of(old), _progress_of(new)
+        self.worker.metrics.committed(
+            token.kind,
+            time.monotonic() - began,
+            after.counters - before.counters,
+            after.bytes - before.bytes,
+        )
         await self._report(new)
         crashpoints.reach("after-progress")
         await self._continue(new)
@@ -968,6 +977,7 @@ class WorkPartitions:
             if task is not None and task.cancelling():
                 raise
             logger.warning("partition %d gives a token back: %r", partition, error)
+            self._worker.metrics.requeued_tokens.inc()
             await owned.requeue(token, origin)
             if self._owned.get(partition) is owned:
                 # Only after the next heartbeat: a worker that was evicted learns of it first,

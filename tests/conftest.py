@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from workers import Cluster
 from xdist.workermanage import WorkerController
 
 from replay_app.demo.stack import EmbeddedServers, EnvironmentServers, Stack, StackError
 
+ROOT = Path(__file__).parents[1]
 SHARED = pytest.StashKey[Stack]()
+
+
+# How long one example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test of the native encoder only where no Rust could have built it."""
+    if item.get_closest_marker("native") is None:
+        return
+    if importlib.util.find_spec("replay_native") is None:
+        if rust_answers():
+            pytest.fail("the native encoder is not installed: run `make native`")
+        pytest.skip("the native encoder is not installed, and there is no Rust to build it")
+
+
+def rust_answers() -> bool:
+    """Return whether there is a Rust that is new enough, as the Makefile judges it."""
+    try:
+        answer = subprocess.run(["cargo", "--version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    manifest = tomllib.loads((ROOT / "native" / "Cargo.toml").read_text())
+    needed, found = manifest["package"]["rust-version"], answer.stdout.split()[1].decode()
+    return [int(part) for part in found.split(".")[:2]] >= [int(part) for part in needed.split(".")]
 
 
 @pytest.hookimpl(optionalhook=True)

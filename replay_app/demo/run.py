@@ -14,7 +14,6 @@ import secrets
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -37,6 +36,7 @@ from replay_app.demo.shop import JANUARY, MONTH, SHOP_TOPICS, seed_store
 from replay_app.demo.stack import REAPER, EnvironmentServers, Stack, free_port
 from replay_app.events import STRICT, EventMapping, event_value
 from replay_app.exceptions import ReplayError
+from replay_app.supervisor import COMMAND
 from replay_app.terminal import say, say_json, show_progress
 
 REPLAY_ID = "demo"
@@ -159,27 +159,25 @@ class Worker:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="replay-demo-"))
         self._log = self._folder / "worker.log"
-        # It kills the worker and removes the folder once the pipe to it closes.
+        # It removes the folder once the pipe to it closes.
         self._reaper = subprocess.Popen(  # noqa: S603 - a constant
             ["/bin/sh", "-c", REAPER, "reaper", str(self._folder)],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
             start_new_session=True,
         )
         outside = {k: v for k, v in os.environ.items() if not k.startswith("REPLAY_")}
         own = {"REPLAY_DATA_DIR": str(self._folder / "data"), "REPLAY_WEB_PORT": str(port)}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "replay_app", "worker"],
+            self._process = subprocess.Popen(  # noqa: S603 - a constant
+                COMMAND,
                 env={**outside, **environment, **own},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,  # where no .env file of another project is found
                 start_new_session=True,  # Ctrl-C is for us; we end it in order
             )
-        self._tell_reaper(f"{self._process.pid}\n")
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
@@ -216,16 +214,10 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._tell_reaper("\n")  # the process id may soon be somebody else's
-        if self._reaper.stdin is not None:
-            self._reaper.stdin.close()
+        for process in (self._process, self._reaper):
+            if process.stdin is not None:
+                process.stdin.close()
         self._reaper.wait()
-
-    def _tell_reaper(self, line: str) -> None:
-        if self._reaper.stdin is None:
-            raise AssertionError  # it was opened with a pipe
-        self._reaper.stdin.write(line)
-        self._reaper.stdin.flush()
 
 
 def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:

@@ -26,6 +26,7 @@ from aiohttp import web
 from faust.exceptions import NotReady
 from faust.web import View
 from faust.web.exceptions import ServiceUnavailable, WebError
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from replay_app import __version__
 from replay_app.commands import (
@@ -35,6 +36,7 @@ from replay_app.commands import (
     Start,
     parse_command,
 )
+from replay_app.encoder import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import make_plan
 from replay_app.sessions import TERMINAL, Session, State, decode_session, on_command
@@ -112,6 +114,7 @@ def add_views(app: faust.App, worker: Worker, table: TableT[bytes, bytes]) -> No
     app.page("/")(StatusPage)
     app.page("/healthz")(Health)
     app.page("/readyz")(Ready)
+    app.page("/metrics")(Metrics)
     app.page("/openapi.json")(Description)
     app.page("/replays")(Replays)
     app.page("/plans")(Plans)
@@ -184,7 +187,7 @@ class Health(_View):
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer, which is all that it takes."""
-        encoder = _shared(request).worker.settings.encoder
+        encoder = encoder_name(_shared(request).worker.settings.encoder)
         return web.json_response({"status": "ok", "encoder": encoder, "version": __version__})
 
 
@@ -197,6 +200,15 @@ class Ready(_View):
             body = {"status": "not ready", "missing": missing}
             return web.json_response(body, status=HTTPStatus.SERVICE_UNAVAILABLE)
         return web.json_response({"status": "ready", "missing": []})
+
+
+class Metrics(_View):
+    """What Prometheus scrapes."""
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer the metrics in Prometheus' text format."""
+        body = _shared(request).worker.metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class Description(_View):

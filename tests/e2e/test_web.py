@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from support import unique_name, wait_until
 from workers import Cluster, Worker
 
@@ -19,6 +20,7 @@ from replay_app.demo.stack import Stack
 from replay_app.topics import partition_of
 
 EVENTS = 600
+REFUSED = ("replay_refused_commands_total", "malformed")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,22 @@ def test_events_tell_every_state_until_the_end_and_end_then(
     connection.request("GET", f"/replays/{replay_id}/events", headers=headers)
     assert connection.getresponse().status == 204  # an EventSource connects no more
     connection.close()
+
+
+def test_metrics_count_what_this_worker_has_done(shared: Cluster, worker: Worker) -> None:
+    before = _metrics(worker)
+    replay_id = unique_name("counted")
+    assert worker.request("POST", "/replays", _start(shared, replay_id))[0] == 202
+    assert worker.request("POST", "/replays", _start(shared, replay_id, rate=7))[0] == 409
+    shared.produce(b"{")
+    shared.wait_for(replay_id, "completed")
+    wait_until(lambda: _metrics(worker)[REFUSED] > before[REFUSED], 30)
+    after = _metrics(worker)
+    published = ("replay_events_total", "published")
+    assert after[published] - before[published] == EVENTS
+    assert after["replay_sessions", "completed"] > before.get(("replay_sessions", "completed"), 0)
+    assert after["replay_slice_seconds_count", "emit"] >= 1
+    assert after["replay_published_bytes_total", ""] > before["replay_published_bytes_total", ""]
 
 
 def test_a_plan_tells_what_would_happen_and_starts_nothing(shared: Cluster, worker: Worker) -> None:
@@ -288,6 +306,19 @@ def test_any_of_two_workers_answers_for_every_replay(cluster: Cluster) -> None:
         60,
         "nobody took over",
     )
+
+
+def _metrics(worker: Worker) -> dict[tuple[str, str], float]:
+    """Return each sample under its name and its first label's value."""
+    connection = _connection(worker)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def _start(cluster: Cluster, replay_id: str, **body: Any) -> dict[str, Any]:

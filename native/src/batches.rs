@@ -1,0 +1,304 @@
+//! Kafka record batches of version 2 (KIP-98): records, compression, and the sealed header.
+
+use std::io::Write;
+
+use crate::mapping::Spec;
+
+/// The header of a batch, up to its records.
+pub const HEADER_BYTES: usize = 61;
+/// What the length field does not count.
+const BEFORE_LENGTH_BYTES: usize = 12;
+const TRANSACTIONAL: i16 = 0x10;
+/// Of each snappy block, as the xerial library cuts them.
+const SNAPPY_BLOCK_BYTES: usize = 32 << 10;
+const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
+const ORIGINAL_TIME: &[u8] = b"replay-original-time";
+const DELIVERY_ID: &[u8] = b"replay-delivery-id";
+
+/// As the record batch's attributes count them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i16)]
+pub enum Codec {
+    None = 0,
+    Gzip = 1,
+    Snappy = 2,
+    Lz4 = 3,
+    Zstd = 4,
+}
+
+/// Write the record headers: those of the replay, then the event's own two.
+#[derive(Debug)]
+pub struct Headers {
+    /// Their count and the replay's own ones.
+    fixed: Vec<u8>,
+    /// The name of the header with the original time, and the size of its value.
+    original_time: Vec<u8>,
+    /// The name of the header with the delivery id.
+    delivery_id: Vec<u8>,
+    /// What a delivery id begins with.
+    replay: Vec<u8>,
+}
+
+impl Headers {
+    #[must_use]
+    pub fn of(spec: &Spec) -> Self {
+        let mut fixed = Vec::new();
+        varint(&mut fixed, spec.headers.len() as i64 + 2);
+        for (name, value) in &spec.headers {
+            sized(&mut fixed, name.as_bytes());
+            sized(&mut fixed, value);
+        }
+        let mut original_time = Vec::new();
+        sized(&mut original_time, ORIGINAL_TIME);
+        varint(&mut original_time, 24);
+        let mut delivery_id = Vec::new();
+        sized(&mut delivery_id, DELIVERY_ID);
+        let replay = format!("{}:", spec.replay_id).into_bytes();
+        Self { fixed, original_time, delivery_id, replay }
+    }
+
+    pub fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], identity: &[u8]) {
+        out.extend_from_slice(&self.fixed);
+        out.extend_from_slice(&self.original_time);
+        out.extend_from_slice(original_time);
+        out.extend_from_slice(&self.delivery_id);
+        varint(out, (self.replay.len() + identity.len()) as i64);
+        out.extend_from_slice(&self.replay);
+        out.extend_from_slice(identity);
+    }
+}
+
+/// Write the headers that the reference has made.
+pub fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
+    varint(out, headers.len() as i64);
+    for (name, value) in headers {
+        sized(out, name.as_bytes());
+        sized(out, value);
+    }
+}
+
+/// Records of one partition.
+#[derive(Debug)]
+pub struct OpenBatch {
+    pub topic: usize,
+    pub partition: i32,
+    pub records: i32,
+    /// Of all values.
+    pub bytes: u64,
+    first_ms: i64,
+    max_ms: i64,
+    section: Vec<u8>,
+}
+
+impl OpenBatch {
+    #[must_use]
+    pub fn new(topic: usize, partition: i32) -> Self {
+        let section = Vec::new();
+        Self { topic, partition, records: 0, bytes: 0, first_ms: 0, max_ms: 0, section }
+    }
+
+    /// Append a record; `headers` are serialized. False: the batch would reach its limit.
+    pub fn append(
+        &mut self,
+        ms: i64,
+        key: &[u8],
+        value: &[u8],
+        headers: &[u8],
+        limit: usize,
+    ) -> bool {
+        if self.records == 0 {
+            (self.first_ms, self.max_ms) = (ms, ms);
+        }
+        let delta = ms.wrapping_sub(self.first_ms);
+        let offset = i64::from(self.records);
+        let body = 1
+            + varint_bytes(delta)
+            + varint_bytes(offset)
+            + sized_bytes(key)
+            + sized_bytes(value)
+            + headers.len();
+        let size = varint_bytes(body as i64) + body;
+        if self.records > 0 && HEADER_BYTES + self.section.len() + size >= limit {
+            return false;
+        }
+        let section = &mut self.section;
+        section.reserve(size);
+        varint(section, body as i64);
+        section.push(0); // attributes
+        varint(section, delta);
+        varint(section, offset);
+        sized(section, key);
+        sized(section, value);
+        section.extend_from_slice(headers);
+        self.max_ms = self.max_ms.max(ms);
+        self.records += 1;
+        self.bytes += value.len() as u64;
+        true
+    }
+
+    /// Compress the records, if that makes them smaller.
+    #[must_use]
+    pub fn close(self, codec: Codec) -> Batch {
+        let packed = compressed(codec, &self.section).filter(|p| p.len() < self.section.len());
+        let (codec, section) = match packed {
+            Some(packed) => (codec, packed),
+            None => (Codec::None, self.section),
+        };
+        let crc = crc32c::crc32c(&section);
+        let (records, first_ms, max_ms) = (self.records, self.first_ms, self.max_ms);
+        Batch { records, first_ms, max_ms, codec, section, crc }
+    }
+}
+
+/// A finished batch that lacks only what is known when it is sent.
+#[derive(Debug)]
+pub struct Batch {
+    pub records: i32,
+    first_ms: i64,
+    max_ms: i64,
+    codec: Codec,
+    /// The records, compressed.
+    pub section: Vec<u8>,
+    /// Of the section.
+    crc: u32,
+}
+
+impl Batch {
+    /// The size that it has when it is sealed.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        HEADER_BYTES + self.section.len()
+    }
+
+    /// The header with the producer's state; the section goes behind it.
+    #[must_use]
+    pub fn header(
+        &self,
+        producer_id: i64,
+        producer_epoch: i16,
+        base_sequence: i32,
+        transactional: bool,
+    ) -> [u8; HEADER_BYTES] {
+        let attributes = self.codec as i16 | if transactional { TRANSACTIONAL } else { 0 };
+        let mut checked = [0; 40];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            checked[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&attributes.to_be_bytes());
+        put(&(self.records - 1).to_be_bytes()); // last offset
+        put(&self.first_ms.to_be_bytes());
+        put(&self.max_ms.to_be_bytes());
+        put(&producer_id.to_be_bytes());
+        put(&producer_epoch.to_be_bytes());
+        put(&base_sequence.to_be_bytes());
+        put(&self.records.to_be_bytes());
+        let crc = crc32c::crc32c_combine(crc32c::crc32c(&checked), self.crc, self.section.len());
+        let mut header = [0; HEADER_BYTES]; // the base offset is the broker's to set
+        let length = (self.size() - BEFORE_LENGTH_BYTES) as i32;
+        header[8..12].copy_from_slice(&length.to_be_bytes());
+        header[12..16].copy_from_slice(&(-1_i32).to_be_bytes()); // partition leader epoch
+        header[16] = 2; // magic
+        header[17..21].copy_from_slice(&crc.to_be_bytes());
+        header[21..].copy_from_slice(&checked);
+        header
+    }
+}
+
+fn compressed(codec: Codec, section: &[u8]) -> Option<Vec<u8>> {
+    match codec {
+        Codec::None => None,
+        Codec::Gzip => {
+            let level = flate2::Compression::default();
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+            encoder.write_all(section).ok()?;
+            encoder.finish().ok()
+        }
+        Codec::Snappy => snappy(section),
+        Codec::Lz4 => {
+            // Independent blocks: Kafka's readers know no others (KIP-57).
+            let info = lz4_flex::frame::FrameInfo::new()
+                .block_mode(lz4_flex::frame::BlockMode::Independent)
+                .block_size(lz4_flex::frame::BlockSize::Max64KB);
+            let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+            encoder.write_all(section).ok()?;
+            encoder.finish().ok()
+        }
+        Codec::Zstd => zstd::bulk::compress(section, 3).ok(),
+    }
+}
+
+/// Snappy in the frame that Kafka's clients write.
+fn snappy(section: &[u8]) -> Option<Vec<u8>> {
+    let mut encoder = snap::raw::Encoder::new();
+    let blocks = section.len().div_ceil(SNAPPY_BLOCK_BYTES);
+    let longest = snap::raw::max_compress_len(SNAPPY_BLOCK_BYTES) + 4;
+    let mut out = Vec::with_capacity(XERIAL_HEADER.len() + section.len() / 2 + longest);
+    out.extend_from_slice(XERIAL_HEADER);
+    for block in section.chunks(SNAPPY_BLOCK_BYTES).take(blocks) {
+        let start = out.len();
+        out.resize(start + 4 + snap::raw::max_compress_len(block.len()), 0);
+        let size = encoder.compress(block, &mut out[start + 4..]).ok()?;
+        out[start..start + 4].copy_from_slice(&(size as i32).to_be_bytes());
+        out.truncate(start + 4 + size);
+    }
+    Some(out)
+}
+
+/// Append a zigzag varint, as Kafka's records have them.
+fn varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = (value << 1 ^ value >> 63) as u64;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+fn varint_bytes(value: i64) -> usize {
+    let zigzag = (value << 1 ^ value >> 63) as u64;
+    (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
+    varint(out, bytes.len() as i64);
+    out.extend_from_slice(bytes);
+}
+
+fn sized_bytes(bytes: &[u8]) -> usize {
+    varint_bytes(bytes.len() as i64) + bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_varint_has_the_size_that_was_reckoned() {
+        for shift in 0..63 {
+            for value in [1_i64 << shift, -(1 << shift), (1 << shift) - 1] {
+                let mut out = Vec::new();
+                varint(&mut out, value);
+                assert_eq!(out.len(), varint_bytes(value));
+            }
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_the_sealed_bytes() {
+        let mut open = OpenBatch::new(0, 0);
+        assert!(open.append(5, b"k", b"v", b"\0", 1000));
+        let batch = open.close(Codec::None);
+        let header = batch.header(7, 8, 9, true);
+        let rest = [&header[21..], &batch.section].concat();
+        assert_eq!(header[17..21], crc32c::crc32c(&rest).to_be_bytes());
+    }
+
+    #[test]
+    fn a_full_batch_refuses_but_the_first_record_always_goes_in() {
+        let mut open = OpenBatch::new(0, 0);
+        assert!(open.append(0, b"", &[0; 100], b"\0", 50));
+        assert!(!open.append(0, b"", b"", b"\0", 50));
+    }
+}

@@ -1,0 +1,280 @@
+//! BSON values as JSON text (the table is in docs/mapping.md).
+
+use crate::{Declined, time};
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGHS: u64 = 0x8080_8080_8080_8080;
+
+/// Write a string with its quotes.
+///
+/// # Errors
+///
+/// When it is no UTF-8.
+pub fn string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Declined> {
+    out.reserve(text.len() + 2);
+    out.push(b'"');
+    let plain = plain_prefix(text);
+    out.extend_from_slice(&text[..plain]);
+    if plain < text.len() {
+        escaped(out, &text[plain..])?;
+    }
+    out.push(b'"');
+    Ok(())
+}
+
+/// Check that a text that is not written is UTF-8.
+///
+/// # Errors
+///
+/// When it is not.
+pub fn check(text: &[u8]) -> Result<(), Declined> {
+    std::str::from_utf8(text).map(|_| ()).map_err(|_| Declined)
+}
+
+/// How many bytes from the start on are ASCII that needs no escape, at least; judged by words.
+fn plain_prefix(text: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(word) = text[at..].first_chunk() {
+        if needs_care(u64::from_le_bytes(*word)) {
+            return at;
+        }
+        at += 8;
+    }
+    if at == text.len() {
+        return at;
+    }
+    // The last word again, as far as it has not been judged.
+    if let Some(word) = text.last_chunk() {
+        return if needs_care(u64::from_le_bytes(*word)) { at } else { text.len() };
+    }
+    text.iter().position(|&byte| is_special(byte) || !byte.is_ascii()).unwrap_or(text.len())
+}
+
+/// Whether any byte of a word is a control character, a quote, a backslash, or not ASCII.
+fn needs_care(word: u64) -> bool {
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
+    let control = below(word, 0x20);
+    let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+    let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+    (word | control | quote | backslash) & HIGHS != 0
+}
+
+fn is_special(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+#[cold]
+fn escaped(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Declined> {
+    check(text)?;
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|&byte| is_special(byte)) {
+        out.extend_from_slice(&rest[..at]);
+        match rest[at] {
+            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            8 => out.extend_from_slice(b"\\b"),
+            12 => out.extend_from_slice(b"\\f"),
+            byte => {
+                out.extend_from_slice(b"\\u00");
+                hex(out, &[byte]);
+            }
+        }
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+    Ok(())
+}
+
+/// Write an integer.
+pub fn integer(out: &mut Vec<u8>, value: i64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Write a double in the shortest form that reads back as the same double.
+///
+/// # Errors
+///
+/// For NaN and infinities, which JSON does not have.
+pub fn double(out: &mut Vec<u8>, value: f64) -> Result<(), Declined> {
+    if !value.is_finite() {
+        return Err(Declined);
+    }
+    let mut buffer = zmij::Buffer::new();
+    let text = buffer.format_finite(value);
+    // The reference leaves out an exponent's plus.
+    let (digits, exponent) = text.split_once("e+").unwrap_or((text, ""));
+    out.extend_from_slice(digits.as_bytes());
+    if !exponent.is_empty() {
+        out.push(b'e');
+        out.extend_from_slice(exponent.as_bytes());
+    }
+    Ok(())
+}
+
+/// Write a date: with six digits of fraction if there is one.
+///
+/// # Errors
+///
+/// Outside the years 1 to 9999.
+pub fn date(out: &mut Vec<u8>, ms: i64) -> Result<(), Declined> {
+    if !time::MILLISECONDS.contains(&ms) {
+        return Err(Declined);
+    }
+    let text = time::rfc3339(ms);
+    out.push(b'"');
+    if &text[20..23] == b"000" {
+        out.extend_from_slice(&text[..19]);
+        out.extend_from_slice(b"Z\"");
+    } else {
+        out.extend_from_slice(&text[..23]);
+        out.extend_from_slice(b"000Z\"");
+    }
+    Ok(())
+}
+
+/// Write bytes as hexadecimal digits.
+pub fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+}
+
+/// Write a UUID's 16 bytes in the usual form.
+pub fn uuid(out: &mut Vec<u8>, bytes: &[u8]) {
+    for (number, byte) in bytes.iter().enumerate() {
+        if matches!(number, 4 | 6 | 8 | 10) {
+            out.push(b'-');
+        }
+        hex(out, &[*byte]);
+    }
+}
+
+/// Write bytes as base64 with padding (RFC 4648).
+pub fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.reserve(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
+        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+        let digit = |shift: u32| BASE64[(word >> shift & 63) as usize];
+        let third = if chunk.len() > 1 { digit(6) } else { b'=' };
+        let fourth = if chunk.len() > 2 { digit(0) } else { b'=' };
+        out.extend_from_slice(&[digit(18), digit(12), third, fourth]);
+    }
+}
+
+/// Write a Decimal128 as Python's `decimal` writes it.
+///
+/// The layout is that of IEEE 754-2008's binary integer decimal encoding.
+///
+/// # Errors
+///
+/// For NaN, infinities, and more than 34 digits.
+pub fn decimal(out: &mut Vec<u8>, bytes: [u8; 16]) -> Result<(), Declined> {
+    let bits = u128::from_le_bytes(bytes);
+    if bits >> 125 & 3 == 3 {
+        return Err(Declined);
+    }
+    let exponent = (bits >> 113 & 0x3FFF) as i32 - 6176;
+    let coefficient = bits & ((1 << 113) - 1);
+    if coefficient >= 10_u128.pow(34) {
+        return Err(Declined);
+    }
+    if bits >> 127 != 0 {
+        out.push(b'-');
+    }
+    let mut buffer = itoa::Buffer::new();
+    let digits = buffer.format(coefficient).as_bytes();
+    let size = digits.len() as i32;
+    let left = exponent + size; // digits before the point
+    let point = if exponent <= 0 && left > -6 { left } else { 1 };
+    if point <= 0 {
+        out.extend_from_slice(b"0.");
+        out.extend((point..0).map(|_| b'0'));
+        out.extend_from_slice(digits);
+    } else if point >= size {
+        out.extend_from_slice(digits);
+    } else {
+        let (whole, fraction) = digits.split_at(point as usize);
+        out.extend_from_slice(whole);
+        out.push(b'.');
+        out.extend_from_slice(fraction);
+    }
+    if left != point {
+        out.push(b'E');
+        if left > point {
+            out.push(b'+');
+        }
+        integer(out, i64::from(left - point));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn strings_of_every_length_and_character_read_back() {
+        for size in 0..40 {
+            for special in ["x", "\"", "\\", "\n", "\u{1}", "\u{7f}", "ü", "\u{2028}", "🎁"] {
+                for place in 0..=size {
+                    let text = "a".repeat(place) + special + &"b".repeat(size - place);
+                    let json = written(|out| string(out, text.as_bytes()).unwrap());
+                    assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_utf8_is_declined_wherever_it_stands() {
+        for place in 0..30 {
+            let mut text = vec![b'a'; 30];
+            text[place] = 0xff;
+            assert_eq!(string(&mut Vec::new(), &text), Err(Declined));
+        }
+    }
+
+    #[test]
+    fn doubles_read_back_as_doubles() {
+        for value in [0.0, -0.0, 1.0, 0.1, 1e22, 1e-7, 5e-324, f64::MAX, 123_456_789.125] {
+            let text = written(|out| double(out, value).unwrap());
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert!(read.is_f64(), "{text}");
+            assert_eq!(text.parse::<f64>().unwrap().to_bits(), value.to_bits());
+        }
+        assert_eq!(double(&mut Vec::new(), f64::NAN), Err(Declined));
+    }
+
+    #[test]
+    fn bytes_are_base64_with_padding() {
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
+            assert_eq!(written(|out| base64(out, bytes.as_bytes())), text);
+        }
+    }
+
+    #[test]
+    fn decimals_keep_their_digits() {
+        let of = |coefficient: u128, exponent: u128| coefficient | (exponent + 6176) << 113;
+        for (bits, text) in [
+            (of(1050, 0) - (2 << 113), "10.50"),
+            (of(0, 0), "0"),
+            (of(5, 0) - (3 << 113), "0.005"),
+            (of(15, 29), "1.5E+30"),
+            (of(1, 0) - (7 << 113), "1E-7"),
+            (of(1, 2) | 1 << 127, "-1E+2"),
+        ] {
+            assert_eq!(written(|out| decimal(out, bits.to_le_bytes()).unwrap()), text);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The rules by which a document's fields make a record (`replay_app/events.py`).
+
+use std::collections::HashMap;
+
+use crate::walk::{Node, Slots, Value};
+use crate::{Declined, json, time};
+
+pub const EVENT_ID: usize = 0;
+pub const ID: usize = 1;
+pub const TIME: usize = 2;
+pub const TYPE: usize = 3;
+pub const KEY: usize = 4;
+pub const TOPIC: usize = 5;
+pub const VALUE: usize = 6;
+pub const REPLAYED: usize = 7;
+
+/// Beyond this a double has no exact whole numbers.
+const EXACT: i64 = 1 << 53;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestampType {
+    Date,
+    Iso,
+    EpochMs,
+}
+
+/// The event mapping, the command's target and what is fixed for a replay.
+#[derive(Debug)]
+pub struct Spec {
+    pub fields: Fields,
+    pub timestamp_type: TimestampType,
+    /// Event type to topic.
+    pub topics: HashMap<String, String>,
+    pub topic_template: String,
+    pub target_topic: Option<String>,
+    pub target_topics: HashMap<String, String>,
+    pub target_prefix: String,
+    pub replay_id: String,
+    /// The headers that every record has, without the two of its own.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// What a record may have beside its key, value and id.
+    pub overhead_bytes: usize,
+    pub partitions: HashMap<String, i32>,
+    pub original_timestamps: bool,
+    pub codec: crate::batches::Codec,
+    pub max_record_bytes: usize,
+}
+
+/// The paths of a mapping.
+#[derive(Debug)]
+pub struct Fields {
+    root: Node,
+    has_key_field: bool,
+    pub has_value_field: bool,
+}
+
+/// The settings from which `Fields` is made.
+#[derive(Debug, Default)]
+pub struct Paths<'a> {
+    pub id: Option<&'a str>,
+    pub timestamp: &'a str,
+    pub kind: &'a str,
+    pub aggregate: &'a str,
+    pub topic: &'a str,
+    pub key: Option<&'a str>,
+    pub value: Option<&'a str>,
+    /// None: replayed events too.
+    pub replayed: Option<&'a str>,
+    pub exclude: Vec<&'a str>,
+}
+
+impl Fields {
+    #[must_use]
+    pub fn new(paths: &Paths) -> Self {
+        let mut root = Node::default();
+        if let Some(id) = paths.id {
+            root.keep(id, EVENT_ID);
+        } else {
+            root.keep("event_id", EVENT_ID);
+            root.keep("_id", ID);
+        }
+        root.keep(paths.timestamp, TIME);
+        root.keep(paths.kind, TYPE);
+        root.keep(paths.key.unwrap_or(paths.aggregate), KEY);
+        root.keep(paths.topic, TOPIC);
+        if let Some(value) = paths.value {
+            root.keep(value, VALUE);
+        }
+        if let Some(replayed) = paths.replayed {
+            root.keep(replayed, REPLAYED);
+        }
+        for path in &paths.exclude {
+            root.exclude(path);
+        }
+        Self { root, has_key_field: paths.key.is_some(), has_value_field: paths.value.is_some() }
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+}
+
+/// When an event happened.
+#[derive(Debug, Clone, Copy)]
+pub struct EventTime {
+    /// Whole milliseconds, as the header shows them.
+    pub header_ms: i64,
+    /// Rounded milliseconds, as a record's timestamp.
+    pub record_ms: i64,
+}
+
+impl Spec {
+    /// The event's id as text.
+    ///
+    /// # Errors
+    ///
+    /// Declined where it has none.
+    pub fn identity<'a>(
+        &self,
+        slots: &Slots<'a>,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Declined> {
+        let found = [slots[EVENT_ID], slots[ID]];
+        let value = found.into_iter().flatten().find(|value| !matches!(value, Value::Null));
+        as_text(value.ok_or(Declined)?, scratch)
+    }
+
+    /// When the event happened.
+    ///
+    /// # Errors
+    ///
+    /// Declined where the field is no time, or one whose rounding is the reference's affair.
+    pub fn time(&self, slots: &Slots) -> Result<EventTime, Declined> {
+        let (header_ms, record_ms) = match (self.timestamp_type, slots[TIME].ok_or(Declined)?) {
+            (TimestampType::Date, Value::Date(ms)) | (TimestampType::EpochMs, Value::Int(ms)) => {
+                (ms, ms)
+            }
+            (TimestampType::EpochMs, Value::Double(ms)) if ms.abs() < 1e15 && ms.trunc() == ms => {
+                (ms as i64, ms as i64)
+            }
+            (TimestampType::Iso, Value::Text(text)) => {
+                let us = time::parse_iso(text)?;
+                (us.div_euclid(1000), self.rounded(us)?)
+            }
+            _ => return Err(Declined),
+        };
+        if time::MILLISECONDS.contains(&header_ms) {
+            Ok(EventTime { header_ms, record_ms })
+        } else {
+            Err(Declined)
+        }
+    }
+
+    /// The milliseconds that `round(time.timestamp() * 1000)` gives in Python.
+    fn rounded(&self, us: i64) -> Result<i64, Declined> {
+        if !self.original_timestamps || us % 1000 == 0 {
+            return Ok(us.div_euclid(1000));
+        }
+        if us.abs() >= EXACT {
+            return Err(Declined);
+        }
+        Ok((us as f64 / 1e6 * 1e3).round_ties_even() as i64)
+    }
+
+    /// The record's key.
+    ///
+    /// # Errors
+    ///
+    /// Declined where the configured field is missing, or has no text form.
+    pub fn key<'a>(
+        &self,
+        slots: &Slots<'a>,
+        identity: &'a [u8],
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Declined> {
+        match slots[KEY] {
+            None | Some(Value::Null) if self.fields.has_key_field => Err(Declined),
+            None | Some(Value::Null) => Ok(identity),
+            Some(Value::Binary(bytes)) => Ok(bytes),
+            Some(value) => as_text(value, scratch),
+        }
+    }
+
+    /// The topic for an event of type `kind` whose document names `own`.
+    ///
+    /// # Errors
+    ///
+    /// Declined where what comes out is no topic name.
+    pub fn destination(&self, kind: &str, own: Option<&str>) -> Result<String, Declined> {
+        let filled = |topic: &&String| !topic.is_empty();
+        let target = self.target_topics.get(kind).filter(filled).or(self.target_topic.as_ref());
+        let topic = if let Some(target) = target {
+            target.clone()
+        } else {
+            let prefix = &self.target_prefix;
+            match own.or(self.topics.get(kind).filter(filled).map(String::as_str)) {
+                Some(topic) => format!("{prefix}{topic}"),
+                None => format!("{prefix}{}", self.topic_template.replace("{event_type}", kind)),
+            }
+        };
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if (1..=249).contains(&topic.len()) && topic.bytes().all(is_allowed) {
+            Ok(topic)
+        } else {
+            Err(Declined)
+        }
+    }
+}
+
+/// An id or key as text.
+fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], Declined> {
+    scratch.clear();
+    match value {
+        Value::Text(text) => return Ok(text),
+        Value::Bool(true) => return Ok(b"true"),
+        Value::Bool(false) => return Ok(b"false"),
+        Value::Int(number) => json::integer(scratch, number),
+        Value::ObjectId(bytes) | Value::Binary(bytes) => json::hex(scratch, bytes),
+        Value::Uuid(bytes) => json::uuid(scratch, bytes),
+        Value::Decimal(bytes) => json::decimal(scratch, bytes)?,
+        Value::Date(ms) if time::MILLISECONDS.contains(&ms) => {
+            scratch.extend_from_slice(&time::rfc3339(ms));
+        }
+        // Python's text of a double is not JSON's.
+        Value::Date(_) | Value::Double(_) | Value::Null | Value::Other => return Err(Declined),
+    }
+    Ok(scratch)
+}
+
+/// The hash that Kafka's default partitioner takes modulo the partition count: murmur2 without
+/// its sign.
+#[must_use]
+pub fn partition_hash(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c ^ key.len() as u32;
+    let mut words = key.chunks_exact(4);
+    for word in &mut words {
+        let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ (word ^ word >> 24).wrapping_mul(M);
+    }
+    let rest = words.remainder();
+    if !rest.is_empty() {
+        hash ^= rest.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+        hash = hash.wrapping_mul(M);
+    }
+    hash = (hash ^ hash >> 13).wrapping_mul(M);
+    (hash ^ hash >> 15) & 0x7FFF_FFFF
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_go_where_kafkas_own_partitioner_sends_them() {
+        // From org.apache.kafka.common.utils.UtilsTest.testMurmur2.
+        for (key, hash) in [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(partition_hash(key.as_bytes()), hash as u32 & 0x7FFF_FFFF);
+        }
+    }
+}

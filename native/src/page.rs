@@ -1,0 +1,295 @@
+//! A page on its way through the encoder.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::batches::{Batch, Headers, OpenBatch};
+use crate::mapping::{REPLAYED, Spec, TOPIC, TYPE, VALUE, partition_hash};
+use crate::walk::{Value, walk};
+use crate::{Declined, time};
+
+/// What is known of a page's documents so far. Documents are encoded in their order; where one is
+/// declined, the caller settles it (`add`, `leave_out`, `skip`) before the next is looked at.
+pub struct Page {
+    spec: Arc<Spec>,
+    headers: Headers,
+    now_ms: i64,
+    /// Where the next document begins.
+    at: usize,
+    /// The last document that was read, failed ones among them.
+    pub last: Option<Range<usize>>,
+    pub read: usize,
+    pub skipped: usize,
+    topics: Vec<Topic>,
+    topic_places: HashMap<String, usize>,
+    types: Vec<(String, u64)>,
+    type_places: HashMap<String, usize>,
+    /// By type and own topic: the places of the type and of the topic.
+    routes: HashMap<Box<[u8]>, (usize, usize), foldhash::fast::RandomState>,
+    batches: Vec<OpenBatch>,
+    scratch: Scratch,
+}
+
+struct Topic {
+    name: String,
+    records: u64,
+    /// By partition: the batch that takes its next record.
+    open: Vec<Option<usize>>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    json: Vec<u8>,
+    names: Vec<u64>,
+    identity: Vec<u8>,
+    key: Vec<u8>,
+    route: Vec<u8>,
+    headers: Vec<u8>,
+}
+
+/// A page's batches and the account of them.
+pub struct Finished {
+    /// Topic, partition, the batch, bytes of its values.
+    pub batches: Vec<(String, i32, Batch, u64)>,
+    pub published: u64,
+    pub bytes: u64,
+    pub by_type: Vec<(String, u64)>,
+    pub by_topic: Vec<(String, u64)>,
+}
+
+enum Outcome {
+    Published,
+    Skipped,
+}
+
+impl Page {
+    /// Begin a page; `now_ms` is the append time.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no sequence of documents.
+    pub fn new(spec: Arc<Spec>, bytes: &[u8], now_ms: i64) -> Result<Self, Declined> {
+        let mut at = 0;
+        while at < bytes.len() {
+            at = document_end(bytes, at)?;
+        }
+        Ok(Self {
+            headers: Headers::of(&spec),
+            spec,
+            now_ms,
+            at: 0,
+            last: None,
+            read: 0,
+            skipped: 0,
+            topics: Vec::new(),
+            topic_places: HashMap::new(),
+            types: Vec::new(),
+            type_places: HashMap::new(),
+            routes: HashMap::default(),
+            batches: Vec::new(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Encode until a document is declined; return its place. None: all are done.
+    pub fn run(&mut self, bytes: &[u8]) -> Option<Range<usize>> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut declined = None;
+        while self.at < bytes.len() {
+            let Ok(end) = document_end(bytes, self.at) else {
+                break; // not after `new`, with the same bytes
+            };
+            let place = self.at..end;
+            match self.encode(&bytes[place.clone()], &mut scratch) {
+                Ok(Outcome::Published) => self.pass(place),
+                Ok(Outcome::Skipped) => self.skip(place),
+                Err(Declined) => {
+                    declined = Some(place);
+                    break;
+                }
+            }
+        }
+        self.scratch = scratch;
+        declined
+    }
+
+    /// Go on behind a document that is not published because it is a replay itself.
+    pub fn skip(&mut self, place: Range<usize>) {
+        self.skipped += 1;
+        self.pass(place);
+    }
+
+    /// Go on behind a document that failed.
+    pub fn pass(&mut self, place: Range<usize>) {
+        self.read += 1;
+        self.at = place.end;
+        self.last = Some(place);
+    }
+
+    fn encode(&mut self, document: &[u8], scratch: &mut Scratch) -> Result<Outcome, Declined> {
+        let spec = Arc::clone(&self.spec);
+        let Scratch { json, names, identity, key, route, headers } = scratch;
+        json.clear();
+        let write = !spec.fields.has_value_field;
+        let slots = walk(document, spec.fields.root(), write, json, names)?;
+        let identity = spec.identity(&slots, identity)?;
+        if slots[REPLAYED].is_some() {
+            return Ok(Outcome::Skipped);
+        }
+        let kind = match slots[TYPE] {
+            Some(Value::Text(kind)) if !kind.is_empty() => kind,
+            _ => return Err(Declined),
+        };
+        let time = spec.time(&slots)?;
+        let own = match slots[TOPIC] {
+            Some(Value::Text(topic)) if !topic.is_empty() => Some(topic),
+            _ => None,
+        };
+        let (type_place, topic_place) = self.route(kind, own, route)?;
+        let key = spec.key(&slots, identity, key)?;
+        let value = match slots[VALUE] {
+            _ if write => json.as_slice(),
+            Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
+            _ => return Err(Declined),
+        };
+        if key.len() + value.len() + identity.len() + spec.overhead_bytes > spec.max_record_bytes {
+            return Err(Declined);
+        }
+        headers.clear();
+        self.headers.write(headers, &time::rfc3339(time.header_ms), identity);
+        let ms = if spec.original_timestamps { time.record_ms } else { self.now_ms };
+        let count = self.topics[topic_place].open.len() as u32;
+        let partition = (partition_hash(key) % count) as usize;
+        self.append(topic_place, partition, ms, key, value, headers);
+        self.types[type_place].1 += 1;
+        Ok(Outcome::Published)
+    }
+
+    /// The places of an event's type and topic.
+    fn route(
+        &mut self,
+        kind: &[u8],
+        own: Option<&[u8]>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(usize, usize), Declined> {
+        scratch.clear();
+        scratch.extend_from_slice(&(kind.len() as u64).to_le_bytes());
+        scratch.extend_from_slice(kind);
+        scratch.extend_from_slice(own.unwrap_or(b""));
+        if let Some(route) = self.routes.get(scratch.as_slice()) {
+            return Ok(*route);
+        }
+        let kind = std::str::from_utf8(kind).map_err(|_| Declined)?;
+        let own = own.map(std::str::from_utf8).transpose().map_err(|_| Declined)?;
+        let topic = self.spec.destination(kind, own)?;
+        let route = (self.type_place(kind), self.topic_place(&topic)?);
+        self.routes.insert(scratch.as_slice().into(), route);
+        Ok(route)
+    }
+
+    fn type_place(&mut self, kind: &str) -> usize {
+        if let Some(place) = self.type_places.get(kind) {
+            return *place;
+        }
+        let place = self.types.len();
+        self.types.push((kind.to_owned(), 0));
+        self.type_places.insert(kind.to_owned(), place);
+        place
+    }
+
+    fn topic_place(&mut self, topic: &str) -> Result<usize, Declined> {
+        if let Some(place) = self.topic_places.get(topic) {
+            return Ok(*place);
+        }
+        let count = self.spec.partitions.get(topic).ok_or(Declined)?;
+        let count = usize::try_from(*count).map_err(|_| Declined)?;
+        if count == 0 {
+            return Err(Declined);
+        }
+        let place = self.topics.len();
+        self.topics.push(Topic { name: topic.to_owned(), records: 0, open: vec![None; count] });
+        self.topic_places.insert(topic.to_owned(), place);
+        Ok(place)
+    }
+
+    fn append(
+        &mut self,
+        topic: usize,
+        partition: usize,
+        ms: i64,
+        key: &[u8],
+        value: &[u8],
+        headers: &[u8],
+    ) {
+        let limit = self.spec.max_record_bytes;
+        self.topics[topic].records += 1;
+        let open = self.topics[topic].open[partition];
+        if open.is_some_and(|place| self.batches[place].append(ms, key, value, headers, limit)) {
+            return;
+        }
+        let mut batch = OpenBatch::new(topic, partition as i32);
+        batch.append(ms, key, value, headers, limit);
+        self.topics[topic].open[partition] = Some(self.batches.len());
+        self.batches.push(batch);
+    }
+
+    /// Publish a declined document as the record that the reference made of it.
+    ///
+    /// # Errors
+    ///
+    /// When the topic is unknown or has no such partition.
+    pub fn add(&mut self, place: Range<usize>, record: &Record) -> Result<(), Declined> {
+        let topic = self.topic_place(record.topic)?;
+        if record.partition >= self.topics[topic].open.len() {
+            return Err(Declined);
+        }
+        let kind = self.type_place(record.kind);
+        self.append(topic, record.partition, record.ms, record.key, record.value, record.headers);
+        self.types[kind].1 += 1;
+        self.pass(place);
+        Ok(())
+    }
+
+    /// Compress the batches and close the account.
+    #[must_use]
+    pub fn finish(self) -> Finished {
+        let codec = self.spec.codec;
+        let batches: Vec<_> = self
+            .batches
+            .into_iter()
+            .map(|open| {
+                let (topic, bytes) = (self.topics[open.topic].name.clone(), open.bytes);
+                (topic, open.partition, open.close(codec), bytes)
+            })
+            .collect();
+        Finished {
+            published: batches.iter().map(|(_, _, batch, _)| batch.records as u64).sum(),
+            bytes: batches.iter().map(|(_, _, _, bytes)| bytes).sum(),
+            batches,
+            by_type: self.types.into_iter().filter(|(_, count)| *count > 0).collect(),
+            by_topic: (self.topics.into_iter().map(|topic| (topic.name, topic.records)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        }
+    }
+}
+
+/// A record as the reference made it.
+pub struct Record<'a> {
+    pub kind: &'a str,
+    pub topic: &'a str,
+    pub partition: usize,
+    pub ms: i64,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+    /// Serialized.
+    pub headers: &'a [u8],
+}
+
+fn document_end(bytes: &[u8], start: usize) -> Result<usize, Declined> {
+    let rest = bytes.get(start..).ok_or(Declined)?;
+    let size = i32::from_le_bytes(*rest.first_chunk().ok_or(Declined)?);
+    let size = usize::try_from(size).map_err(|_| Declined)?;
+    if size < 5 || size > rest.len() { Err(Declined) } else { Ok(start + size) }
+}

@@ -1,0 +1,239 @@
+//! The module `replay_native`; its types are in `replay_native.pyi`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::mapping::{Fields, Paths, Spec, TimestampType};
+use crate::{batches, page};
+
+/// A batch counts its bytes in 32 bits; larger records are declined.
+const MAX_BATCH_BYTES: usize = 1 << 30;
+
+/// An event mapping and what is fixed for a replay.
+#[pyclass(frozen, module = "replay_native")]
+struct Encoder {
+    spec: Arc<Spec>,
+}
+
+/// A page on its way; of one thread.
+#[pyclass(module = "replay_native")]
+struct Page {
+    bytes: Py<PyBytes>,
+    /// None: it is finished.
+    page: Option<page::Page>,
+    /// Where the document is that waits for the caller's word.
+    declined: Option<Range<usize>>,
+}
+
+/// A finished batch.
+#[pyclass(frozen, module = "replay_native")]
+struct Batch {
+    batch: batches::Batch,
+}
+
+#[pymethods]
+impl Encoder {
+    /// Take the parts of an `EncodeSpec`, by their names.
+    #[new]
+    fn new(spec: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let id: Option<String> = get(spec, "id_field")?;
+        let key: Option<String> = get(spec, "key_field")?;
+        let value: Option<String> = get(spec, "value_field")?;
+        let replayed: Option<String> = get(spec, "replayed_field")?;
+        let timestamp: String = get(spec, "timestamp_field")?;
+        let kind: String = get(spec, "type_field")?;
+        let aggregate: String = get(spec, "aggregate_field")?;
+        let topic: String = get(spec, "topic_field")?;
+        let exclude: Vec<String> = get(spec, "exclude_fields")?;
+        let fields = Fields::new(&Paths {
+            id: id.as_deref(),
+            timestamp: &timestamp,
+            kind: &kind,
+            aggregate: &aggregate,
+            topic: &topic,
+            key: key.as_deref(),
+            value: value.as_deref(),
+            replayed: replayed.as_deref(),
+            exclude: exclude.iter().map(String::as_str).collect(),
+        });
+        let spec = Spec {
+            fields,
+            timestamp_type: match get::<String>(spec, "timestamp_type")?.as_str() {
+                "date" => TimestampType::Date,
+                "iso" => TimestampType::Iso,
+                "epoch_ms" => TimestampType::EpochMs,
+                other => return Err(PyValueError::new_err(format!("timestamp_type {other:?}"))),
+            },
+            topics: get(spec, "topics")?,
+            topic_template: get(spec, "topic_template")?,
+            target_topic: get(spec, "target_topic")?,
+            target_topics: get(spec, "target_topics")?,
+            target_prefix: get(spec, "target_prefix")?,
+            replay_id: get(spec, "replay_id")?,
+            headers: get(spec, "headers")?,
+            overhead_bytes: get(spec, "overhead_bytes")?,
+            partitions: get(spec, "partitions")?,
+            original_timestamps: get(spec, "original_timestamps")?,
+            codec: match get::<String>(spec, "compression")?.as_str() {
+                "none" => batches::Codec::None,
+                "gzip" => batches::Codec::Gzip,
+                "snappy" => batches::Codec::Snappy,
+                "lz4" => batches::Codec::Lz4,
+                "zstd" => batches::Codec::Zstd,
+                other => return Err(PyValueError::new_err(format!("compression {other:?}"))),
+            },
+            max_record_bytes: get::<usize>(spec, "max_record_bytes")?.min(MAX_BATCH_BYTES),
+        };
+        Ok(Self { spec: Arc::new(spec) })
+    }
+
+    /// Begin a page.
+    ///
+    /// Raises `ValueError` when it is no sequence of documents.
+    fn begin(&self, page: &Bound<'_, PyBytes>, now_ms: i64) -> PyResult<Page> {
+        let begun = page::Page::new(Arc::clone(&self.spec), page.as_bytes(), now_ms)
+            .map_err(|_| PyValueError::new_err("no sequence of BSON documents"))?;
+        Ok(Page { bytes: page.clone().unbind(), page: Some(begun), declined: None })
+    }
+}
+
+#[pymethods]
+impl Page {
+    /// Encode until a document is declined; return its index and where it stands, else None.
+    fn run(&mut self, py: Python<'_>) -> PyResult<Option<(usize, usize, usize)>> {
+        let page = self.page.as_mut().ok_or_else(finished)?;
+        let bytes = self.bytes.bind(py).as_bytes();
+        self.declined = py.detach(|| page.run(bytes));
+        let index = page.read;
+        Ok(self.declined.as_ref().map(|place| (index, place.start, place.end)))
+    }
+
+    /// Publish the declined document as this record.
+    #[expect(clippy::too_many_arguments, reason = "a record has so many parts")]
+    fn add(
+        &mut self,
+        kind: &str,
+        topic: &str,
+        partition: usize,
+        timestamp_ms: i64,
+        key: &[u8],
+        value: &[u8],
+        headers: Vec<(String, Vec<u8>)>,
+    ) -> PyResult<()> {
+        let (page, place) = self.waiting()?;
+        let mut written = Vec::new();
+        batches::write_headers(&mut written, &headers);
+        let ms = timestamp_ms;
+        let record = page::Record { kind, topic, partition, ms, key, value, headers: &written };
+        page.add(place, &record)
+            .map_err(|_| PyValueError::new_err(format!("no partition {partition} of {topic:?}")))
+    }
+
+    /// Go on behind the declined document: it failed.
+    fn leave_out(&mut self) -> PyResult<()> {
+        let (page, place) = self.waiting()?;
+        page.pass(place);
+        Ok(())
+    }
+
+    /// Go on behind the declined document: it is a replay itself.
+    fn skip(&mut self) -> PyResult<()> {
+        let (page, place) = self.waiting()?;
+        page.skip(place);
+        Ok(())
+    }
+
+    /// Close the batches and return the account of what has been read.
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let page = self.page.take().ok_or_else(finished)?;
+        let (read, skipped, last) = (page.read, page.skipped, page.last.clone());
+        let done = py.detach(|| page.finish());
+        let batches: Vec<(String, i32, Batch, i32, u64)> = done
+            .batches
+            .into_iter()
+            .map(|(topic, partition, batch, bytes)| {
+                let records = batch.records;
+                (topic, partition, Batch { batch }, records, bytes)
+            })
+            .collect();
+        let account = PyDict::new(py);
+        account.set_item("read", read)?;
+        account.set_item("published", done.published)?;
+        account.set_item("skipped_replays", skipped)?;
+        account.set_item("bytes", done.bytes)?;
+        account.set_item("batches", batches)?;
+        account.set_item("by_type", counts(py, done.by_type)?)?;
+        account.set_item("by_topic", counts(py, done.by_topic)?)?;
+        account.set_item("last", last.map(|place| (place.start, place.end)))?;
+        Ok(account)
+    }
+}
+
+impl Page {
+    fn waiting(&mut self) -> PyResult<(&mut page::Page, Range<usize>)> {
+        let place = self.declined.take();
+        let place = place.ok_or_else(|| PyRuntimeError::new_err("no document was declined"))?;
+        Ok((self.page.as_mut().ok_or_else(finished)?, place))
+    }
+}
+
+#[pymethods]
+impl Batch {
+    /// Bytes of the sealed batch.
+    #[getter]
+    fn size(&self) -> usize {
+        self.batch.size()
+    }
+
+    /// Return the batch as it is sent.
+    fn seal<'py>(
+        &self,
+        py: Python<'py>,
+        producer_id: i64,
+        producer_epoch: i16,
+        base_sequence: i32,
+        transactional: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let batch = &self.batch;
+        let header = batch.header(producer_id, producer_epoch, base_sequence, transactional);
+        PyBytes::new_with(py, batch.size(), |sealed| {
+            sealed[..header.len()].copy_from_slice(&header);
+            sealed[header.len()..].copy_from_slice(&batch.section);
+            Ok(())
+        })
+    }
+}
+
+fn get<T: for<'a, 'py> FromPyObject<'a, 'py>>(
+    spec: &Bound<'_, PyDict>,
+    name: &'static str,
+) -> PyResult<T> {
+    let value = spec.get_item(name)?.ok_or_else(|| PyKeyError::new_err(name))?;
+    value.extract().map_err(Into::into)
+}
+
+fn counts(py: Python<'_>, counts: Vec<(String, u64)>) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, count) in counts {
+        dict.set_item(name, count)?;
+    }
+    Ok(dict)
+}
+
+fn finished() -> PyErr {
+    PyRuntimeError::new_err("the page is finished")
+}
+
+#[pymodule]
+mod replay_native {
+    #[pymodule_export]
+    use super::{Batch, Encoder, Page};
+
+    /// Raised by one with each change of what stands in `replay_native.pyi`.
+    #[pymodule_export]
+    const INTERFACE: u32 = 1;
+}

@@ -1,0 +1,402 @@
+//! One walk over a raw BSON document: it checks every byte, writes the JSON, and keeps the values
+//! of the fields that the mapping asks for.
+
+use crate::{Declined, json};
+
+/// How many fields a mapping can ask for: each is one bit of `Node::slots`.
+pub const SLOTS: usize = 8;
+/// Deeper documents are declined: where it ends is the reference's to say.
+const MAX_DEPTH: usize = 64;
+/// Up to so many names of a document are compared with each other, more are sorted.
+const FEW_NAMES: usize = 32;
+
+/// A value as the rules need it.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Double(f64),
+    Text(&'a [u8]),
+    Date(i64),
+    ObjectId(&'a [u8]),
+    Uuid(&'a [u8]),
+    Binary(&'a [u8]),
+    Decimal([u8; 16]),
+    Other,
+}
+
+/// The values that were found; none: there is no such field.
+pub type Slots<'a> = [Option<Value<'a>>; SLOTS];
+
+/// The field paths of a mapping, as a tree of names.
+#[derive(Debug, Default)]
+pub struct Node {
+    name: Box<[u8]>,
+    slots: u8,
+    excluded: bool,
+    children: Vec<Node>,
+}
+
+impl Node {
+    /// Keep the value at a dotted path.
+    pub fn keep(&mut self, path: &str, slot: usize) {
+        self.at(path).slots |= 1 << slot;
+    }
+
+    /// Leave the field at a dotted path out of the JSON.
+    pub fn exclude(&mut self, path: &str) {
+        self.at(path).excluded = true;
+    }
+
+    fn at(&mut self, path: &str) -> &mut Node {
+        let mut node = self;
+        for name in path.split('.') {
+            let name = name.as_bytes();
+            let known = node.children.iter().position(|child| &*child.name == name);
+            let place = known.unwrap_or_else(|| {
+                node.children.push(Node { name: name.into(), ..Node::default() });
+                node.children.len() - 1
+            });
+            node = &mut node.children[place];
+        }
+        node
+    }
+
+    fn child(&self, name: &[u8]) -> Option<&Node> {
+        self.children.iter().find(|child| &*child.name == name)
+    }
+}
+
+/// Walk a document: write its JSON unless `write` is false, and fill the slots.
+///
+/// # Errors
+///
+/// When anything in it is not as it should be, or has no JSON form.
+pub fn walk<'a>(
+    document: &'a [u8],
+    root: &Node,
+    write: bool,
+    out: &mut Vec<u8>,
+    names: &mut Vec<u64>,
+) -> Result<Slots<'a>, Declined> {
+    names.clear();
+    let mut walk = Walk { bytes: document, at: 0, out, names, slots: [None; SLOTS] };
+    walk.document(Some(root), write, 0)?;
+    if walk.bytes.len() == walk.at { Ok(walk.slots) } else { Err(Declined) }
+}
+
+struct Walk<'a, 'o> {
+    /// Up to the end of the innermost document, without its final zero.
+    bytes: &'a [u8],
+    at: usize,
+    out: &'o mut Vec<u8>,
+    /// Fingerprints of the names in the documents that are open.
+    names: &'o mut Vec<u64>,
+    slots: Slots<'a>,
+}
+
+impl<'a> Walk<'a, '_> {
+    fn document(&mut self, node: Option<&Node>, write: bool, depth: usize) -> Result<(), Declined> {
+        let outer = self.enter(depth)?;
+        let first_name = self.names.len();
+        let mut separator = b'{';
+        while self.at < self.bytes.len() {
+            let kind = self.take(1)?[0];
+            let name = self.name()?;
+            if depth > 0 && name == b"$ref" {
+                return Err(Declined); // the driver makes a DBRef of it
+            }
+            self.add_name(first_name, name)?;
+            let child = node.and_then(|node| node.child(name));
+            let write = write && !child.is_some_and(|child| child.excluded);
+            if write {
+                self.out.push(separator);
+                separator = b',';
+                json::string(self.out, name)?;
+                self.out.push(b':');
+            } else {
+                json::check(name)?;
+            }
+            let value = self.value(kind, child, write, depth)?;
+            if let Some(child) = child {
+                for (slot, kept) in self.slots.iter_mut().enumerate() {
+                    if child.slots >> slot & 1 != 0 {
+                        *kept = Some(value);
+                    }
+                }
+            }
+        }
+        self.check_names(first_name)?;
+        if write {
+            let end: &[u8] = if separator == b'{' { b"{}" } else { b"}" };
+            self.out.extend_from_slice(end);
+        }
+        self.leave(outer);
+        Ok(())
+    }
+
+    fn array(&mut self, write: bool, depth: usize) -> Result<(), Declined> {
+        let outer = self.enter(depth)?;
+        let mut separator = b'[';
+        while self.at < self.bytes.len() {
+            let kind = self.take(1)?[0];
+            self.name()?; // the driver does not look at it either
+            if write {
+                self.out.push(separator);
+                separator = b',';
+            }
+            self.value(kind, None, write, depth)?;
+        }
+        if write {
+            let end: &[u8] = if separator == b'[' { b"[]" } else { b"]" };
+            self.out.extend_from_slice(end);
+        }
+        self.leave(outer);
+        Ok(())
+    }
+
+    /// Narrow the view to the document that begins here; return the wider one.
+    fn enter(&mut self, depth: usize) -> Result<&'a [u8], Declined> {
+        let outer = self.bytes;
+        let start = self.at;
+        let size = self.size()?;
+        let end = start.checked_add(size).ok_or(Declined)?;
+        if depth > MAX_DEPTH || size < 5 || outer.get(end - 1) != Some(&0) {
+            return Err(Declined);
+        }
+        self.bytes = &outer[..end - 1];
+        Ok(outer)
+    }
+
+    fn leave(&mut self, outer: &'a [u8]) {
+        self.at += 1; // the final zero
+        self.bytes = outer;
+    }
+
+    fn value(
+        &mut self,
+        kind: u8,
+        node: Option<&Node>,
+        write: bool,
+        depth: usize,
+    ) -> Result<Value<'a>, Declined> {
+        let value = match kind {
+            0x01 => Value::Double(f64::from_le_bytes(self.word()?)),
+            0x02 | 0x0E => Value::Text(self.text()?),
+            0x03 => {
+                self.document(node, write, depth + 1)?;
+                return Ok(Value::Other);
+            }
+            0x04 => {
+                self.array(write, depth + 1)?;
+                return Ok(Value::Other);
+            }
+            0x05 => self.binary()?,
+            0x06 | 0x0A => Value::Null,
+            0x07 => Value::ObjectId(self.take(12)?),
+            0x08 => match self.take(1)?[0] {
+                0 => Value::Bool(false),
+                1 => Value::Bool(true),
+                _ => return Err(Declined),
+            },
+            0x09 => Value::Date(i64::from_le_bytes(self.word()?)),
+            0x10 => Value::Int(i64::from(i32::from_le_bytes(self.word()?))),
+            0x12 => Value::Int(i64::from_le_bytes(self.word()?)),
+            0x13 => Value::Decimal(self.word()?),
+            0x11 if !write => {
+                self.take(8)?;
+                Value::Other
+            }
+            0x7F | 0xFF if !write => Value::Other,
+            _ => return Err(Declined),
+        };
+        if write {
+            self.write(value)?;
+        } else if let Value::Text(text) = value {
+            json::check(text)?;
+        }
+        Ok(value)
+    }
+
+    fn write(&mut self, value: Value<'a>) -> Result<(), Declined> {
+        let out = &mut *self.out;
+        match value {
+            Value::Null => out.extend_from_slice(b"null"),
+            Value::Bool(true) => out.extend_from_slice(b"true"),
+            Value::Bool(false) => out.extend_from_slice(b"false"),
+            Value::Int(number) => json::integer(out, number),
+            Value::Double(number) => json::double(out, number)?,
+            Value::Text(text) => json::string(out, text)?,
+            Value::Date(ms) => json::date(out, ms)?,
+            Value::Other => return Err(Declined),
+            Value::ObjectId(_) | Value::Uuid(_) | Value::Binary(_) | Value::Decimal(_) => {
+                out.push(b'"');
+                match value {
+                    Value::ObjectId(bytes) => json::hex(out, bytes),
+                    Value::Uuid(bytes) => json::uuid(out, bytes),
+                    Value::Binary(bytes) => json::base64(out, bytes),
+                    Value::Decimal(bytes) => json::decimal(out, bytes)?,
+                    _ => return Err(Declined),
+                }
+                out.push(b'"');
+            }
+        }
+        Ok(())
+    }
+
+    fn binary(&mut self) -> Result<Value<'a>, Declined> {
+        let size = self.size()?;
+        let subtype = self.take(1)?[0];
+        let bytes = self.take(size)?;
+        match subtype {
+            2 => Err(Declined), // the old form with a second length
+            4 if size == 16 => Ok(Value::Uuid(bytes)),
+            4 => Err(Declined),
+            _ => Ok(Value::Binary(bytes)),
+        }
+    }
+
+    fn text(&mut self) -> Result<&'a [u8], Declined> {
+        let size = self.size()?;
+        match self.take(size)?.split_last() {
+            Some((0, text)) => Ok(text),
+            _ => Err(Declined),
+        }
+    }
+
+    /// A name up to its zero.
+    fn name(&mut self) -> Result<&'a [u8], Declined> {
+        let rest = self.bytes.get(self.at..).ok_or(Declined)?;
+        let size = rest.iter().position(|&byte| byte == 0).ok_or(Declined)?;
+        self.at += size + 1;
+        Ok(&rest[..size])
+    }
+
+    fn size(&mut self) -> Result<usize, Declined> {
+        usize::try_from(i32::from_le_bytes(self.word()?)).map_err(|_| Declined)
+    }
+
+    fn word<const N: usize>(&mut self) -> Result<[u8; N], Declined> {
+        let rest = self.bytes.get(self.at..).ok_or(Declined)?;
+        let word = rest.first_chunk().ok_or(Declined)?;
+        self.at += N;
+        Ok(*word)
+    }
+
+    fn take(&mut self, size: usize) -> Result<&'a [u8], Declined> {
+        let end = self.at.checked_add(size).ok_or(Declined)?;
+        let taken = self.bytes.get(self.at..end).ok_or(Declined)?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    // Of two fields of one name the driver takes the last; JSON must not have both.
+
+    fn add_name(&mut self, first: usize, name: &[u8]) -> Result<(), Declined> {
+        let print = fingerprint(name);
+        let known = &self.names[first..];
+        if known.len() < FEW_NAMES && known.contains(&print) {
+            return Err(Declined);
+        }
+        self.names.push(print);
+        Ok(())
+    }
+
+    fn check_names(&mut self, first: usize) -> Result<(), Declined> {
+        let names = &mut self.names[first..];
+        if names.len() > FEW_NAMES {
+            names.sort_unstable();
+            if names.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(Declined);
+            }
+        }
+        self.names.truncate(first);
+        Ok(())
+    }
+}
+
+/// Equal for equal names. That different ones are also equal is rare and costs a detour only.
+fn fingerprint(name: &[u8]) -> u64 {
+    let mut print = name.len() as u64;
+    let mut chunks = name.chunks_exact(8);
+    let mut add = |word: u64| {
+        print = (print.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    };
+    for chunk in &mut chunks {
+        add(chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)));
+    }
+    add(chunks.remainder().iter().fold(0, |word, &byte| word << 8 | u64::from(byte)));
+    print
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(elements: &[&[u8]]) -> Vec<u8> {
+        let body = elements.concat();
+        let size = (body.len() + 5) as i32;
+        [&size.to_le_bytes()[..], &body, b"\0"].concat()
+    }
+
+    fn json_of(raw: &[u8]) -> Result<String, Declined> {
+        let mut out = Vec::new();
+        walk(raw, &Node::default(), true, &mut out, &mut Vec::new())?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn nested_values_are_written_in_order() {
+        let inner = document(&[b"\x10b\0\x05\0\0\0", b"\x0Ac\0"]);
+        let list = document(&[b"\x08x\0\x01", b"\x02y\0\x02\0\0\0z\0"]);
+        let empty = document(&[]);
+        let raw = document(&[b"\x03a\0", &inner, b"\x04l\0", &list, b"\x03e\0", &empty]);
+        assert_eq!(json_of(&raw).unwrap(), r#"{"a":{"b":5,"c":null},"l":[true,"z"],"e":{}}"#);
+    }
+
+    #[test]
+    fn two_fields_of_one_name_are_declined_among_few_and_among_many() {
+        for count in [2, 40, 300] {
+            let mut elements: Vec<Vec<u8>> =
+                (0..count).map(|number| format!("\x0An{number}\0").into_bytes()).collect();
+            let slices = |elements: &[Vec<u8>]| {
+                document(&elements.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            };
+            assert!(json_of(&slices(&elements)).is_ok());
+            elements.push(b"\x0An1\0".to_vec());
+            assert_eq!(json_of(&slices(&elements)), Err(Declined));
+        }
+    }
+
+    #[test]
+    fn every_cut_and_every_wrong_length_is_declined() {
+        let inner = document(&[b"\x02s\0\x03\0\0\0ab\0", b"\x05b\0\x01\0\0\0\0x"]);
+        let raw = document(&[b"\x03a\0", &inner, b"\x07o\x00123456789012"]);
+        assert!(json_of(&raw).is_ok());
+        for end in 0..raw.len() {
+            assert_eq!(json_of(&raw[..end]), Err(Declined));
+        }
+        for place in [0, 7, 14, 24] {
+            for wrong in [0, 1, 4, 0x7F, 0xFF] {
+                let mut bytes = raw.clone();
+                if bytes[place] != wrong {
+                    bytes[place] = wrong;
+                    assert_eq!(json_of(&bytes), Err(Declined), "{place} {wrong}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_declined() {
+        let mut raw = document(&[]);
+        for _ in 0..100_000 {
+            raw = [&((raw.len() + 8) as i32).to_le_bytes()[..], b"\x03a\0", &raw, b"\0"].concat();
+            if raw.len() > 20_000 {
+                break;
+            }
+        }
+        assert_eq!(json_of(&raw), Err(Declined));
+    }
+}

@@ -1,0 +1,219 @@
+"""Several worker processes on one machine: start them, start again what dies, end all together.
+
+Each process is an ordinary worker with a name, a port and a folder of its own. None outlives the
+one that started it: see `end_with_parent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from asyncio.subprocess import Process
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from replay_app.exceptions import InvalidSettings, ReplayError
+from replay_app.logs import configure_logging
+from replay_app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "replay_app", "worker", "--end-with-parent")
+"""Starts a worker that ends with whoever holds the pipe to its standard input."""
+RESTART_SECONDS = 0.5
+"""Before a process is started again; doubled for each that dies young."""
+MAX_RESTART_SECONDS = 10.0
+SETTLED_SECONDS = 60.0
+"""A process that has lived so long did start: its end has another cause than the one before."""
+STOP_SECONDS = 30.0
+WRONG_SETTINGS = 2
+MAX_PORT = 65_535
+
+
+def restart_seconds(code: int, lived_seconds: float, waited_seconds: float | None) -> float | None:
+    """Return how long to wait before a worker is started again; None: it is of no use.
+
+    ``code`` is how it ended (below zero: by that signal), ``waited_seconds`` how long the run that
+    ended had been waited for, None for the first one. What fails at its first start would fail
+    again, whereas one that has run before may only have to wait for the broker.
+    """
+    settled = lived_seconds >= SETTLED_SECONDS
+    could_not_start = waited_seconds is None and code > 0 and not settled
+    if code == WRONG_SETTINGS or could_not_start:
+        return None
+    if waited_seconds is None or settled:
+        return RESTART_SECONDS
+    return min(2 * waited_seconds, MAX_RESTART_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    """What one of several workers has for itself."""
+
+    worker_id: str
+    web_port: int
+    data_dir: Path
+    canonical_url: str
+    """Empty: the worker's own default."""
+
+    def options(self) -> tuple[str, ...]:
+        """Return the options of ``replay-app worker``."""
+        return (
+            *("--worker-id", self.worker_id),
+            *("--web-port", str(self.web_port)),
+            *("--data-dir", str(self.data_dir)),
+        )
+
+
+def worker_places(settings: Settings, processes: int) -> list[WorkerPlace]:
+    """Return each worker's place, worked out from the settings of one.
+
+    Raises
+    ------
+    InvalidSettings
+        When there are not so many ports, or they do not go into ``REPLAY_CANONICAL_URL``.
+
+    """
+    if settings.web_port + processes - 1 > MAX_PORT:
+        msg = (
+            f"REPLAY_WEB_PORT={settings.web_port}: {processes} processes take the ports from "
+            f"there on, beyond {MAX_PORT}; choose a lower one"
+        )
+        raise InvalidSettings(msg)
+    return [
+        WorkerPlace(
+            worker_id=f"{settings.worker_name}-{number}",
+            web_port=settings.web_port + number,
+            data_dir=settings.data_dir / f"worker-{number}",
+            canonical_url=_url_of(settings.canonical_url, number),
+        )
+        for number in range(processes)
+    ]
+
+
+def _url_of(canonical_url: str, number: int) -> str:
+    """Return a worker's address: the ports ascend as those that they bind."""
+    if not canonical_url:
+        return ""
+    parts = urlsplit(canonical_url)
+    host, _, port = parts.netloc.rpartition(":")
+    if not (host and port.isdecimal()):
+        msg = (
+            f"REPLAY_CANONICAL_URL={canonical_url}: with several processes it needs a port, such "
+            "as http://this-host:6066, to which each adds its number"
+        )
+        raise InvalidSettings(msg)
+    return parts._replace(netloc=f"{host}:{int(port) + number}").geturl()
+
+
+def run_workers(settings: Settings, processes: int) -> int:
+    """Run so many workers until SIGTERM or Ctrl-C; return 0.
+
+    Raises
+    ------
+    ReplayError
+        When a worker cannot start; what it said of that is on standard error. All have ended then.
+
+    """
+    configure_logging(settings.log_level)
+    places = worker_places(settings, processes)
+    if processes > settings.partitions:
+        logger.warning(
+            "%d processes, but REPLAY_PARTITIONS is %d: the others will be idle",
+            processes,
+            settings.partitions,
+        )
+    asyncio.run(_run_until_signalled(places))
+    return 0
+
+
+async def _run_until_signalled(places: Sequence[WorkerPlace]) -> None:
+    stop = asyncio.Event()
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sent, stop.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            keepers = [group.create_task(_keep(place)) for place in places]
+            await stop.wait()
+            for keeper in keepers:
+                keeper.cancel()
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+
+
+async def _keep(place: WorkerPlace) -> NoReturn:
+    """Run a worker, again and again; end it in order when cancelled."""
+    waited_seconds: float | None = None
+    while True:
+        began = time.monotonic()
+        process = await _start(place)
+        try:
+            code = await process.wait()
+        finally:
+            await _end(process, place)
+        lived_seconds = time.monotonic() - began
+        waited_seconds = restart_seconds(code, lived_seconds, waited_seconds)
+        if waited_seconds is None:
+            why = "its settings are wrong" if code == WRONG_SETTINGS else "it could not start"
+            msg = (
+                f"worker {place.worker_id} ended with code {code} after {lived_seconds:.1f} s: "
+                f"{why}; the cause is in the lines above"
+            )
+            raise ReplayError(msg)
+        ended = f"signal {-code}" if code < 0 else f"code {code}"
+        logger.warning(
+            "worker %s ended with %s and is started again in %g s",
+            place.worker_id,
+            ended,
+            waited_seconds,
+        )
+        await asyncio.sleep(waited_seconds)
+
+
+async def _start(place: WorkerPlace) -> Process:
+    own = {"REPLAY_CANONICAL_URL": place.canonical_url} if place.canonical_url else {}
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *place.options(),
+        env={**os.environ, **own},
+        stdin=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us; we end the workers in order
+    )
+    logger.info("worker %s is process %d, on port %d", place.worker_id, process.pid, place.web_port)
+    return process
+
+
+async def _end(process: Process, place: WorkerPlace) -> None:
+    """Let a worker end its slices and leave; kill it if that takes too long."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        logger.warning("worker %s did not end in %g s: killed", place.worker_id, STOP_SECONDS)
+        process.kill()
+        await process.wait()
+
+
+def end_with_parent() -> None:
+    """From now on, die when standard input ends: its other end is held by who started this one.
+
+    A pipe closes however its holder ends, kill -9 included; nothing has to be told or cleaned up.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        # As safe as a kill -9 always is here, and nothing can hold it up.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
