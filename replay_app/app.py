@@ -15,7 +15,8 @@ from mode import Service
 from replay_app.agents import SessionPartitions
 from replay_app.encoder import encoder_name
 from replay_app.logs import configure_logging
-from replay_app.publisher import HEARTBEAT_SECONDS, Outbox
+from replay_app.progress import MAX_INTERNAL_BYTES
+from replay_app.publisher import BATCH_OVERHEAD, HEARTBEAT_SECONDS, Outbox
 from replay_app.slices import Worker, WorkPartitions
 from replay_app.status import Board
 from replay_app.store import EventStore
@@ -106,6 +107,7 @@ def _faust_app(settings: Settings) -> faust.App:
         broker_commit_interval=COMMIT_SECONDS,
         broker_session_timeout=settings.session_timeout_seconds,
         broker_heartbeat_interval=HEARTBEAT_SECONDS,
+        producer_max_request_size=MAX_INTERNAL_BYTES + BATCH_OVERHEAD,
         consumer_group_instance_id=settings.worker_name,
         consumer_auto_offset_reset="earliest",
         store="rocksdb://",

@@ -31,7 +31,7 @@ REPLAY_ID_RULE = (
     "1 to 128 letters, digits, dots, dashes or underscores, the first a letter or digit"
 )
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
-MAX_COMMAND_BYTES = 400_000  # the frozen command travels in every session record
+MAX_COMMAND_BYTES = 700_000  # the frozen command travels in every session record
 
 
 def _check_replay_id(value: str) -> str:

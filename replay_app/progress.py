@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LISTED_FAILURES = 100
+MAX_INTERNAL_BYTES = 1_000_000
+"""Of a session or a checkpoint as one record; with what is around it, the broker's default limit
+of 1,048,588 is not reached."""
 MAX_NAME = 249
 """Characters of an event type, where events are counted by type; no topic's name is longer."""
 MAX_LISTED_OFFSETS = 5000

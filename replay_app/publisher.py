@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from replay_app.exceptions import Unavailable
+from replay_app.progress import MAX_INTERNAL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,8 @@ TRANSACTION_TIMEOUT_MS = 60_000
 HEARTBEAT_SECONDS = 3.0
 """Interval of the group's heartbeats; a worker learns of its eviction within it."""
 REQUEST_TIMEOUT_MS = 30_000
+BATCH_OVERHEAD = 48_576
+"""What is around the records of a request; with it a session is still below the broker's limit."""
 RETRY_SECONDS = 1.0
 
 #: What a producer raises when it must be discarded: its own errors, and the assertions with which
@@ -60,7 +63,7 @@ class FencedProducer:
             acks="all",
             compression_type=compression,
             max_batch_size=settings.max_record_bytes,
-            max_request_size=settings.max_record_bytes + 48_576,
+            max_request_size=max(settings.max_record_bytes, MAX_INTERNAL_BYTES) + BATCH_OVERHEAD,
             **settings.kafka_security(),
         )
         self._unacked: list[asyncio.Future[Any]] = []
@@ -159,6 +162,7 @@ class Outbox:
             bootstrap_servers=self._settings.kafka,
             acks="all",
             request_timeout_ms=REQUEST_TIMEOUT_MS,
+            max_request_size=MAX_INTERNAL_BYTES + BATCH_OVERHEAD,
             **self._settings.kafka_security(),
         )
         await self._producer.start()

@@ -24,6 +24,7 @@ from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
 from replay_app.progress import (
+    MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     Counters,
     Failure,
@@ -62,10 +63,8 @@ STOP_SLICE = 2**31
 because of a crash, may have sent out an emit chain of the same epoch; the stop ends that too."""
 MAX_NAMES = 1000
 """Types, and topics, counted one by one over all shards: a session must fit into one record."""
-MAX_SESSION_BYTES = 900_000
-"""Below what the broker, and the table's changelog, take as one record."""
 SHORT_LIST = 20
-"""Names of each list, in a session that would be larger."""
+"""Names counted one by one over all shards, in a session that would be larger."""
 
 
 _Counted = TypeVar("_Counted", "Plan", "ShardProgress", "Receipt")
@@ -200,22 +199,23 @@ class Session(_Record):
 
 def fitted(session: Session) -> Session:
     """Return the session, without its long lists if they made it too large for one record."""
-    if len(session.encode()) <= MAX_SESSION_BYTES:
+    if len(session.encode()) <= MAX_INTERNAL_BYTES:
         return session
 
-    def short(counted: _Counted) -> _Counted:
-        names = {
-            name: most_common(getattr(counted, name), SHORT_LIST)
-            for name in ("by_type", "by_topic")
-        }
-        return counted.model_copy(update=names)
+    def short(counted: _Counted, names: int = SHORT_LIST) -> _Counted:
+        lists = {"by_type": counted.by_type, "by_topic": counted.by_topic}
+        return counted.model_copy(
+            update={name: most_common(counts, names) for name, counts in lists.items()}
+        )
 
     warning = "too many types, topics and partitions to list them all: the lists are shortened"
     return session.model_copy(
         update={
             "plan": session.plan and short(session.plan),
             "shards": tuple(
-                shard.model_copy(update={"progress": short(shard.progress)})
+                shard.model_copy(
+                    update={"progress": short(shard.progress, SHORT_LIST // len(session.shards))}
+                )
                 for shard in session.shards
             ),
             "offsets": {},

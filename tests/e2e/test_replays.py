@@ -354,14 +354,15 @@ def test_an_event_without_a_type_is_named(shop: Cluster, topic: str, kind: str) 
 def test_a_missing_destination_topic_is_named_before_anything_is_published(
     shop: Cluster, topic: str, kind: str
 ) -> None:
-    shop.insert([*events_of(kind, 3, topic=topic), *events_of(f"{kind}-b", 1, topic="not-there")])
+    missing = unique_name("not-there")
+    shop.insert([*events_of(kind, 3, topic=topic), *events_of(f"{kind}-b", 1, topic=missing)])
     wanted = {"event_types": [kind, f"{kind}-b"]}
     session = shop.run("nowhere", filter=wanted, target={})
     assert session["state"] == "failed"
-    assert "missing destination topics: 'not-there'" in session["error"]
+    assert f"missing destination topics: {missing!r}" in session["error"]
     assert read(shop, topic) == []
     assert read_topic(shop.stack.kafka, topic) == []
-    create_topics(shop.stack.kafka, {"not-there": 1})
+    create_topics(shop.stack.kafka, {missing: 1})
     shop.command("nowhere", "retry")
     assert shop.wait_for("nowhere", "completed")["counters"]["published"] == 4
 

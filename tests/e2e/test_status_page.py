@@ -96,11 +96,12 @@ def test_a_replay_is_watched_and_controlled_by_its_buttons(shared: Cluster, page
 
 def test_what_is_unknown_is_a_dash_and_never_a_zero(shared: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
-    shared.command(replay_id, target={"topic": "not-there"})
+    missing = unique_name("not-there")
+    shared.command(replay_id, target={"topic": missing})
     shared.wait_for(replay_id, "failed")
     row = page.get_by_role("row").filter(has_text=replay_id)
     expect(row.locator(".state")).to_have_text("failed")
-    expect(row.locator(".notes .bad")).to_contain_text("'not-there'")
+    expect(row.locator(".notes .bad")).to_contain_text(missing)
     expect(row.locator(".progress")).to_have_text("—")
     expect(row.locator("progress")).to_be_hidden()
     texts = row.locator("td.number").all_text_contents()

@@ -13,6 +13,7 @@ from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
 from replay_app.progress import (
+    MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     MAX_LISTED_OFFSETS,
     OTHER,
@@ -26,7 +27,6 @@ from replay_app.progress import (
 )
 from replay_app.sessions import (
     MAX_PATIENCE,
-    MAX_SESSION_BYTES,
     STOP_SLICE,
     TERMINAL,
     Session,
@@ -739,9 +739,9 @@ def test_a_session_too_large_for_a_record_loses_its_long_lists_but_no_counter() 
             ),
         )
     session = after(session, step_report(session, "finish"))
-    assert len(session.encode()) > MAX_SESSION_BYTES
+    assert len(session.encode()) > MAX_INTERNAL_BYTES
     small = fitted(session)
-    assert len(small.encode()) < MAX_SESSION_BYTES / 10
+    assert len(small.encode()) < MAX_INTERNAL_BYTES / 10
     assert small.counters == session.counters
     assert small.receipt is not None
     assert sum(small.receipt.by_type.values()) == 1000
