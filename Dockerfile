@@ -1,15 +1,35 @@
 # Builds the worker: docker build --tag event-replay .
+FROM rust:1.95-slim AS rust
+
+# The native encoder, built on the base that it runs on: it needs the same C library.
+FROM python:3.11-slim AS native
+COPY --from=rust /usr/local/cargo /usr/local/cargo
+COPY --from=rust /usr/local/rustup /usr/local/rustup
+ENV CARGO_HOME=/usr/local/cargo \
+    PATH=/usr/local/cargo/bin:$PATH \
+    RUSTUP_HOME=/usr/local/rustup
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY requirements-native.lock ./
+RUN pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements-native.lock
+COPY native native
+RUN maturin build --release --locked --manifest-path native/Cargo.toml --out /wheels
+
 FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/replay
 WORKDIR /src
-# Wheels only: nothing is compiled here, so the image needs no compiler.
+# Wheels only: nothing is compiled here, so this stage needs no compiler.
 COPY requirements-runtime.lock ./
 RUN /opt/replay/bin/pip install --require-hashes --only-binary :all: -r requirements-runtime.lock
 COPY LICENSE pyproject.toml ./
 COPY replay_app replay_app
+COPY --from=native /wheels /wheels
 RUN /opt/replay/bin/pip install --no-deps --no-build-isolation . \
+    && /opt/replay/bin/pip install --no-deps --no-index /wheels/*.whl \
     && /opt/replay/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.11-slim

@@ -35,6 +35,7 @@ from replay_app.events import (
     event_value,
     field_at,
     has_field,
+    is_text,
     rfc3339,
 )
 from replay_app.exceptions import EventError, InvalidSettings, ReplayFailed
@@ -302,7 +303,7 @@ class PythonEncoder:
 
     def _topic(self, kind: str, own_topic: Any) -> str:
         """Return the destination; types and topics are few, so each pair is worked out once."""
-        if not isinstance(own_topic, str):
+        if not is_text(own_topic):
             own_topic = None
         topic = self._topics.get((kind, own_topic))
         if topic is None:
@@ -444,7 +445,7 @@ def failed_event(
     """Return what is known of a raw document that could not be encoded."""
     try:
         identity = event_id(_decode_leniently(document), mapping)
-    except EventError:
+    except (EventError, ReplayFailed):
         identity = None
     missing_topic = error.topic if isinstance(error, MissingTopic) else None
     return FailedEvent(index, identity, str(error), document, missing_topic)

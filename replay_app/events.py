@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 from bson import Binary, Decimal128, Int64, ObjectId
@@ -77,6 +77,11 @@ class Target:
     """Put before the original topic's name."""
 
 
+def is_text(value: Any) -> TypeGuard[str]:
+    """Return whether a value is a BSON string; the driver's `Code` is a `str` too, but no text."""
+    return type(value) is str
+
+
 def field_at(document: Document, path: str) -> Any:
     """Return the value at a dotted path; None where there is none."""
     if "." not in path:
@@ -100,6 +105,9 @@ def _at(document: Any, path: str) -> Any:
 
 def without_field(document: dict[str, Any], path: str) -> None:
     """Remove the field at a dotted path, if it is there."""
+    if "." not in path:
+        document.pop(path, None)
+        return
     *parents, name = path.split(".")
     for parent in parents:
         inner = document.get(parent)
@@ -140,7 +148,7 @@ def event_type(document: Document, mapping: EventMapping) -> str:
 
     """
     value = field_at(document, mapping.type_field)
-    if isinstance(value, str) and value:
+    if is_text(value) and value:
         return value
     msg = f"it has no type: field {mapping.type_field!r} (REPLAY_FIELD_TYPE) holds {_shown(value)}"
     raise EventError(msg)
@@ -160,7 +168,7 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
     try:
         if kind == "date" and isinstance(value, datetime):
             return value
-        if kind == "iso" and isinstance(value, str):
+        if kind == "iso" and is_text(value):
             time = datetime.fromisoformat(value)
             return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
         if kind == "epoch_ms" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -209,7 +217,7 @@ def destination(kind: Any, own_topic: Any, mapping: EventMapping, target: Target
     """
     topic = target.topics.get(kind) or target.topic
     if topic is None:
-        if isinstance(own_topic, str) and own_topic:
+        if is_text(own_topic) and own_topic:
             topic = own_topic
         elif isinstance(kind, str):
             topic = mapping.topics.get(kind) or mapping.topic_template.replace("{event_type}", kind)
@@ -236,7 +244,7 @@ def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
         value = field_at(document, mapping.value_field)
         if isinstance(value, bytes):
             return bytes(value)
-        if isinstance(value, str):
+        if is_text(value):
             return value.encode()
         msg = (
             f"field {mapping.value_field!r} (REPLAY_FIELD_VALUE) holds {_shown(value)}; only "
@@ -328,7 +336,7 @@ def as_text(value: Any, what: str) -> str:
         For a type that has no one text form.
 
     """
-    if isinstance(value, str):
+    if is_text(value):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -346,7 +354,9 @@ def as_text(value: Any, what: str) -> str:
 
 def rfc3339(time: datetime) -> str:
     """Return a UTC time with milliseconds, BSON's precision, and a final Z."""
-    return time.isoformat(timespec="milliseconds")[:23] + "Z"
+    # A tenth of isoformat()'s cost: that asks the driver's timezone, which is written in Python.
+    text = _JSON.encode(time).decode()  # quoted, with six digits of fraction or none
+    return f"{text[1:24]}Z" if time.microsecond else f"{text[1:20]}.000Z"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The native page encoder: the same page as `PythonEncoder`'s, at a tenth of its time.
+"""The native page encoder: the same page as `PythonEncoder`'s, in a sixth of its time.
 
 The work is done by the module ``replay_native`` (``native/``), with the interpreter lock released.
 It declines documents that it is not sure of; each of these goes to the reference alone, so errors
@@ -55,12 +55,12 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
 
     def __init__(self, batch: replay_native.Batch, records: int, *, transactional: bool) -> None:
         # Not the base's: it would open a builder for records that are there already.
-        self._batch = batch
+        self._unsealed: replay_native.Batch | None = batch
         self._size = batch.size
         self._records = records
         self._transactional = transactional
         self._producer_state = (-1, -1, 0)
-        self._sealed: bytes | None = None
+        self._sealed = b""
 
     def append(
         self, *, timestamp: int, key: bytes, value: bytes, headers: Sequence[Any] = ()
@@ -85,12 +85,15 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
     def _set_producer_state(
         self, producer_id: int, producer_epoch: int, base_sequence: int
     ) -> None:
+        # As the base does: a batch that may have been sent keeps its sequence.
+        assert self._unsealed is not None, "the batch is sealed"  # noqa: S101
         self._producer_state = (producer_id, producer_epoch, base_sequence)
 
     def _build(self) -> bytes:
-        # Kept for a retry, which must send the same bytes.
-        if self._sealed is None:
-            self._sealed = self._batch.seal(*self._producer_state, self._transactional)
+        # Once: a retry must send the same bytes, and no second copy is kept.
+        if self._unsealed is not None:
+            self._sealed = self._unsealed.seal(*self._producer_state, self._transactional)
+            self._unsealed = None
         return self._sealed
 
     def _serialize(self, key: Any, value: Any) -> Never:

@@ -105,8 +105,9 @@ pub fn double(out: &mut Vec<u8>, value: f64) -> Result<(), Declined> {
     }
     let mut buffer = zmij::Buffer::new();
     let text = buffer.format_finite(value);
-    // The reference leaves out an exponent's plus.
-    let (digits, exponent) = text.split_once("e+").unwrap_or((text, ""));
+    // The reference leaves out an exponent's plus; smaller numbers have none.
+    let split = if value.abs() < 1e16 { None } else { text.split_once("e+") };
+    let (digits, exponent) = split.unwrap_or((text, ""));
     out.extend_from_slice(digits.as_bytes());
     if !exponent.is_empty() {
         out.push(b'e');
@@ -254,6 +255,21 @@ mod tests {
             assert_eq!(text.parse::<f64>().unwrap().to_bits(), value.to_bits());
         }
         assert_eq!(double(&mut Vec::new(), f64::NAN), Err(Declined));
+    }
+
+    #[test]
+    fn large_and_small_doubles_are_written_as_the_reference_writes_them() {
+        for (value, text) in [
+            (1e15, "1000000000000000.0"),
+            (9_999_999_999_999_998.0, "9999999999999998.0"),
+            (1e16, "1e16"),
+            (-1.5e300, "-1.5e300"),
+            (0.00001, "0.00001"),
+            (1e-6, "1e-6"),
+            (-0.0, "-0.0"),
+        ] {
+            assert_eq!(written(|out| double(out, value).unwrap()), text);
+        }
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Encoder {
     ///
     /// Raises `ValueError` when it is no sequence of documents.
     fn begin(&self, page: &Bound<'_, PyBytes>, now_ms: i64) -> PyResult<Page> {
-        let begun = page::Page::new(Arc::clone(&self.spec), page.as_bytes(), now_ms)
+        let (spec, bytes) = (Arc::clone(&self.spec), page.as_bytes());
+        let begun = (page.py().detach(|| page::Page::new(spec, bytes, now_ms)))
             .map_err(|_| PyValueError::new_err("no sequence of BSON documents"))?;
         Ok(Page { bytes: page.clone().unbind(), page: Some(begun), declined: None })
     }

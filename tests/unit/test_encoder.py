@@ -1,30 +1,35 @@
-"""The page encoder: batches, counts, failures and the cursor of a raw page."""
+"""What every page encoder does: batches, counts, failures and the cursor of a raw page."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import bson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
+from bson import Code
 from hypothesis import given
 from hypothesis import strategies as st
 
+from replay_app import encoder
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.encoder import (
     EncodedPage,
     EncodeSpec,
     count_documents,
+    encoder_name,
     make_encoder,
     partition_hash,
     raw_documents,
     split_page,
 )
 from replay_app.events import EventMapping, Target
-from replay_app.exceptions import ReplayFailed
+from replay_app.exceptions import InvalidSettings, ReplayFailed
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
@@ -56,8 +61,19 @@ def page_of(*events: dict[str, Any]) -> bytes:
     return b"".join(bson.encode(one) for one in events)
 
 
-def encode(page: bytes, **spec: Any) -> EncodedPage:
-    return make_encoder(replace(SPEC, **spec), "auto").encode(page, NOW_MS)
+Encode = Callable[..., EncodedPage]
+
+
+@pytest.fixture(params=["python", pytest.param("native", marks=pytest.mark.native)])
+def encode(request: pytest.FixtureRequest) -> Encode:
+    """Encode a page by one of the encoders, under `SPEC` with some changes."""
+
+    def encode(page: bytes, **changes: Any) -> EncodedPage:
+        chosen = make_encoder(replace(SPEC, **changes), request.param)
+        assert chosen.name == request.param
+        return chosen.encode(page, NOW_MS)
+
+    return encode
 
 
 def records(encoded: EncodedPage) -> list[tuple[str, int, Any]]:
@@ -70,7 +86,7 @@ def records(encoded: EncodedPage) -> list[tuple[str, int, Any]]:
     return found
 
 
-def test_a_page_becomes_records_with_key_value_headers_and_the_append_time() -> None:
+def test_a_page_becomes_records_with_key_value_headers_and_the_append_time(encode: Encode) -> None:
     (found,) = records(encode(page_of(event(1, event_id="e-1", aggregate_id="ü"))))
     topic, partition, record = found
     assert (topic, partition) == ("t", partition_hash("ü".encode()) % 3)
@@ -93,7 +109,7 @@ def test_a_page_becomes_records_with_key_value_headers_and_the_append_time() -> 
     assert record.timestamp == NOW_MS
 
 
-def test_name_and_reason_are_headers_only_where_given() -> None:
+def test_name_and_reason_are_headers_only_where_given(encode: Encode) -> None:
     ((_, _, record),) = records(encode(page_of(event(1)), name=None, reason=None))
     assert {name for name, _ in record.headers} == {
         "replay-id",
@@ -103,12 +119,12 @@ def test_name_and_reason_are_headers_only_where_given() -> None:
     }
 
 
-def test_the_record_may_carry_the_original_time() -> None:
+def test_the_record_may_carry_the_original_time(encode: Encode) -> None:
     ((_, _, record),) = records(encode(page_of(event(1)), record_timestamp="original"))
     assert record.timestamp == int(NOON.timestamp() * 1000)
 
 
-def test_a_shop_keeps_its_order_in_each_partition_over_many_batches() -> None:
+def test_a_shop_keeps_its_order_in_each_partition_over_many_batches(encode: Encode) -> None:
     events = list(shop_events(3_000))
     encoded = encode(page_of(*events), max_record_bytes=20_000)
     assert (encoded.read, encoded.published, encoded.failures) == (3_000, 3_000, [])
@@ -132,12 +148,13 @@ def test_a_shop_keeps_its_order_in_each_partition_over_many_batches() -> None:
 BAD: dict[str, dict[str, Any]] = {
     "an id": {"_id": ...},
     "a type": {"event_type": 5},
+    "a type that is text": {"event_type": Code("placed")},
     "a time": {"timestamp": "now"},
 }
 
 
 @pytest.mark.parametrize("missing", BAD)
-def test_under_fail_the_page_ends_before_the_bad_event(missing: str) -> None:
+def test_under_fail_the_page_ends_before_the_bad_event(encode: Encode, missing: str) -> None:
     encoded = encode(page_of(event(1), event(2), event(3, **BAD[missing]), event(4)))
     assert (encoded.read, encoded.published) == (2, 2)
     assert encoded.cursor == [NOON, 2]
@@ -147,7 +164,7 @@ def test_under_fail_the_page_ends_before_the_bad_event(missing: str) -> None:
 
 
 @pytest.mark.parametrize("missing", BAD)
-def test_otherwise_bad_events_are_listed_and_the_page_goes_on(missing: str) -> None:
+def test_otherwise_bad_events_are_listed_and_the_page_goes_on(encode: Encode, missing: str) -> None:
     bad = event(3, **BAD[missing])
     encoded = encode(page_of(event(1), event(2), bad, event(4)), stop_at_failure=False)
     assert (encoded.read, encoded.published) == (4, 3)
@@ -157,12 +174,12 @@ def test_otherwise_bad_events_are_listed_and_the_page_goes_on(missing: str) -> N
     ]
 
 
-def test_a_bad_first_event_leaves_the_cursor_where_it_was() -> None:
+def test_a_bad_first_event_leaves_the_cursor_where_it_was(encode: Encode) -> None:
     encoded = encode(page_of(event(1, event_type=...), event(2)))
     assert (encoded.read, encoded.cursor, encoded.batches) == (0, None, [])
 
 
-def test_invalid_utf8_is_an_error_for_that_event_alone() -> None:
+def test_invalid_utf8_is_an_error_for_that_event_alone(encode: Encode) -> None:
     bad = bson.encode(event(2, body="xyz")).replace(b"xyz", b"x\xffz")
     page = page_of(event(1)) + bad + page_of(event(3))
     encoded = encode(page, stop_at_failure=False)
@@ -171,21 +188,50 @@ def test_invalid_utf8_is_an_error_for_that_event_alone() -> None:
     assert "it is no valid BSON" in encoded.failures[0].reason
 
 
-def test_a_missing_topic_is_named() -> None:
+def damaged(kind: str) -> bytes:
+    """Return a document whose frame is good and whose inside nobody can decode."""
+    if kind == "deep":
+        inner = b"\5\0\0\0\0"
+        for _ in range(5_000):
+            inner = (len(inner) + 8).to_bytes(4, "little") + b"\x03a\0" + inner + b"\0"
+        return inner
+    good = bson.encode(event(2, inner={"a": "xyz"}))
+    length = b"\5\0\0\0" if kind == "a length" else b"\xff\xff\xff\x7f"
+    return good.replace(b"\4\0\0\0xyz", length + b"xyz")
+
+
+@pytest.mark.parametrize("kind", ["deep", "a length", "a huge length"])
+def test_a_damaged_document_is_an_error_for_that_event_alone(encode: Encode, kind: str) -> None:
+    page = page_of(event(1)) + damaged(kind) + page_of(event(3))
+    skipped, stopped = encode(page, stop_at_failure=False), encode(page)
+    assert (skipped.read, skipped.published, skipped.cursor) == (3, 2, [NOON, 3])
+    assert (stopped.read, stopped.published, stopped.cursor) == (1, 1, [NOON, 1])
+    assert skipped.failures == stopped.failures
+    (failure,) = skipped.failures
+    assert (failure.index, failure.event_id, failure.document) == (1, None, damaged(kind))
+    assert "it is no valid BSON" in failure.reason
+
+
+def test_there_is_no_cursor_behind_a_damaged_document(encode: Encode) -> None:
+    with pytest.raises(ReplayFailed, match="a document that is no BSON"):
+        encode(page_of(event(1)) + damaged("deep"), stop_at_failure=False)
+
+
+def test_a_missing_topic_is_named(encode: Encode) -> None:
     encoded = encode(page_of(event(1), event(2, event_type="nowhere"), event(3)))
     assert encoded.read == 1
     (failure,) = encoded.failures
     assert (failure.missing_topic, failure.event_id) == ("nowhere", "2")
 
 
-def test_an_event_larger_than_the_broker_takes_is_an_error() -> None:
+def test_an_event_larger_than_the_broker_takes_is_an_error(encode: Encode) -> None:
     encoded = encode(page_of(event(1, body="x" * 200_000), event(2)), stop_at_failure=False)
     assert [one.event_id for one in encoded.failures] == ["1"]
     assert "REPLAY_MAX_RECORD_BYTES=100000" in encoded.failures[0].reason
     assert encoded.published == 1
 
 
-def test_replayed_events_are_left_out_unless_asked_for() -> None:
+def test_replayed_events_are_left_out_unless_asked_for(encode: Encode) -> None:
     page = page_of(event(1, headers={"replay-id": "old"}), event(2, headers={"trace": "x"}))
     guarded, asked = encode(page), encode(page, include_replayed=True)
     assert (guarded.read, guarded.published, guarded.skipped_replays) == (2, 1, 1)
@@ -193,7 +239,7 @@ def test_replayed_events_are_left_out_unless_asked_for() -> None:
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
-def test_each_codec_gives_the_same_records(codec: str) -> None:
+def test_each_codec_gives_the_same_records(encode: Encode, codec: str) -> None:
     page = page_of(*(event(number) for number in range(50)))
     plain, packed = records(encode(page)), records(encode(page, compression=codec))
     assert [(t, p, r.key, r.value, r.headers) for t, p, r in packed] == [
@@ -201,12 +247,14 @@ def test_each_codec_gives_the_same_records(codec: str) -> None:
     ]
 
 
-def test_an_empty_page_is_nothing() -> None:
+def test_an_empty_page_is_nothing(encode: Encode) -> None:
     assert encode(b"") == EncodedPage()
 
 
 @pytest.mark.parametrize("page", [b"\x01", b"\x00\x00\x00\x00\x00", b"\xff\xff\xff\x7f\x00\x00"])
-def test_bytes_that_are_no_documents_fail_the_replay_not_the_worker(page: bytes) -> None:
+def test_bytes_that_are_no_documents_fail_the_replay_not_the_worker(
+    encode: Encode, page: bytes
+) -> None:
     with pytest.raises(ReplayFailed, match="no BSON"):
         encode(page_of(event(1)) + page)
 
@@ -237,6 +285,25 @@ def test_keys_go_where_kafkas_own_partitioner_sends_them(key: bytes, hashed: int
     assert partition_hash(key) == hashed & 0x7FFFFFFF
 
 
-def test_an_encoder_that_is_not_there_is_named() -> None:
-    with pytest.raises(ReplayFailed, match="REPLAY_ENCODER=native is not there"):
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the native encoder's wheel were not installed."""
+    monkeypatch.setitem(sys.modules, "replay_native", None)
+    encoder._native_trouble.cache_clear()
+    yield
+    encoder._native_trouble.cache_clear()
+
+
+def test_auto_takes_the_python_encoder_where_there_is_no_other(without_native: None) -> None:
+    assert encoder_name("auto") == make_encoder(SPEC, "auto").name == "python"
+
+
+def test_an_encoder_that_is_not_there_is_named(without_native: None) -> None:
+    told = "REPLAY_ENCODER=native: the native encoder is not installed: run `make native`, or set"
+    with pytest.raises(InvalidSettings, match=told):
         make_encoder(SPEC, "native")
+
+
+@pytest.mark.native
+def test_auto_takes_the_native_encoder_where_it_is_installed() -> None:
+    assert encoder_name("auto") == make_encoder(SPEC, "auto").name == "native"

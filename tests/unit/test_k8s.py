@@ -71,7 +71,9 @@ def test_the_image_installs_the_tested_versions_and_all_that_is_declared() -> No
     assert declared <= shipped.keys()
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-runtime.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "requirements-runtime.lock", "requirements-native.lock"]
+)
 def test_a_lock_names_no_index(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text

@@ -1,0 +1,79 @@
+//! Any bytes as a page, under any mapping: no panic, and what is written is JSON and whole batches.
+
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use replay_native::batches::{Codec, HEADER_BYTES};
+use replay_native::mapping::{Fields, Paths, Spec, TimestampType};
+use replay_native::page::Page;
+use replay_native::walk::{Node, walk};
+
+fuzz_target!(|input: &[u8]| {
+    let Some((options, rest)) = input.split_first_chunk::<2>() else { return };
+    let options = u16::from_le_bytes(*options);
+    let bytes = if options & 1 == 0 { rest.to_vec() } else { framed(rest) };
+    let Ok(mut page) = Page::new(Arc::new(spec(options >> 1)), &bytes, 1_790_000_000_000) else {
+        return;
+    };
+    while let Some(place) = page.run(&bytes) {
+        assert!(place.start < place.end && place.end <= bytes.len());
+        page.pass(place);
+    }
+    let (read, skipped) = (page.read, page.skipped);
+    let finished = page.finish();
+    assert!(finished.published + skipped as u64 <= read as u64);
+    for (_, _, batch, _) in &finished.batches {
+        let header = batch.header(1, 2, 3, true);
+        let length = i32::from_be_bytes(header[8..12].try_into().unwrap());
+        assert_eq!(batch.size(), HEADER_BYTES + batch.section.len());
+        assert_eq!(length as usize + 12, batch.size());
+    }
+    let mut json = Vec::new();
+    if walk(&bytes, &Node::default(), true, &mut json, &mut Vec::new()).is_ok() {
+        serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
+    }
+});
+
+/// One document of these fields, so that they are looked at and not only their length.
+fn framed(fields: &[u8]) -> Vec<u8> {
+    let size = (fields.len() + 5) as i32;
+    [&size.to_le_bytes()[..], fields, b"\0"].concat()
+}
+
+fn spec(options: u16) -> Spec {
+    let is_set = |bit: u16| options >> bit & 1 != 0;
+    let paths = Paths {
+        id: is_set(0).then_some("meta.id"),
+        timestamp: "timestamp",
+        kind: "event_type",
+        aggregate: "aggregate_id",
+        topic: "topic",
+        key: is_set(1).then_some("meta.key"),
+        value: is_set(2).then_some("payload"),
+        replayed: is_set(3).then_some("headers.replay-id"),
+        exclude: vec!["_id", "meta.id"],
+    };
+    Spec {
+        fields: Fields::new(&paths),
+        timestamp_type: match options >> 4 & 3 {
+            0 | 1 => TimestampType::Date,
+            2 => TimestampType::Iso,
+            _ => TimestampType::EpochMs,
+        },
+        topics: [("order_placed".to_owned(), "a".to_owned())].into(),
+        topic_template: "a".to_owned(),
+        target_topic: is_set(6).then(|| "a".to_owned()),
+        target_topics: [].into(),
+        target_prefix: String::new(),
+        replay_id: "r-1".to_owned(),
+        headers: vec![("replay-id".to_owned(), b"r-1".to_vec())],
+        overhead_bytes: 512,
+        partitions: [("a".to_owned(), 3), ("shop.orders".to_owned(), 1)].into(),
+        original_timestamps: is_set(7),
+        codec: [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd]
+            [usize::from(options >> 8) % 5],
+        max_record_bytes: if is_set(11) { 1024 } else { 1 << 20 },
+    }
+}

@@ -1,0 +1,353 @@
+"""The native encoder gives what the reference gives, for any document, any bytes, any mapping.
+
+And its batches are what aiokafka expects of a `BatchBuilder`, whose private names they override.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import inspect
+import tomllib
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bson
+import hypothesis.strategies as st
+import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
+from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex
+from bson import Timestamp as BsonTimestamp
+from hypothesis import example, given
+
+from replay_app.demo.shop import SHOP_TOPICS, shop_events
+from replay_app.encoder import Batch, EncodedPage, EncodeSpec, make_encoder
+from replay_app.events import STRICT, EventMapping, Target
+from replay_app.exceptions import InvalidSettings, ReplayFailed
+
+pytestmark = pytest.mark.native
+
+NOW_MS = 1_790_000_000_000
+NOON = dt.datetime(2026, 1, 2, 12, 0, 0, 5_000, tzinfo=dt.UTC)
+SPEC = EncodeSpec(
+    mapping=EventMapping(replayed_field="headers.replay-id"),
+    target=Target(),
+    replay_id="r-ü",
+    attempt=1,
+    name=None,
+    reason="lost",
+    partitions={"placed": 3, "paid": 1, "x.placed": 2, "all": 5, "own": 7},
+    cursor_fields=("timestamp", "meta.at", "_id"),
+    stop_at_failure=False,
+    include_replayed=False,
+    record_timestamp="append",
+    compression="none",
+    transactional=True,
+    max_record_bytes=100_000,
+)
+
+# Documents
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+names = st.sampled_from(["a", "b", "_id", "", "a.b", "ü", "$ref", "$id", "headers"]) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12
+)
+longs = st.integers(-(2**63), 2**63 - 1)
+dates = st.builds(
+    DatetimeMS,
+    st.integers(-62_135_596_800_000, 253_402_300_799_999)
+    | st.sampled_from([-62_135_596_800_001, 253_402_300_800_000, -(2**63), 2**63 - 1, -1, 0]),
+)
+decimals = st.builds(Decimal128.from_bid, st.binary(min_size=16, max_size=16)) | st.builds(
+    lambda sign, digits, exponent: Decimal128.from_bid(
+        (sign << 127 | (exponent + 6176) << 113 | digits).to_bytes(16, "little")
+    ),
+    st.integers(0, 1),
+    st.integers(0, 10**34) | st.integers(0, 1000),
+    st.integers(-6176, 6111) | st.integers(-40, 10),
+)
+doubles = st.floats() | st.sampled_from([-0.0, 1e16, 1e22, 1e23, 5e-324, 1e-7, 2.0**53, 0.1])
+object_ids = st.builds(ObjectId, st.binary(min_size=12, max_size=12))
+binaries = st.builds(
+    Binary, st.binary(max_size=20) | st.binary(min_size=16, max_size=16), st.integers(0, 255)
+).filter(lambda one: one.subtype != 4 or len(one) == 16)
+plain = st.none() | st.booleans() | longs | st.builds(Int64, longs) | texts | doubles
+ordinary = plain | dates | decimals | object_ids | binaries | st.uuids() | st.binary(max_size=20)
+odd = st.sampled_from(
+    [
+        Regex("^a", "i"),
+        Code("f()"),
+        Code("f()", {"a": 1}),
+        BsonTimestamp(1, 2),
+        MinKey(),
+        MaxKey(),
+        bson.DBRef("c", 1),
+        {"$ref": "c"},
+    ]
+)
+nested = st.recursive(
+    st.one_of(ordinary, ordinary, ordinary, odd),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=8,
+)
+values = st.deferred(lambda: nested)  # for the sake of short error messages
+times = st.one_of(
+    st.just(NOON),
+    dates,
+    st.datetimes().map(dt.datetime.isoformat),
+    st.datetimes(timezones=st.timezones()).map(dt.datetime.isoformat),
+    st.sampled_from(["2026-01-02 12:00:00.5Z", "2026-01-02", "2026-02-30T00:00:00Z", ""]),
+    st.integers(-(10**15), 10**15),
+    st.floats(-1e15, 1e15),
+    st.floats(-1e6, 1e6).map(float.__trunc__).map(float),
+    values,
+)
+ids = st.one_of(texts, longs, object_ids, ordinary, values)
+kinds = st.one_of(st.sampled_from(["placed", "paid"]), texts, values)
+topics = st.one_of(st.sampled_from(["own", "", None]), texts, values)
+payloads = st.one_of(st.binary(max_size=40), texts, values)
+meta = st.fixed_dictionaries(
+    {},
+    optional={"id": ids, "at": times, "kind": kinds, "key": ids, "payload": payloads, "b": values},
+)
+events = st.fixed_dictionaries(
+    {"_id": ids, "event_type": kinds, "timestamp": times},
+    optional={
+        "event_id": ids,
+        "aggregate_id": ids,
+        "topic": topics,
+        "payload": payloads,
+        "meta": meta | values,
+        "headers": st.dictionaries(st.sampled_from(["replay-id", "trace"]), values) | values,
+        "data": values,
+    },
+)
+good_events = st.builds(
+    lambda number, kind, data: {"_id": number, "event_type": kind, "timestamp": NOON, "d": data},
+    longs,
+    st.sampled_from(["placed", "paid"]),
+    st.dictionaries(names, ordinary, max_size=5),
+)
+pages = st.lists(events | good_events, max_size=6).map(
+    lambda page: b"".join(bson.encode(one, codec_options=STRICT) for one in page)
+)
+
+
+# Mappings
+
+
+def paths(*choices: str | None) -> st.SearchStrategy[Any]:
+    return st.sampled_from(choices)
+
+
+mappings = st.builds(
+    EventMapping,
+    id_field=paths(None, None, "event_id", "meta.id", "_id"),
+    timestamp_field=paths("timestamp", "timestamp", "meta.at"),
+    type_field=paths("event_type", "event_type", "meta.kind"),
+    aggregate_field=paths("aggregate_id", "meta.id"),
+    topic_field=paths("topic", "meta.b"),
+    key_field=paths(None, None, "meta.key", "aggregate_id", "_id"),
+    value_field=paths(None, None, None, "payload", "meta.payload", "meta"),
+    replayed_field=paths(None, "headers.replay-id", "meta"),
+    timestamp_type=st.sampled_from(["date", "date", "iso", "epoch_ms"]),
+    exclude_fields=st.lists(
+        paths("_id", "meta.id", "meta", "d.a", "data", "timestamp", "a.b", "meta.payload"),
+        max_size=4,
+    ).map(tuple),
+    topics=st.sampled_from([{}, {"placed": "x.placed", "paid": ""}]),
+    topic_template=st.sampled_from(["{event_type}", "all", "x.{event_type}"]),
+)
+targets = st.builds(
+    Target,
+    topic=st.sampled_from([None, None, "all", ""]),
+    topics=st.sampled_from([{}, {}, {"placed": "own"}, {"placed": ""}]),
+    prefix=st.sampled_from([None, None, "", "x."]),
+)
+specs = st.builds(
+    lambda mapping, target, **changes: replace(SPEC, mapping=mapping, target=target, **changes),
+    st.just(SPEC.mapping) | mappings,
+    st.just(SPEC.target) | targets,
+    name=st.none() | texts,
+    reason=st.none() | texts,
+    stop_at_failure=st.booleans(),
+    include_replayed=st.booleans(),
+    record_timestamp=st.sampled_from(["append", "original"]),
+    compression=st.sampled_from(["none", "gzip", "snappy", "lz4", "zstd"]),
+    transactional=st.booleans(),
+    max_record_bytes=st.sampled_from([100_000, 1_024, 900, 700]),
+)
+
+
+# Agreement
+
+
+def account(encoded: EncodedPage, *, is_compressed: bool) -> dict[str, Any]:
+    """Return all that a page came to, in a form in which NaN equals itself."""
+    batches = [(batch, sealed(batch)) for batch in encoded.batches]
+    return {
+        "counts": (encoded.read, encoded.published, encoded.skipped_replays, encoded.bytes),
+        "by_type": encoded.by_type,
+        "by_topic": encoded.by_topic,
+        "failures": encoded.failures,
+        "cursor": repr(encoded.cursor),
+        "batches": [(b.topic, b.partition, b.records, b.bytes) for b, _ in batches],
+        "records": [records(sent) for _, sent in batches],
+        "bytes": None if is_compressed else [sent for _, sent in batches],
+    }
+
+
+def sealed(batch: Batch) -> bytes:
+    batch.builder._set_producer_state(4711, 3, 2_000_000_000)
+    sent = bytes(batch.builder._build())
+    assert batch.builder.size() == len(sent)
+    assert batch.builder.record_count() == batch.records
+    return sent
+
+
+def records(sent: bytes) -> Sequence[Any]:
+    read = DefaultRecordBatch(sent)
+    assert read.validate_crc()
+    return [
+        (r.offset, r.timestamp, r.timestamp_type, r.key, r.value, tuple(r.headers)) for r in read
+    ]
+
+
+def outcome(kind: str, spec: EncodeSpec, page: bytes) -> dict[str, Any] | str:
+    try:
+        encoded = make_encoder(spec, kind).encode(page, NOW_MS)
+    except ReplayFailed as error:
+        return str(error)
+    return account(encoded, is_compressed=spec.compression != "none")
+
+
+def assert_equal(spec: EncodeSpec, page: bytes) -> None:
+    assert outcome("native", spec, page) == outcome("python", spec, page)
+
+
+@given(specs, pages)
+def test_any_documents_under_any_mapping(spec: EncodeSpec, page: bytes) -> None:
+    assert_equal(spec, page)
+
+
+@given(st.lists(good_events, min_size=1, max_size=60), specs)
+def test_pages_of_good_events(page: list[dict[str, Any]], spec: EncodeSpec) -> None:
+    spec = replace(spec, mapping=SPEC.mapping)
+    assert_equal(spec, b"".join(bson.encode(one, codec_options=STRICT) for one in page))
+
+
+@given(doubles)
+def test_doubles_are_written_alike(value: float) -> None:
+    assert_equal(
+        SPEC, bson.encode({"_id": 1, "event_type": "placed", "timestamp": NOON, "d": value})
+    )
+
+
+@given(pages, st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4), specs)
+def test_damaged_pages(page: bytes, damage: list[tuple[int, int]], spec: EncodeSpec) -> None:
+    damaged = bytearray(page)
+    for place, byte in damage:
+        if damaged:
+            damaged[place % len(damaged)] = byte
+    assert_equal(spec, bytes(damaged))
+
+
+@given(st.binary(max_size=200), st.booleans())
+@example(noise=b"\x05\0\0\0\0", framed=True)
+def test_bytes_that_nobody_made(noise: bytes, framed: bool) -> None:
+    if framed:
+        noise = (len(noise) + 5).to_bytes(4, "little") + noise + b"\0"
+    assert_equal(SPEC, noise)
+
+
+def test_everyday_events_are_not_left_to_the_reference() -> None:
+    rich = {"_id": ObjectId(), "event_type": "placed", "timestamp": NOON, "n": [2**40, 0.1, None]}
+    rich |= {"d": Decimal128("1.50"), "u": uuid.uuid4(), "b": b"\0", "o": {"t": NOON, "x": [True]}}
+    page = bson.encode(rich, codec_options=STRICT)
+    page += b"".join(bson.encode(event) for event in shop_events(200))
+    spec = replace(SPEC, partitions=SPEC.partitions | dict.fromkeys(SHOP_TOPICS, 3))
+    native = importlib.import_module("replay_app.native")
+    work = native.NativeEncoder(spec)._encoder.begin(page, NOW_MS)
+    assert work.run() is None
+    assert work.finish()["published"] == 201
+
+
+# What aiokafka sees
+
+
+def finished() -> Any:
+    event = {"_id": 1, "event_type": "placed", "timestamp": NOON}
+    (batch,) = make_encoder(SPEC, "native").encode(bson.encode(event), NOW_MS).batches
+    return batch.builder
+
+
+def test_every_method_of_aiokafkas_builder_is_overridden_with_the_same_arguments() -> None:
+    ours = vars(type(finished()))
+    theirs = {
+        name: method
+        for name, method in vars(BatchBuilder).items()
+        if inspect.isfunction(method) and name != "__init__"
+    }
+    assert theirs.keys() <= ours.keys()
+    for name, method in theirs.items():
+        assert inspect.signature(method).parameters.keys() == (
+            inspect.signature(ours[name]).parameters.keys()
+        )
+
+
+def test_a_finished_batch_takes_no_more_records() -> None:
+    batch = finished()
+    batch.close()
+    assert batch.closed()
+    assert batch.append(timestamp=NOW_MS, key=b"k", value=b"v") is None
+    assert batch.record_count() == 1
+
+
+def test_a_retry_sends_the_same_bytes() -> None:
+    batch = finished()
+    batch._set_producer_state(7, 1, 5)
+    sent = batch._build()
+    with pytest.raises(AssertionError):
+        batch._set_producer_state(7, 1, 6)
+    assert batch._build() is sent
+    assert batch.size() == len(sent)
+    assert batch._unsealed is None
+
+
+def test_another_aiokafka_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = importlib.import_module("replay_app.native")
+    monkeypatch.setattr(native, "AIOKAFKA", "0.15.0")
+    with pytest.raises(InvalidSettings, match=r"works with aiokafka 0\.15\.0, not 0\.14\.0"):
+        native._check_versions()
+
+
+def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = importlib.import_module("replay_app.native")
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    with pytest.raises(InvalidSettings, match="run `make native`"):
+        native._check_versions()
+
+
+def test_the_pinned_aiokafka_is_the_one_that_was_tested() -> None:
+    native = importlib.import_module("replay_app.native")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (pin,) = (one for one in project["dependencies"] if one.startswith("aiokafka"))
+    assert pin.partition("==")[2] == native.AIOKAFKA
+
+
+def test_what_is_no_page_of_bytes_is_refused_and_a_page_is_used_once() -> None:
+    work = importlib.import_module("replay_app.native")
+    encoder = work.NativeEncoder(SPEC)._encoder
+    with pytest.raises(TypeError):
+        encoder.begin(bytearray(5), NOW_MS)
+    page = encoder.begin(b"", NOW_MS)
+    assert page.run() is None
+    with pytest.raises(RuntimeError, match="no document was declined"):
+        page.skip()
+    page.finish()
+    with pytest.raises(RuntimeError, match="finished"):
+        page.run()
