@@ -95,7 +95,8 @@ MAX_REQUEUES = 60
 """A token whose session does not appear is dropped then; the watchdog repairs the chain."""
 REOPEN_SECONDS = HEARTBEAT_SECONDS + 0.5
 OPEN_READERS = 4
-"""Of one partition; each holds up to two pages."""
+"""Of one partition; each holds up to two pages. Further shards take turns, see `reader`."""
+TURN = "waiting for its turn at the store"
 #: Answers of the broker that trying again does not change.
 REFUSALS = (
     MessageSizeTooLargeError,
@@ -157,6 +158,8 @@ class WorkPartition:
         self._delayed: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
         self._failures: dict[str, int] = {}
+        self._queue: dict[str, None] = {}
+        """The shards that wait for a reader, in the order in which they came."""
         self._opened: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -373,7 +376,7 @@ class WorkPartition:
             self._put_off(token, MAX_DELAY_SECONDS, reader.ready())
         elif plan is not None:
             self._put_off(token, MAX_DELAY_SECONDS, asyncio.wait([plan]))
-        elif token.kind == "gate":
+        elif token.kind == "gate" or token.key in self._queue:
             self._put_off(token, MAX_DELAY_SECONDS)
         else:
             self._put_off(token, self._backoff(token.key))
@@ -483,15 +486,26 @@ class WorkPartition:
 
     # Readers
 
-    def reader(self, session: Session, token: Token, cursor: str | None) -> PageReader:
-        """Return a reader that stands at ``cursor``; an open one, if it does."""
-        found = self._readers.get(token.key)
+    def reader(self, session: Session, token: Token, cursor: str | None) -> PageReader | None:
+        """Return a reader that stands at ``cursor``; an open one, if it does.
+
+        None where others have all of them and none of those has had its turn, which lasts until
+        it has given a page. A query that was given up before would have cost the store its work,
+        and among many shards none would ever come to its first page.
+        """
+        found = self._readers.pop(token.key, None)
         if found is not None and found.position == cursor:
+            self._readers[token.key] = found  # behind those that were used less recently
             return found
         if found is not None:
-            self._discard_reader(token.key)
-        while len(self._readers) >= OPEN_READERS:
-            self._discard_reader(next(iter(self._readers)))
+            self._discard(found)
+        if len(self._readers) >= OPEN_READERS:
+            served = next((key for key, one in self._readers.items() if one.has_served), None)
+            if served is None:
+                self._queue.setdefault(token.key)
+                return None
+            self._discard(self._readers.pop(served))
+        self._queue.pop(token.key, None)
         plan = session.plan
         if plan is None or not isinstance(token.shard, int):
             msg = f"replay {session.replay_id!r} has no plan"
@@ -509,16 +523,26 @@ class WorkPartition:
         self._readers[token.key] = reader
         return reader
 
-    def _discard_reader(self, key: str) -> None:
-        task = asyncio.create_task(self._readers.pop(key).close())
+    def _discard(self, reader: PageReader) -> None:
+        task = asyncio.create_task(reader.close())
         _BACKGROUND.add(task)
         task.add_done_callback(_BACKGROUND.discard)
+
+    def had_turn(self) -> None:
+        """Let the next shard in the queue have a reader."""
+        while self._queue:
+            key = next(iter(self._queue))
+            del self._queue[key]
+            if wake := self._wake.get(key):
+                wake.set()
+                return
 
     async def close_reader(self, key: str) -> None:
         """Close a shard's reader, if it has one."""
         reader = self._readers.pop(key, None)
         if reader is not None:
             await reader.close()
+            self.had_turn()
 
 
 class EmitSlice:
@@ -573,6 +597,7 @@ class EmitSlice:
             await self._partition.close_reader(self._token.key)
         if self._events:
             self._partition.worked(self._token.key)
+            self._partition.had_turn()
         progress = self._tally.progress(state=state, error=error, reason=reason)
         return _shard_checkpoint(
             self._token,
@@ -586,13 +611,17 @@ class EmitSlice:
     async def _pages(self) -> tuple[str, str | None, str | None]:
         """Publish page after page; return the shard's state, its error, and why it waits."""
         settings = self._worker.settings
-        reader = self._partition.reader(self._session, self._token, self._cursor)
+        reader: PageReader | None = None
         encoder = await self._encoder()
         deadline = time.monotonic() + settings.slice_seconds
         while True:
             limit = self._limit()
             if limit == 0:
                 return ("done", None, None) if self._is_at_max() else ("live", None, None)
+            # Not before it may read: another one might lose its reader for nothing.
+            reader = reader or self._partition.reader(self._session, self._token, self._cursor)
+            if reader is None:
+                return "live", None, TURN
             try:
                 page = await reader.next(PATIENCE_SECONDS)
             except TimeoutError:

@@ -238,6 +238,8 @@ class PageReader:
         position: str | None,
     ) -> None:
         self.position = position
+        self.has_served = False
+        """Whether it has given a page."""
         self._rest = b""
         self._next: bytes | Exception | None = None
         self._there = asyncio.Event()
@@ -284,6 +286,7 @@ class PageReader:
         if isinstance(found, Exception):
             raise found
         if found is not None:
+            self.has_served = True
             self._next = None
             self._there.clear()
             self._taken.set()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from bson import Decimal128, ObjectId
 from support import Record
@@ -14,47 +15,79 @@ from support import Record
 SHOWN = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How a topic's content differs from what a replay must have published."""
+
+    lost: tuple[str, ...]
+    """Events that are not there."""
+    repeated: Mapping[str, int]
+    """How often those are there that are there more than once."""
+    foreign: tuple[str, ...]
+    """What is no such event."""
+    disordered: tuple[str, ...]
+    """The places of records that stand behind a later event."""
+
+
+def account_of(
+    records: Sequence[Record],
+    events: Sequence[Mapping[str, Any]],
+    ordering: Literal["global", "aggregate"] = "global",
+) -> Account:
+    """Compare records with the stored events, given in the order of a global replay.
+
+    Under ``aggregate`` only events of one aggregate, or of none, keep their order.
+    """
+    published = Counter(event_id_of(record) for record in records)
+    wanted = {event["event_id"]: number for number, event in enumerate(events)}
+    assert len(wanted) == len(events), "the events' own ids are not unique"
+    last: dict[tuple[Any, ...], int] = {}
+    disordered: list[str] = []
+    for record in sorted(records, key=lambda one: (one.topic, one.partition, one.offset)):
+        number = wanted.get(event_id_of(record))
+        if number is None:
+            continue
+        lane: tuple[Any, ...] = (record.topic, record.partition)
+        if ordering == "aggregate":
+            lane = (*lane, events[number]["aggregate_id"])
+        if number < last.get(lane, -1):  # what is there again is no disorder
+            disordered.append(f"{record.topic} {record.partition}:{record.offset}")
+        last[lane] = max(number, last.get(lane, -1))
+    return Account(
+        lost=tuple(sorted(wanted.keys() - published.keys())),
+        repeated={event_id: count for event_id, count in published.items() if count > 1},
+        foreign=tuple(sorted(published.keys() - wanted.keys())),
+        disordered=tuple(disordered),
+    )
+
+
 def assert_published_exactly(
     records: Sequence[Record],
     events: Sequence[Mapping[str, Any]],
     replay_id: str,
     topic_of: Mapping[str, str] | str,
+    ordering: Literal["global", "aggregate"] = "global",
 ) -> None:
-    """Check a topic's content against the stored events, given in the order of the replay.
+    """Check a topic's content against the stored events, given in the order of a global replay.
 
     Each event is there once, in its topic, with its key, value and provenance, nothing else is
-    there, and each partition keeps the order. ``topic_of`` is a prefix before the event's own
-    topic, or a map from event type to topic.
+    there, and the order is kept. ``topic_of`` is a prefix before the event's own topic, or a map
+    from event type to topic.
     """
-    published = Counter(event_id_of(record) for record in records)
+    account = account_of(records, events, ordering)
+    lost, repeated, foreign = account.lost, account.repeated, account.foreign
+    assert not lost, f"{len(lost)} events were not published: {lost[:SHOWN]}"
+    assert not repeated, f"{len(repeated)} events were published more than once: {_few(repeated)}"
+    assert not foreign, f"{len(foreign)} records are no such events: {foreign[:SHOWN]}"
+    assert not account.disordered, f"out of order: {account.disordered[:SHOWN]}"
     wanted = {event["event_id"]: event for event in events}
-    assert len(wanted) == len(events), "the events' own ids are not unique"
-    lost = wanted.keys() - published.keys()
-    doubled = {event_id: count for event_id, count in published.items() if count > 1}
-    foreign = published.keys() - wanted.keys()
-    assert not lost, f"{len(lost)} events were not published: {sorted(lost)[:SHOWN]}"
-    assert not doubled, f"{len(doubled)} events were published more than once: {_few(doubled)}"
-    assert not foreign, f"{len(foreign)} records are no such events: {sorted(foreign)[:SHOWN]}"
     for record in records:
         assert_is_replay_of(record, wanted[event_id_of(record)], replay_id, topic_of)
-    place = {event["event_id"]: number for number, event in enumerate(events)}
-    assert_in_order(records, lambda record: place[event_id_of(record)])
     partitions: dict[tuple[str, bytes | None], set[int]] = defaultdict(set)
     for record in records:
         partitions[record.topic, record.key].add(record.partition)
     scattered = [key for key, found in partitions.items() if len(found) > 1]
     assert not scattered, f"records of one key are in several partitions: {scattered[:SHOWN]}"
-
-
-def assert_in_order(records: Iterable[Record], place_of: Any) -> None:
-    """Check that the places ascend along the offsets of each partition."""
-    last: dict[tuple[str, int], Any] = {}
-    for record in sorted(records, key=lambda one: (one.topic, one.partition, one.offset)):
-        lane, place = (record.topic, record.partition), place_of(record)
-        assert lane not in last or last[lane] < place, (
-            f"{record.topic} {record.partition}:{record.offset} is out of order"
-        )
-        last[lane] = place
 
 
 def assert_is_replay_of(

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
+    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -41,11 +42,16 @@ def unique_name(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
-def create_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
+def create_topics(
+    bootstrap: str, partitions: Mapping[str, int], config: Mapping[str, str] | None = None
+) -> None:
     """Create topics, by name with their partition counts, and wait until the broker serves them."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
     created = admin.create_topics(
-        [NewTopic(name, num_partitions=count) for name, count in partitions.items()],
+        [
+            NewTopic(name, num_partitions=count, config=dict(config or {}))
+            for name, count in partitions.items()
+        ],
         operation_timeout=KAFKA_SECONDS,
     )
     for done in created.values():
@@ -55,6 +61,39 @@ def create_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
         KAFKA_SECONDS,
         f"the broker never served {sorted(partitions)}",
     )
+
+
+def purge_topics(bootstrap: str, *topics: str) -> None:
+    """Delete all records of the topics, as their retention would; the offsets go on."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    metadata = admin.list_topics(timeout=KAFKA_SECONDS).topics
+    purged = admin.delete_records(
+        [
+            TopicPartition(topic, partition, OFFSET_END)
+            for topic in topics
+            for partition in metadata[topic].partitions
+        ],
+        operation_timeout=KAFKA_SECONDS,
+    )
+    for done in purged.values():
+        done.result(KAFKA_SECONDS)
+
+
+def delete_topic(bootstrap: str, topic: str) -> None:
+    """Delete a topic and wait until the broker has forgotten it."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin.delete_topics([topic], operation_timeout=KAFKA_SECONDS)[topic].result(KAFKA_SECONDS)
+    wait_until(
+        lambda: topic not in admin.list_topics(timeout=KAFKA_SECONDS).topics,
+        KAFKA_SECONDS,
+        f"the broker never forgot {topic}",
+    )
+
+
+def newest_by_key(bootstrap: str, topic: str) -> dict[bytes, bytes | None]:
+    """Return the newest value of each key of a compacted topic; None: it was deleted."""
+    records = sorted(read_topic(bootstrap, topic), key=lambda one: (one.partition, one.offset))
+    return {record.key or b"": record.value for record in records}
 
 
 def read_topic(
@@ -77,6 +116,7 @@ def read_topic(
             "enable.auto.commit": False,
             "enable.partition.eof": True,  # also behind a transaction's marker, which is no record
             "isolation.level": isolation_level,
+            "check.crcs": True,
         }
     )
     records: list[Record] = []

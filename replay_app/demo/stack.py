@@ -66,7 +66,9 @@ BROKER_SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "listener.security.protocol.map": (
+        "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+    ),
     "auto.create.topics.enable": "false",  # a missing topic must be an error, as in production
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "8",
@@ -191,10 +193,19 @@ class EmbeddedServers(Stack):
 
     With ``durable_store`` every acknowledged write survives `kill_store`, but inserts take twice
     the time; without it, those of the last two seconds may be lost.
+
+    With ``proxy_port`` the broker also listens on `behind_proxy`, and tells whoever comes that way
+    to keep to ``proxy_port`` on this machine: there a proxy of the caller's forwards to it.
     """
 
+    behind_proxy: str = ""
+
     def __init__(
-        self, environ: Mapping[str, str] = os.environ, *, durable_store: bool = False
+        self,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        durable_store: bool = False,
+        proxy_port: int | None = None,
     ) -> None:
         java = _java()
         store_command = _store_command(environ)
@@ -214,6 +225,10 @@ class EmbeddedServers(Stack):
         self.mongo = f"mongodb://127.0.0.1:{store_port}"
         configuration = self.folder / "broker.properties"
         listeners = _listeners("127.0.0.1", broker_port, "127.0.0.1", controller_port)
+        if proxy_port is not None:
+            self.behind_proxy = f"127.0.0.1:{free_port()}"
+            listeners["listeners"] += f",PROXIED://{self.behind_proxy}"
+            listeners["advertised.listeners"] += f",PROXIED://127.0.0.1:{proxy_port}"
         settings = BROKER_SETTINGS | listeners | {"log.dirs": str(self.folder / "broker")}
         configuration.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         jvm = (

@@ -34,8 +34,9 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_that_a_document_names_exists(document: Path) -> None:
-    # REPLAY_URL belongs to the command line, and REPLAY_FIELD_* names a family.
-    known = {f"REPLAY_{name.upper()}" for name in Settings.model_fields} | {"REPLAY_URL"}
+    # These belong to the command line and to the development stack; REPLAY_FIELD_* names a family.
+    known = {f"REPLAY_{name.upper()}" for name in Settings.model_fields}
+    known |= {"REPLAY_URL", "REPLAY_STACK_STORE_COMMAND"}
     named = set(re.findall(r"\bREPLAY_[A-Z_]*[A-Z](?![A-Z_*])", document.read_text()))
     assert named <= known
 

@@ -1,0 +1,291 @@
+"""What is compared: groups of cases, each with the peers that its ratios are taken to."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from history import EVENT_TYPES, EVENTS_PER_AGGREGATE, aggregate_id
+
+ENCODERS = ("native", "python") if importlib.util.find_spec("replay_native") else ("python",)
+BEST = ENCODERS[0]
+WORKER, BARE = "this worker", "its encoder in a bare loop"
+CONFLUENT, AIOKAFKA, RAW = "pymongo + confluent-kafka", "motor + aiokafka send", "raw sorted read"
+CODECS = ("none", "snappy", "lz4", "zstd", "gzip")
+SMALL = 10
+"""Events of a small replay."""
+
+
+@dataclass(frozen=True)
+class History:
+    """A seeded collection."""
+
+    size: int
+    """Bytes of each event, as BSON."""
+    events: int
+    per_aggregate: int = EVENTS_PER_AGGREGATE
+
+    @property
+    def collection(self) -> str:
+        """The collection's name."""
+        return f"events_{self.size}_{self.events}_{self.per_aggregate}"
+
+    @property
+    def aggregates(self) -> int:
+        """How many aggregates there are."""
+        return max(1, self.events // self.per_aggregate)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A contender of ``contenders.py``."""
+
+    label: str
+    name: str
+    history: History
+    codec: str = "none"
+    query: Mapping[str, Any] = field(default_factory=dict)
+    events: int = 0
+    """So many of them match; 0: all."""
+    limit: int = 0
+    publishes: bool = True
+
+    @property
+    def kind(self) -> Hashable:
+        """What is the same for cases that run the same code."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replay, or many, by this program's workers."""
+
+    label: str
+    history: History
+    encoder: str = BEST
+    codec: str | None = None
+    """None: the setting's default."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    events: int = 0
+    """So many match; 0: all."""
+    workers: int = 1
+    shards: int = 1
+    replays: int = 1
+    """Each of `SMALL` events, one aggregate each, if there are many."""
+    at_once: bool = True
+    """All commands are sent before the first replay is completed."""
+    first_event: bool = False
+    """Find out when a read_committed consumer gets the first event."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What is the same for cases that run the same code."""
+        is_plain = not self.body and not self.first_event and self.replays == 1
+        ways = (self.workers, self.first_event, self.replays > 1, self.at_once)
+        return self.encoder if is_plain else (*ways, *sorted(self.body))
+
+    @property
+    def publishes(self) -> bool:
+        """Whether there are records afterwards."""
+        return not self.body.get("dry_run")
+
+
+Case = Script | Replay
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that run in turns."""
+
+    title: str
+    note: str
+    cases: tuple[Case, ...]
+    peers: tuple[str, ...]
+    """Labels, or the common beginnings of labels, of which the fastest counts."""
+    rounds: int = 3
+
+
+def groups(*, quick: bool) -> list[Group]:
+    """Return everything that is compared; if ``quick``, one case of each kind, with few events."""
+    scale = 500 if quick else 1
+    small = History(600, 500_000 // scale)
+    tiny = History(600, 10_000 // scale, SMALL)
+    found = [
+        _main(small, scale),
+        _filters(small),
+        _first_event(small),
+        _shards(History(600, 200_000 // scale)),
+        _small(tiny),
+        _sized("2 kB events", History(2_000, 150_000 // scale)),
+        _sized("20 kB events", History(20_000, 15_000 // scale)),
+    ]
+    return list(_one_of_each_kind(found)) if quick else found
+
+
+def _one_of_each_kind(full: list[Group]) -> Iterator[Group]:
+    seen: set[Any] = set()
+    for group in full:
+        cases = []
+        for case in group.cases:
+            if case.kind not in seen:
+                seen.add(case.kind)
+                cases.append(case)
+        if cases:
+            yield replace(group, cases=tuple(cases), rounds=1)
+
+
+def _main(history: History, scale: int) -> Group:
+    return Group(
+        "600 B events",
+        "One worker, one shard, global order; what a user would write beside it.",
+        (
+            *_limits(history),
+            *(Script(f"{CONFLUENT}, {codec}", "confluent", history, codec) for codec in CODECS),
+            Script(AIOKAFKA, "aiokafka_send", history),
+            Script(
+                "motor + aiokafka send_and_wait",
+                "aiokafka_send_and_wait",
+                history,
+                limit=5_000 // scale,
+            ),
+            Script(
+                "the same with a status update for each event",
+                "status_updates",
+                history,
+                limit=2_000 // scale,
+            ),
+            *_workers(history, CODECS),
+            *(
+                Replay(f"{WORKER}, {encoder}, dry run", history, encoder, body={"dry_run": True})
+                for encoder in ENCODERS
+            ),
+            Script(BARE, "bare_loop", history),
+        ),
+        (CONFLUENT, RAW, AIOKAFKA),
+    )
+
+
+def _sized(title: str, history: History) -> Group:
+    return Group(
+        title,
+        "One worker, one shard.",
+        (
+            *_limits(history),
+            *(
+                Script(f"{CONFLUENT}, {codec}", "confluent", history, codec)
+                for codec in ("none", "lz4")
+            ),
+            *_workers(history, ("none", "snappy")),
+        ),
+        (CONFLUENT, RAW, "librdkafka"),
+    )
+
+
+def _limits(history: History) -> tuple[Script, ...]:
+    return (
+        Script(RAW, "raw_read", history, publishes=False),
+        *(
+            Script(f"librdkafka, {codec}", "librdkafka", history, codec)
+            for codec in ("none", "lz4")
+        ),
+    )
+
+
+def _workers(history: History, codecs: Sequence[str]) -> tuple[Replay, ...]:
+    return tuple(
+        Replay(f"{WORKER}, {encoder}, codec {codec}", history, encoder, codec)
+        for encoder in ENCODERS
+        for codec in codecs
+    )
+
+
+def _shards(history: History) -> Group:
+    return Group(
+        "Shards over workers",
+        "Aggregate order, 600 B events. Cores: how many of them the workers, the broker and the "
+        "store kept busy together.",
+        tuple(
+            Replay(
+                f"{WORKER}, {shards} shard{'s' * (shards > 1)} on {count}",
+                history,
+                # As many partitions as workers: each has one.
+                settings={"REPLAY_PARTITIONS": str(count)},
+                body={"ordering": "aggregate", "shards": shards},
+                workers=count,
+                shards=shards,
+            )
+            for shards, count in ((1, 1), (2, 1), (2, 2), (4, 2))
+        ),
+        (f"{WORKER}, 1 shard on 1",),
+    )
+
+
+def _filters(history: History) -> Group:
+    kind = EVENT_TYPES[0]
+    ids = [aggregate_id(number) for number in range(min(100, history.aggregates))]
+    by_type = history.events // len(EVENT_TYPES)
+    by_aggregate = len(ids) * history.per_aggregate
+    return Group(
+        "Filters",
+        f"One of {len(EVENT_TYPES)} types; {len(ids)} of {history.aggregates} aggregates. "
+        "Events are those that match.",
+        (
+            Script(
+                f"{RAW}, one type",
+                "raw_read",
+                history,
+                query={"event_type": kind},
+                events=by_type,
+                publishes=False,
+            ),
+            Replay(
+                f"{WORKER}, one type",
+                history,
+                body={"filter": {"event_types": [kind]}},
+                events=by_type,
+            ),
+            Script(
+                f"{RAW}, some aggregates",
+                "raw_read",
+                history,
+                query={"aggregate_id": {"$in": ids}},
+                events=by_aggregate,
+                publishes=False,
+            ),
+            Replay(
+                f"{WORKER}, some aggregates",
+                history,
+                body={"filter": {"aggregate_ids": ids}},
+                events=by_aggregate,
+            ),
+        ),
+        (),
+    )
+
+
+def _first_event(history: History) -> Group:
+    return Group(
+        "Time to the first event",
+        "From the command until a read_committed consumer has it; the whole history follows.",
+        tuple(
+            Replay(f"{WORKER}, {encoder}", history, encoder, first_event=True)
+            for encoder in ENCODERS
+        ),
+        (),
+    )
+
+
+def _small(history: History) -> Group:
+    count = history.aggregates
+    return Group(
+        "Small replays",
+        f"{SMALL} events each, filtered by aggregate; events/s of the whole.",
+        (
+            Replay(f"{WORKER}, one after another", history, replays=min(50, count), at_once=False),
+            Replay(f"{WORKER}, all at once", history, replays=count),
+        ),
+        (),
+    )

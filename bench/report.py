@@ -1,0 +1,283 @@
+"""RESULTS.md and the plot, made from the raw figures and from what was written by hand.
+
+``report.py`` alone makes both again from the figures of the last run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cases import AIOKAFKA, BARE, CONFLUENT, RAW, WORKER
+from matplotlib.figure import Figure
+
+BENCH = Path(__file__).parent
+STORY = BENCH / "story.md"
+RAW_FIGURES, PLOT, RESULTS = "results/bench.json", "results/bench.svg", "RESULTS.md"
+MAIN, SHARDS = "600 B events", "Shards over workers"
+SMALL_FIGURE = 10
+ALL_CORES = 0.9
+"""As much of a machine as can be measured: the rest is the system's own, and others'."""
+PLOTTED_RATE = 10_000
+"""Slower contenders would be bars without a length."""
+
+Run = dict[str, Any]
+Measure = Callable[[Run], float]
+
+
+def rate(run: Run) -> float:
+    """Return events a second."""
+    return float(run["events"] / run["seconds"])
+
+
+def working_rate(run: Run) -> float:
+    """Return events a second without the time of planning."""
+    return float(run["events"] / (run["seconds"] - run.get("plan_seconds", 0)))
+
+
+def megabytes(run: Run) -> float:
+    """Return MB a second, of BSON."""
+    return float(run["bytes"] / run["seconds"] / 1e6)
+
+
+def own_cpu(run: Run) -> float:
+    """Return the microseconds of CPU that an event costs the contender itself."""
+    return float(1e6 * run["cpu_seconds"] / run["events"])
+
+
+def broker_cpu(run: Run) -> float:
+    """Return the same of the broker."""
+    return float(1e6 * run["broker_cpu_seconds"] / run["events"])
+
+
+def store_cpu(run: Run) -> float:
+    """Return the same of the store."""
+    return float(1e6 * run["store_cpu_seconds"] / run["events"])
+
+
+def cores(run: Run) -> float:
+    """Return how many cores the contender, the broker and the store kept busy."""
+    parts = ("cpu_seconds", "broker_cpu_seconds", "store_cpu_seconds")
+    return float(sum(run[part] for part in parts) / run["seconds"])
+
+
+class Results:
+    """The raw figures, asked by group and label."""
+
+    def __init__(self, figures: dict[str, Any]) -> None:
+        self.about: dict[str, Any] = figures["about"]
+        self.groups: dict[str, dict[str, Any]] = figures["groups"]
+        self._runs: list[Run] = figures["runs"]
+
+    def of(self, group: str, label: str) -> list[Run]:
+        """Return a case's runs, in the order of the rounds."""
+        found = [r for r in self._runs if (r["group"], r["label"]) == (group, label)]
+        return sorted(found, key=lambda run: int(run["round"]))
+
+    def median(self, group: str, label: str, measure: Measure) -> float:
+        """Return the middle one of a case's rounds."""
+        return statistics.median(map(measure, self.of(group, label)))
+
+    def fastest(self, group: str, prefix: str) -> str | None:
+        """Return the fastest case of those whose labels begin so."""
+        labels = [x for x in self.groups[group]["labels"] if x.startswith(prefix)]
+        return max(labels, key=lambda x: self.median(group, x, rate), default=None)
+
+    def ratios(self, group: str, label: str, peer: str, measure: Measure = rate) -> list[float]:
+        """Return a case's figure over its peer's, for each round that had both."""
+        peers = {run["round"]: measure(run) for run in self.of(group, peer)}
+        runs = [run for run in self.of(group, label) if run["round"] in peers]
+        return [measure(run) / peers[run["round"]] for run in runs]
+
+
+def write(figures: dict[str, Any], folder: Path) -> None:
+    """Write the raw figures, the plot and RESULTS.md."""
+    raw = folder / RAW_FIGURES
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    raw.write_text(json.dumps(figures, indent=1) + "\n")
+    results = Results(figures)
+    _plot(results, folder / PLOT)
+    parts = [*_head(results), *_tables(results), STORY.read_text()]
+    (folder / RESULTS).write_text("\n\n".join(parts))
+
+
+def _head(results: Results) -> Iterable[str]:
+    about = results.about
+    yield "# Results"
+    yield (
+        "Made by `make bench`: figures, tables and plot from one run, [the story](#the-story) by "
+        "hand. Compare within this run only; another machine, or another hour, gives other figures."
+    )
+    yield (
+        f"{about['date']}, {about['cores']} cores ({about['cpu']}), "
+        f"{about['memory_bytes'] / 2**30:.0f} GiB, Python {about['python']}; broker Apache Kafka, "
+        f"store {about['store']}, both on the same cores. {about['seconds'] / 60:.0f} minutes; "
+        f"load average at the start {about['load']:.1f}."
+    )
+    yield f"![Events a second and CPU per event]({PLOT})"
+    yield (
+        "Each run is a process of its own on fresh topics, the contenders take turns, and after "
+        "each run a `read_committed` consumer counts the records. A script is measured from "
+        "connecting to the last ack, without its imports; this worker from the command over HTTP "
+        "to `completed` on `replay.status`, planning included, on workers that are up and ready. "
+        "Figures are min / **median** / max of the rounds; ratios are taken within a round and "
+        "to the fastest of the peer's codecs. CPU is user and system time, in microseconds per "
+        "event. MB are of stored BSON. Peak RSS is the largest of the contender's processes, "
+        "imports included."
+    )
+    if goals := list(_goals(results)):
+        yield "## Goals"
+        yield _table(["goal", "reached", ""], goals)
+
+
+def _tables(results: Results) -> Iterable[str]:
+    cpu_of_each = (own_cpu, broker_cpu, store_cpu)
+    for title, group in results.groups.items():
+        peers = [peer for peer in group["peers"] if results.fastest(title, peer)]
+        columns = ["", "events/s", "MB/s", "CPU own", "broker", "store", "cores", "peak RSS"]
+        rows = []
+        for label in group["labels"]:
+            runs = results.of(title, label)
+            row = [
+                label,
+                _spread([rate(run) for run in runs], ",.0f"),
+                f"{results.median(title, label, megabytes):,.1f}",
+                *(f"{results.median(title, label, cpu):,.2f}" for cpu in cpu_of_each),
+                f"{results.median(title, label, cores):.2f}",
+                f"{max(run['peak_rss_bytes'] for run in runs) / 1e6:,.0f} MB",
+            ]
+            for peer in peers:
+                fastest = results.fastest(title, peer)
+                row.append(_spread(results.ratios(title, label, fastest or peer), ".2f"))
+            rows.append(row)
+        yield f"## {title}"
+        yield group["note"]
+        yield _table([*columns, *(f"x {peer}" for peer in peers)], rows)
+        for name, what in EXTRAS.items():
+            lines = [
+                f"- {label}: {what} {_spread([1000 * run[name] for run in runs], ',.0f')} ms"
+                for label in group["labels"]
+                if (runs := [run for run in results.of(title, label) if name in run])
+            ]
+            if lines:
+                yield "\n".join(lines)
+
+
+EXTRAS = {
+    "plan_seconds": "planning, included above,",
+    "first_event_seconds": "the first event after",
+    "replay_seconds": "one replay, median of the run,",
+}
+
+
+def _goals(results: Results) -> Iterable[list[str]]:
+    """Yield the goals of the native encoder, and of the Python one, with what was reached."""
+    if not {MAIN, "20 kB events", SHARDS} <= results.groups.keys():
+        return
+    confluent = results.fastest(MAIN, CONFLUENT) or ""
+    for encoder, speed, cpu in (("native", 2.0, 0.5), ("python", 0.9, 1.2)):
+        worker = results.fastest(MAIN, f"{WORKER}, {encoder}, codec ")
+        if worker is None:
+            continue
+        yield _goal(
+            f"{worker}: events/s of {confluent}", results.ratios(MAIN, worker, confluent), speed
+        )
+        ratios = results.ratios(MAIN, worker, confluent, own_cpu)
+        yield _goal(f"{worker}: CPU per event of {confluent}", ratios, cpu, at_most=True)
+    worker = results.fastest(MAIN, f"{WORKER}, native, codec ")
+    if worker is None:
+        return
+    yield _goal(f"events/s of the {RAW}", results.ratios(MAIN, worker, RAW), 0.7)
+    alone = results.ratios(MAIN, worker, RAW, working_rate)
+    yield ["the same without the time of planning", _spread(alone, ".2f"), ""]
+    yield _goal(f"events/s of {AIOKAFKA}", results.ratios(MAIN, worker, AIOKAFKA), 4.0)
+    ratios = results.ratios(MAIN, f"{WORKER}, native, codec none", BARE, working_rate)
+    yield _goal(
+        f"time beside planning, reading, encoding and sending (against: {BARE})",
+        [1 - ratio for ratio in ratios],
+        0.1,
+        at_most=True,
+    )
+    large = "20 kB events"
+    worker = results.fastest(large, f"{WORKER}, native") or ""
+    limits = (RAW, results.fastest(large, "librdkafka") or "")
+    slower = min(limits, key=lambda label: results.median(large, label, rate))
+    yield _goal(
+        f"20 kB: MB/s of the smaller limit ({slower})", results.ratios(large, worker, slower), 0.7
+    )
+    if (pair := f"{WORKER}, 2 shards on 2") in results.groups[SHARDS]["labels"]:
+        busy = results.median(SHARDS, pair, cores)
+        count = results.about["cores"]
+        yield [
+            "2 shards on 2 workers: limited only by cores or store",
+            f"{busy:.2f} of {count} cores busy",
+            "met: cores" if busy >= ALL_CORES * count else "**not shown**",
+        ]
+    peak = max(
+        run["peak_rss_bytes"]
+        for title, group in results.groups.items()
+        for label in group["labels"]
+        if label.startswith(WORKER)
+        for run in results.of(title, label)
+    )
+    yield _goal("peak RSS in MB, largest of all runs", [peak / 1e6], 300, at_most=True)
+
+
+def _goal(
+    what: str, reached: Sequence[float], wanted: float, *, at_most: bool = False
+) -> list[str]:
+    figure = statistics.median(reached)
+    is_met = figure <= wanted if at_most else figure >= wanted
+    bound = "at most" if at_most else "at least"
+    form = ".2f" if wanted < SMALL_FIGURE else ".0f"
+    return [
+        f"{what}: {bound} {wanted:g}",
+        _spread(reached, form),
+        "met" if is_met else "**missed**",
+    ]
+
+
+def _spread(figures: Sequence[float], form: str) -> str:
+    low, high = min(figures), max(figures)
+    return f"{low:{form}} / **{statistics.median(figures):{form}}** / {high:{form}}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plot(results: Results, path: Path) -> None:
+    mpl.rcParams |= {"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 8}
+    group = next(iter(results.groups))
+    labels = [
+        x for x in results.groups[group]["labels"] if results.median(group, x, rate) > PLOTTED_RATE
+    ]
+    labels.sort(key=lambda label: results.median(group, label, rate))
+    figure = Figure(figsize=(11, 0.27 * len(labels) + 1), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    measures = ((rate, f"events/s, {group}"), (own_cpu, "CPU of the contender, us per event"))
+    for panel, (measure, title) in zip(panels, measures, strict=True):
+        middles = [results.median(group, label, measure) for label in labels]
+        runs = [[measure(run) for run in results.of(group, label)] for label in labels]
+        spread = [
+            [middle - min(found) for middle, found in zip(middles, runs, strict=True)],
+            [max(found) - middle for middle, found in zip(middles, runs, strict=True)],
+        ]
+        colors = ["tab:orange" if x.startswith(WORKER) else "tab:gray" for x in labels]
+        panel.barh(labels, middles, xerr=spread, color=colors, ecolor="black", capsize=2)
+        panel.set_title(title)
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_axisbelow(True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    write(json.loads((BENCH / RAW_FIGURES).read_text()), BENCH)
+    sys.exit(0)

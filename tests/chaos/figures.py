@@ -1,0 +1,225 @@
+"""``make figures``: what survival costs, in memory, in seconds to resume, and in pauses.
+
+The table goes to standard output, with ``--write`` into docs/reliability.md too. A long history
+takes a fast store: REPLAY_STACK_STORE_COMMAND names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chaos.document import write
+from chaos.trials import Follower, Trial
+from support import newest_by_key, wait_until
+from workers import Cluster, Worker
+
+from replay_app.checkpoints import decode_checkpoint
+from replay_app.demo.stack import EmbeddedServers, free_port
+from replay_app.encoder import encoder_name
+from replay_app.queries import after, all_of, from_json
+from replay_app.settings import Settings
+
+SAMPLE_SECONDS = 0.2
+PAGE = 2_000
+ROUNDS = 5
+SETTLED_SECONDS = 16.0
+"""After so long every worker has joined, or the missing one was evicted."""
+LONG_EVENTS = 20_000
+"""A throttled replay then outlasts a change of workers."""
+
+
+@contextmanager
+def installation(stack: EmbeddedServers, folder: Path, events: int) -> Iterator[Cluster]:
+    """Give a cluster with so many events and one worker, at its default settings."""
+    folder.mkdir()
+    cluster = Cluster(stack, folder)
+    began = time.monotonic()
+    cluster.seed(events)
+    say(f"{events:,} events stored in {time.monotonic() - began:.0f} s")
+    cluster.start_worker().wait_until_ready()
+    yield cluster
+    cluster.close()
+
+
+# Memory
+
+
+def memory(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
+    """Return a row: a worker's resident memory during one unthrottled replay."""
+    with installation(stack, folder, events) as cluster:
+        worker = cluster.workers[0]
+        at_rest = resident_mebibytes(worker)
+        began = time.monotonic()
+        cluster.command("r")
+        samples: list[tuple[int, float]] = []
+        session: dict[str, Any] = {}
+        while session.get("state") != "completed":
+            time.sleep(SAMPLE_SECONDS)
+            session = cluster.session("r") or session
+            if session:
+                samples.append((session["counters"]["read"], resident_mebibytes(worker)))
+        seconds = time.monotonic() - began
+        parts = [
+            max((mib for read, mib in samples if low <= read / events <= low + 0.25), default=0.0)
+            for low in (0, 0.25, 0.5, 0.75)
+        ]
+    shown = " | ".join(f"{mib:.0f}" for mib in (at_rest, *parts))
+    return [f"| {events:,} | {shown} | {seconds:.1f} |"]
+
+
+def resident_mebibytes(worker: Worker) -> float:
+    """Return a process's VmRSS."""
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+# Resuming
+
+
+def resuming(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
+    """Return rows: from ``resume`` to the next event, near the beginning and near the end."""
+    rows: list[str] = []
+    with installation(stack, folder, events) as cluster:
+        follower = Follower(stack.kafka, cluster.topics(), 3)
+        cluster.command("r", rate=events / 100)
+        for share in (0.01, 0.99):
+            # Fast to a little before that place, slowly from there on.
+            cluster.command("r", "set-rate", rate=20_000)
+            wait_for_share(follower, events, share - 0.09)
+            cluster.command("r", "set-rate", rate=events / 100)
+            wait_for_share(follower, events, share)
+            seconds = []
+            for _ in range(ROUNDS):
+                cluster.command("r", "pause")
+                cluster.wait_for("r", "paused")
+                resumed_at = time.time()
+                cluster.command("r", "resume")
+                seen = wait_until(lambda at=resumed_at: follower.seen_after("r", at), 120)  # type: ignore[misc]
+                seconds.append((seen or resumed_at) - resumed_at)
+            reached = follower.counts["r"] / events
+            rows.append(
+                f"| {events:,} | {reached:.0%} | {median(seconds):.2f} | {max(seconds):.2f} | "
+                f"{first_page_seconds(cluster):.2f} |"
+            )
+        follower.close()
+    return rows
+
+
+def wait_for_share(follower: Follower, events: int, share: float) -> None:
+    """Wait until that share of the events is published."""
+    wait_until(lambda: follower.counts["r"] >= share * events, 600)
+
+
+def first_page_seconds(cluster: Cluster) -> float:
+    """Return how long the store itself takes for the first page behind the checkpoint."""
+    found = newest_by_key(cluster.stack.kafka, f"{cluster.prefix}checkpoints")
+    checkpoint = decode_checkpoint(found[b"r/0"])
+    assert checkpoint is not None
+    (shard,) = (cluster.session("r") or {})["plan"]["shards"]
+    query = all_of(from_json(shard["match"]), after(checkpoint.cursor, shard["sort"]))
+    with cluster.store() as events:
+        seconds = []
+        for _ in range(ROUNDS):
+            began = time.monotonic()
+            order = [(field, 1) for field in shard["sort"]]
+            assert list(events.find(query).sort(order).limit(PAGE).batch_size(PAGE))
+            seconds.append(time.monotonic() - began)
+    return median(seconds)
+
+
+# Rebalances
+
+
+def pauses(stack: EmbeddedServers, folder: Path) -> list[str]:
+    """Return rows: how long a change of workers holds up the replays."""
+    folder.mkdir()
+    rows: list[str] = []
+    with Trial(stack, folder, random.Random(1), free_port(), events=LONG_EVENTS) as trial:
+        trial.start(2)
+        workers = trial.cluster.workers
+
+        def leave() -> None:
+            workers[1].terminate()
+
+        def die() -> None:
+            workers[1].kill()
+
+        def join() -> None:
+            trial.replace(1)
+
+        def come_back() -> None:
+            trial.cluster.start_worker(1)
+
+        changes: tuple[tuple[str, tuple[Callable[[], None], ...]], ...] = (
+            ("a worker is restarted in order", (leave, come_back)),
+            ("a worker is killed and started again", (die, come_back)),
+            ("a worker leaves in order for good", (leave,)),
+            ("a worker joins", (join,)),
+            ("a worker is killed for good", (die,)),
+            ("a worker joins", (join,)),
+        )
+        found: dict[str, list[float]] = {name: [] for name, _ in changes}
+        for _ in range(ROUNDS):
+            for name, steps in changes:
+                struck_at, names = trial.aim()
+                for step in steps:
+                    step()
+                trial.go_on(SETTLED_SECONDS)
+                gaps = [trial.follower.longest_gap(one, struck_at) for one in names]
+                found[name].append(max(gaps, default=0.0))
+        assert trial.outcome("", 0).is_clean
+    for name, seconds in found.items():
+        rows.append(f"| {name} | {median(seconds):.1f} | {max(seconds):.1f} |")
+    return rows
+
+
+def main() -> int:
+    """Measure; print the tables."""
+    parser = argparse.ArgumentParser(prog="make figures", description=__doc__)
+    parser.add_argument("--events", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--write", action="store_true", help="put the tables into the document")
+    options = parser.parse_args()
+    lines = [f"{encoder_name(Settings().encoder).capitalize()} encoder, default settings.", ""]
+    with (
+        tempfile.TemporaryDirectory(prefix="replay-figures-") as name,
+        EmbeddedServers() as stack,
+    ):
+        folder = Path(name)
+        lines += [
+            "| events | at rest, MiB | first quarter | second | third | last | seconds |",
+            "|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for events in options.events:
+            lines += memory(stack, folder / f"memory-{events}", events)
+        lines += [
+            "",
+            "| events | resumed at | to the next event, median s | max s | the store's part, s |",
+            "|--:|--:|--:|--:|--:|",
+        ]
+        for events in options.events:
+            lines += resuming(stack, folder / f"resuming-{events}", events)
+        lines += ["", "| what changes | without progress, median s | max s |", "|---|--:|--:|"]
+        lines += pauses(stack, folder / "pauses")
+    text = "\n".join(lines)
+    print(text)
+    if options.write:
+        write("make figures", text)
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What is broken, and how: each scenario breaks one thing so many times, in a trial of its own.
+
+A scenario takes a fresh trial and a number of times. It raises `Impossible` where this machine
+has not what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos.toxiproxy import Toxiproxy, ToxiproxyMissing, server_command
+from chaos.trials import SESSION_TIMEOUT_SECONDS, Outcome, Trial
+
+EVICTED_SECONDS = SESSION_TIMEOUT_SECONDS + 3
+"""A worker that was not heard of for so long has lost its partitions."""
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+DISK_BYTES = 24 << 20
+
+Scenario = Callable[[Trial, int], Outcome]
+
+
+class Impossible(Exception):
+    """This machine has not what the scenario needs."""
+
+
+def kill_workers(trial: Trial, times: int) -> Outcome:
+    """One, two or all three workers at once; most come back, some are replaced by others."""
+    trial.start()
+    rng, workers = trial.rng, trial.cluster.workers
+    kills = 0
+    while kills < times:
+        victims = rng.sample(range(len(workers)), rng.choice((1, 1, 1, 1, 2, 3)))
+        struck_at, names = trial.aim()
+        for number in victims:
+            workers[number].kill()
+        kills += len(victims)
+        for number in victims:
+            if rng.random() < 0.75:
+                trial.cluster.start_worker(number)
+            else:
+                trial.replace(number)
+        if rng.random() < 0.8:  # else the next ones die while these are being mourned
+            trial.await_recovery(struck_at, names)
+        trial.go_on(rng.uniform(0, 1.5))
+    return trial.outcome("kill -9 of workers", kills)
+
+
+def join_and_leave(trial: Trial, times: int) -> Outcome:
+    """A worker leaves in order (SIGTERM), then another one joins."""
+    trial.start()
+    for turn in range(times):
+        number = trial.rng.randrange(3)
+        struck_at, names = trial.aim()
+        if turn % 2 == 0:
+            trial.cluster.workers[number].terminate()
+            left = number
+        else:
+            trial.replace(left).wait_until_ready()
+        trial.await_recovery(struck_at, names, reviving=False)
+        trial.go_on(trial.rng.uniform(0, 1.5))
+    return trial.outcome("workers leave (SIGTERM) and join", times)
+
+
+def stop_and_wake_workers(trial: Trial, times: int) -> Outcome:
+    """A worker sleeps past its session timeout (SIGSTOP) and wakes up as a zombie (SIGCONT)."""
+    trial.start()
+    for _ in range(times):
+        worker = trial.rng.choice(trial.cluster.workers)
+        struck_at, names = trial.aim()
+        worker.signal(signal.SIGSTOP)
+        time.sleep(EVICTED_SECONDS)
+        worker.signal(signal.SIGCONT)
+        trial.await_recovery(struck_at, names)
+        trial.go_on(trial.rng.uniform(0, 1.5))
+    return trial.outcome("SIGSTOP past the session timeout, SIGCONT", times)
+
+
+def kill_broker(trial: Trial, times: int) -> Outcome:
+    """The broker dies and is started at once."""
+    trial.start()
+    for _ in range(times):
+        trial.go_on(trial.rng.uniform(0, 1.5))
+        struck_at, names = trial.aim()
+        trial.stack.kill_broker()
+        trial.stack.start_broker()
+        trial.await_recovery(struck_at, names)
+    return trial.outcome("broker kill -9 and restart", times)
+
+
+def broker_away(trial: Trial, times: int) -> Outcome:
+    """The broker is away for a minute."""
+    trial.start()
+    for _ in range(times):
+        _, names = trial.aim()
+        trial.stack.kill_broker()
+        time.sleep(60)
+        back_at = time.time()
+        trial.stack.start_broker()
+        trial.await_recovery(back_at, names)
+    return trial.outcome("broker down for 60 s", times, "recovery counts from its new start")
+
+
+def kill_store(trial: Trial, times: int) -> Outcome:
+    """The event store dies and is started at once."""
+    trial.start()
+    for _ in range(times):
+        trial.go_on(trial.rng.uniform(0, 1.5))
+        struck_at, names = trial.aim()
+        trial.stack.kill_store()
+        trial.stack.start_store()
+        trial.await_recovery(struck_at, names)
+    return trial.outcome("store kill -9 and restart", times)
+
+
+def cut_network(trial: Trial, times: int) -> Outcome:
+    """A worker is cut off from the broker, silently or not, for a moment or past its session."""
+    try:
+        server_command()
+    except ToxiproxyMissing as missing:
+        raise Impossible(str(missing)) from missing
+    with Toxiproxy(trial.proxy_port, trial.stack.behind_proxy) as network:
+        trial.cluster.start_worker(None, REPLAY_KAFKA=f"127.0.0.1:{trial.proxy_port}")
+        trial.start(2)
+        for turn in range(times):
+            trial.go_on(trial.rng.uniform(0, 1.5))
+            struck_at, names = trial.aim()
+            cut = network.fall_silent if turn % 2 == 0 else network.refuse
+            cut()
+            time.sleep(EVICTED_SECONDS if turn % 4 < 2 else 2)
+            network.heal()
+            trial.await_recovery(struck_at, names)
+        return trial.outcome("network cut between a worker and the broker", times)
+
+
+def claim_twice(trial: Trial, times: int) -> Outcome:
+    """Two workers of one name, so that both claim the same partitions."""
+    trial.start(2)
+    for _ in range(times):
+        number = trial.rng.randrange(2)
+        struck_at, names = trial.aim()
+        twin = trial.twin(number)
+        trial.await_recovery(struck_at, names, reviving=False)
+        trial.go_on(SESSION_TIMEOUT_SECONDS)
+        twin.kill()
+        trial.revive()  # the first one, if it gave way
+    return trial.outcome("two workers claim the same partitions", times)
+
+
+def repeat_commands(trial: Trial, times: int) -> Outcome:
+    """Every command comes three times, as from a client that retries, and a worker dies on it."""
+    trial.start(2)
+    trial.repeats = 3
+    for _ in range(times):
+        trial.go_on(trial.rng.uniform(0, 1.0))
+        _, names = trial.aim()
+        for command in ("pause", "resume"):
+            for name in names:
+                for _ in range(3):
+                    trial.cluster.command(name, command)
+        struck_at = time.time()
+        number = trial.rng.randrange(2)
+        trial.cluster.workers[number].kill()
+        trial.cluster.start_worker(number)
+        trial.await_recovery(struck_at, names)
+    return trial.outcome("each command three times, and a kill", times)
+
+
+def fill_disk(trial: Trial, times: int) -> Outcome:
+    """The disk of a worker's RocksDB folder is full; later there is room again."""
+    with small_disk(trial.folder / "disk") as disk:
+        trial.cluster.start_worker(None, REPLAY_DATA_DIR=str(disk / "data"))
+        trial.start(1)
+        filler = disk / "filler"
+        for _ in range(times):
+            struck_at, names = trial.aim()
+            with filler.open("wb") as file:
+                while True:
+                    try:
+                        file.write(bytes(1 << 16))
+                        file.flush()
+                    except OSError:
+                        break
+            trial.await_recovery(struck_at, names, reviving=False)
+            trial.go_on(5)
+            filler.unlink()
+            trial.revive(REPLAY_DATA_DIR=str(disk / "data"))  # if it ended
+            trial.go_on(2)
+        return trial.outcome("full disk under RocksDB", times)
+
+
+def jump_clock(trial: Trial, times: int) -> Outcome:
+    """A worker comes back with its clock an hour ahead or behind the others' and the servers'."""
+    if not FAKETIME.exists():
+        raise Impossible("libfaketime is not installed (apt-get install faketime)")
+    trial.start(2)
+    for turn in range(times):
+        number = turn % 2
+        struck_at, names = trial.aim()
+        trial.cluster.workers[number].kill()
+        shift = ("+58m", "-60m")[turn // 2 % 2]
+        trial.cluster.start_worker(number, LD_PRELOAD=str(FAKETIME), FAKETIME=shift)
+        trial.await_recovery(struck_at, names, reviving=False)
+        trial.go_on(3)
+    return trial.outcome("clock of a worker jumps by an hour", times)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a small file system of its own."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if os.geteuid() != 0 or mount is None or umount is None:
+        raise Impossible("a small file system can only be mounted by root")
+    folder.mkdir()
+    mounted = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        raise Impossible(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run([umount, "--lazy", str(folder)], check=True)

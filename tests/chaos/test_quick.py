@@ -1,0 +1,26 @@
+"""The short chaos suite is part of the tests; ``make chaos`` runs the long one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 900  # for a busy machine: it takes one minute and a half on an idle one
+
+
+@pytest.mark.chaos
+def test_nothing_is_lost_repeated_or_disordered_whatever_dies() -> None:
+    suite = subprocess.run(
+        [sys.executable, "-m", "chaos.run", "--quick"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert suite.returncode == 0, f"{suite.stdout}\n{suite.stderr}"
+    assert "| kill -9 of workers |" in suite.stdout

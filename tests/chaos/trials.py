@@ -1,0 +1,289 @@
+"""A trial: an installation under way while a scenario breaks it, and what came of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from oracle import account_of, assert_is_replay_of, event_id_of
+from support import Record, create_topics, unique_name, wait_until
+from workers import Cluster, Worker
+
+from replay_app.demo.shop import seed_store
+from replay_app.demo.stack import EmbeddedServers, free_port
+
+EVENTS = 3_000
+"""Of each replay."""
+RATE = 600
+"""Events per second of each replay: it lasts long enough to be hit, and many fit side by side."""
+REPLAYS = 3
+"""Under way at each moment."""
+RECOVERY_SECONDS = 150.0
+SHARDS = 3
+SESSION_TIMEOUT_SECONDS = 6
+ENVIRONMENT = {
+    # Small pages, one round trip each: a transaction is open most of the time.
+    "REPLAY_PAGE_EVENTS": "15",
+    "REPLAY_SLICE_EVENTS": "600",
+    "REPLAY_SESSION_TIMEOUT_SECONDS": str(SESSION_TIMEOUT_SECONDS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One line of the table."""
+
+    fault: str
+    times: int
+    events: int = 0
+    duplicates: int = 0
+    losses: int = 0
+    disorder: int = 0
+    wrong_counters: int = 0
+    """Replays whose counters or receipt are not what is in the topics."""
+    recoveries: tuple[float, ...] = ()
+    """Seconds, from each fault until every replay under way had published again."""
+    note: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was lost, repeated, disordered or miscounted."""
+        return not (self.duplicates or self.losses or self.disorder or self.wrong_counters)
+
+
+class Follower:
+    """A read_committed consumer that notes when each replay's records become visible."""
+
+    def __init__(self, bootstrap: str, topics: list[str], partitions: int) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": unique_name("follower"),
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                # A broker that comes back is seen at once, so that it does not blur what is timed.
+                "reconnect.backoff.ms": 100,
+                "reconnect.backoff.max.ms": 200,
+                "log_level": 0,  # its servers die all the time
+            }
+        )
+        self._consumer.assign(
+            [
+                TopicPartition(topic, partition, OFFSET_BEGINNING)
+                for topic in topics
+                for partition in range(partitions)
+            ]
+        )
+        self.counts: Counter[str] = Counter()
+        self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._thread.start()
+
+    def seen_after(self, replay_id: str, moment: float) -> float | None:
+        """Return when a record became visible that was written after a moment; epoch seconds."""
+        found = [seen for written, seen in self._seen[replay_id] if written > moment]
+        return found[0] if found else None
+
+    def longest_gap(self, replay_id: str, moment: float) -> float:
+        """Return the longest time in which nothing became visible, from a moment on; seconds."""
+        seen = [moment, *(at for _, at in self._seen[replay_id] if at > moment)]
+        return max((later - at for at, later in pairwise(seen)), default=0.0)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            try:
+                messages = self._consumer.consume(1_000, timeout=0.05)
+            except KafkaException:
+                continue
+            now = time.time()
+            for message in messages:
+                if message.error() is None:
+                    headers: Mapping[str, Any] = dict(message.headers() or ())
+                    replay_id = headers["replay-id"].decode()
+                    self.counts[replay_id] += 1
+                    self._seen[replay_id].append((message.timestamp()[1] / 1000, now))
+
+
+@dataclass
+class Trial:
+    """Workers, replays that are always under way, and a follower who looks on."""
+
+    stack: EmbeddedServers
+    folder: Path
+    rng: random.Random
+    proxy_port: int
+    """Where a proxy before the broker has to listen."""
+    environment: dict[str, str] = field(default_factory=dict)
+    events: int = EVENTS
+    recoveries: list[float] = field(default_factory=list)
+    repeats: int = 1
+    """How often each start command is sent."""
+    revived: int = 0
+    """Workers that ended by themselves and were started again, as whoever runs them would."""
+
+    def __post_init__(self) -> None:
+        self.cluster = Cluster(self.stack, self.folder, environment=ENVIRONMENT | self.environment)
+        seed_store(self.stack.mongo, self.cluster.name, "events", self.events)
+        # The broker's own clock says when a record was written, whatever the worker's says.
+        config = {"message.timestamp.type": "LogAppendTime"}
+        create_topics(self.stack.kafka, dict.fromkeys(self.cluster.topics(), 3), config)
+        self.stored = self.cluster.stored()
+        self._orderings: dict[str, Literal["global", "aggregate"]] = {}
+        self.follower = Follower(self.stack.kafka, self.cluster.topics(), 3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.follower.close()
+        for worker in self.cluster.workers:
+            worker.kill()
+
+    # Under way
+
+    def start(self, workers: int = 3) -> Self:
+        """Start workers and replays, and wait until every replay has published."""
+        for _ in range(workers):
+            self.cluster.start_worker()
+        for worker in self.cluster.workers:
+            worker.wait_until_ready()
+        self.keep_busy()
+        for replay_id in self._orderings:
+            wait_until(lambda one=replay_id: self.follower.counts[one], 60)  # type: ignore[misc]
+        return self
+
+    def under_way(self) -> list[str]:
+        """Return the replays that have published some but not all of their events."""
+        counts = self.follower.counts
+        return [name for name in self._orderings if 0 < counts[name] < self.events]
+
+    def aim(self) -> tuple[float, list[str]]:
+        """Return the time, and the replays that are hit now; there are some."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while len(names := self.under_way()) < REPLAYS - 1 and time.monotonic() < deadline:
+            self.go_on(0.1)
+        return time.time(), names
+
+    def keep_busy(self) -> None:
+        """Start a replay for each that has published all; every other one orders by aggregate."""
+        counts = self.follower.counts
+        while sum(counts[name] < self.events for name in self._orderings) < REPLAYS:
+            number = len(self._orderings)
+            ordering: Literal["global", "aggregate"] = "aggregate" if number % 2 else "global"
+            self._orderings[f"r{number}"] = ordering
+            body = {"rate": RATE, "ordering": ordering}
+            body |= {"shards": SHARDS} if ordering == "aggregate" else {}
+            for _ in range(self.repeats):
+                self.cluster.command(f"r{number}", "start", **body)
+
+    def revive(self, **environment: str) -> None:
+        """Start again every worker that has ended by itself."""
+        for number, worker in enumerate(self.cluster.workers):
+            if worker.process.poll() is not None:
+                self.revived += 1
+                self.cluster.start_worker(number, **environment)
+
+    def go_on(self, seconds: float) -> None:
+        """Let the replays run for a while."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.keep_busy()
+            time.sleep(0.02)
+
+    def await_recovery(self, struck_at: float, names: list[str], *, reviving: bool = True) -> None:
+        """Wait until those replays have published again, and note how long that took.
+
+        What was written before the moment and became visible only later does not count. With
+        ``reviving``, workers that end by themselves are started again meanwhile.
+        """
+
+        def have_recovered() -> bool:
+            self.keep_busy()
+            if reviving:
+                self.revive()
+            return None not in {self._recovered_at(name, struck_at) for name in names}
+
+        wait_until(have_recovered, RECOVERY_SECONDS, f"no recovery of {names}")
+        if names:
+            seen = [self._recovered_at(name, struck_at) or struck_at for name in names]
+            self.recoveries.append(max(seen) - struck_at)
+
+    def _recovered_at(self, name: str, struck_at: float) -> float | None:
+        seen = self.follower.seen_after(name, struck_at)
+        if seen is None and self.follower.counts[name] >= self.events:
+            return struck_at  # its last event was out already
+        return seen
+
+    def replace(self, number: int) -> Worker:
+        """Start a worker of another name and an empty folder in the place of a dead one."""
+        name = unique_name("worker")
+        folder = self.folder / name
+        return self.cluster.start_worker(number, REPLAY_WORKER_ID=name, REPLAY_DATA_DIR=str(folder))
+
+    def twin(self, number: int) -> Worker:
+        """Start a second worker of the same name, with a port and a folder of its own."""
+        return Worker(
+            {
+                **self.cluster.environment,
+                "REPLAY_WORKER_ID": f"worker-{number}",
+                "REPLAY_WEB_PORT": str(free_port()),
+                "REPLAY_DATA_DIR": str(self.folder / unique_name("twin")),
+            },
+            self.folder / f"twin-{number}.log",
+        )
+
+    # What came of it
+
+    def outcome(self, fault: str, times: int, note: str = "") -> Outcome:
+        """Let every replay end, and compare the topics with the store, read anew."""
+        self.revive()
+        sessions = {name: self.cluster.wait_for(name, "completed") for name in self._orderings}
+        published: dict[str, list[Record]] = defaultdict(list)
+        for record in self.cluster.published():
+            published[(record.headers["replay-id"] or b"").decode()].append(record)
+        assert published.keys() <= sessions.keys(), "records of no replay of this trial"
+        events = {event["event_id"]: event for event in self.stored}
+        duplicates = losses = disorder = wrong = 0
+        for name, session in sessions.items():
+            records = published[name]
+            account = account_of(records, self.stored, self._orderings[name])
+            assert not account.foreign, f"no such events: {account.foreign[:5]}"
+            duplicates += sum(account.repeated.values()) - len(account.repeated)
+            losses += len(account.lost)
+            disorder += len(account.disordered)
+            receipt = session["receipt"]["counters"]
+            wrong += not (
+                session["counters"]["published"] == receipt["published"] == len(records)
+                and receipt["read"] == self.events
+            )
+            for record in records:
+                event = events[event_id_of(record)]
+                assert_is_replay_of(record, event, name, self.cluster.target_prefix)
+        if self.revived:
+            ended = f"{self.revived} workers ended by themselves and were started again"
+            note = f"{note}; {ended}" if note else ended
+        return Outcome(
+            fault=fault,
+            times=times,
+            events=self.events * len(sessions),
+            duplicates=duplicates,
+            losses=losses,
+            disorder=disorder,
+            wrong_counters=wrong,
+            recoveries=tuple(self.recoveries),
+            note=note,
+        )

@@ -1,0 +1,31 @@
+"""The benchmark: every contender still runs and publishes what it should; no figure is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+RUN = Path(__file__).parents[2] / "bench" / "run.py"
+SECONDS = 600.0  # it takes one minute alone
+
+
+def test_every_contender_runs_and_the_figures_become_tables_and_a_plot(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, RUN, "--quick", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    figures = json.loads((tmp_path / "results" / "bench.json").read_text())
+    results = (tmp_path / "RESULTS.md").read_text()
+    labels = [label for group in figures["groups"].values() for label in group["labels"]]
+    assert [run["label"] for run in figures["runs"]] == labels
+    assert all(run["seconds"] > 0 and run["cpu_seconds"] > 0 for run in figures["runs"])
+    for label in ("raw sorted read", "pymongo + confluent-kafka, none", "this worker, python"):
+        assert label in results
+    assert (tmp_path / "results" / "bench.svg").read_text().startswith("<?xml")
