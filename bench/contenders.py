@@ -32,7 +32,6 @@ from replay_app.encoder import EncodeSpec, make_encoder
 from replay_app.events import Target
 from replay_app.publisher import FencedProducer
 from replay_app.settings import Settings
-from replay_app.slices import now_ms
 from replay_app.store import EventStore, PageReader
 
 READ_EVENTS = 10_000
@@ -189,7 +188,8 @@ def bare_loop(options: Options) -> Figures:
         encoder = make_encoder(spec, settings.encoder)
         sending: asyncio.Task[None] | None = None
         while (page := await reader.next(READ_SECONDS)) is not None:
-            encoded = encoder.encode(page, now_ms())
+            now_ms = time.time_ns() // 1_000_000
+            encoded = await asyncio.to_thread(encoder.encode, page, now_ms)
             if sending is not None:
                 await sending
             sending = asyncio.create_task(producer.send_batches(encoded.batches, {}))

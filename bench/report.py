@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 BENCH = Path(__file__).parent
 STORY = BENCH / "story.md"
 RAW_FIGURES, PLOT, RESULTS = "results/bench.json", "results/bench.svg", "RESULTS.md"
-MAIN, SHARDS = "600 B events", "Shards over workers"
+MAIN, LARGE, SHARDS = "600 B events", "20 kB events", "Shards over workers"
 SMALL_FIGURE = 10
 ALL_CORES = 0.9
 """As much of a machine as can be measured: the rest is the system's own, and others'."""
@@ -177,7 +177,7 @@ EXTRAS = {
 
 def _goals(results: Results) -> Iterable[list[str]]:
     """Yield the goals of the native encoder, and of the Python one, with what was reached."""
-    if not {MAIN, "20 kB events", SHARDS} <= results.groups.keys():
+    if MAIN not in results.groups:
         return
     confluent = results.fastest(MAIN, CONFLUENT) or ""
     for encoder, speed, cpu in (("native", 2.0, 0.5), ("python", 0.9, 1.2)):
@@ -203,15 +203,14 @@ def _goals(results: Results) -> Iterable[list[str]]:
         0.1,
         at_most=True,
     )
-    large = "20 kB events"
-    worker = results.fastest(large, f"{WORKER}, native") or ""
-    limits = (RAW, results.fastest(large, "librdkafka") or "")
-    slower = min(limits, key=lambda label: results.median(large, label, rate))
-    yield _goal(
-        f"20 kB: MB/s of the smaller limit ({slower})", results.ratios(large, worker, slower), 0.7
-    )
-    if (pair := f"{WORKER}, 2 shards on 2") in results.groups[SHARDS]["labels"]:
-        busy = results.median(SHARDS, pair, cores)
+    if LARGE in results.groups:
+        worker = results.fastest(LARGE, f"{WORKER}, native") or ""
+        limits = (RAW, results.fastest(LARGE, "librdkafka") or "")
+        slower = min(limits, key=lambda label: results.median(LARGE, label, rate))
+        ratios = results.ratios(LARGE, worker, slower)
+        yield _goal(f"20 kB: MB/s of the smaller limit ({slower})", ratios, 0.7)
+    if SHARDS in results.groups:
+        busy = results.median(SHARDS, f"{WORKER}, 2 shards on 2", cores)
         count = results.about["cores"]
         yield [
             "2 shards on 2 workers: limited only by cores or store",

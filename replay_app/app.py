@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import shutil
 import ssl
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import faust
 import uvloop
+from faust.exceptions import ConsistencyError
 from mode import Service
 
 from replay_app.agents import SessionPartitions
@@ -211,7 +216,19 @@ def run_worker(settings: Settings) -> int:
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
+        if isinstance(worker.crash_reason, ConsistencyError):
+            _start_over(Path(app.conf.tabledir))
         return ended.code if isinstance(ended.code, int) else 1
+
+
+def _start_over(tables: Path) -> NoReturn:
+    """Run this command again without the local rows, which are newer than what Kafka still has.
+
+    Faust refuses such rows for ever. They are a cache: ``replay.status`` has every session.
+    """
+    logger.warning("the table's changelog was lost: starting again without %s", tables)
+    shutil.rmtree(tables)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command
 
 
 def _credentials(settings: Settings) -> Any:

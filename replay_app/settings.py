@@ -108,10 +108,10 @@ class Settings(BaseSettings):
     public_reads: bool = Field(default=False, description="Let anybody read the HTTP API.")
 
     # Speed and survival
-    slice_events: int = Field(20_000, ge=1, description="Events of one slice (one transaction).")
+    slice_events: int = Field(100_000, ge=1, description="Events of one slice (one transaction).")
     slice_seconds: float = Field(2.0, gt=0, le=30, description="Longest slice.")
     slice_bytes: int = Field(64 << 20, ge=1 << 20, description="Encoded bytes of one slice.")
-    page_events: int = Field(2_000, ge=1, le=100_000, description="Events of one page.")
+    page_events: int = Field(5_000, ge=1, le=100_000, description="Events of one page.")
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         "snappy", description="Codec of the published batches."
     )

@@ -187,8 +187,15 @@ class WorkPartition:
                 await asyncio.sleep(BACKOFF_SECONDS[2])
             else:
                 break
-        for checkpoint in self.checkpoints.values():
+        # Once for all: each of these asks the broker.
+        homes = {self._home(checkpoint.token.replay_id) for checkpoint in self.checkpoints.values()}
+        await asyncio.gather(*map(self.worker.board.caught_up, homes))
+        for checkpoint in list(self.checkpoints.values()):
             await self._repair(checkpoint)
+
+    def _home(self, replay_id: str) -> int:
+        """Return the partition to which the commands, progress and sessions of a replay go."""
+        return partition_of(replay_id.encode(), self.worker.settings.partitions)
 
     async def _read_checkpoints(self) -> dict[str, Checkpoint]:
         settings = self.worker.settings
@@ -215,11 +222,8 @@ class WorkPartition:
 
     async def _repair(self, checkpoint: Checkpoint) -> None:
         """Send again what a crash after the commit may have lost."""
-        token, board = checkpoint.token, self.worker.board
-        await board.caught_up(
-            partition_of(token.replay_id.encode(), self.worker.settings.partitions)
-        )
-        session = board.sessions.get(token.replay_id)
+        token = checkpoint.token
+        session = self.worker.board.sessions.get(token.replay_id)
         if session is None or session.has_heard(checkpoint.report):
             live = session is not None and session.epoch <= token.epoch
         else:
@@ -357,7 +361,7 @@ class WorkPartition:
             self.worker.topics.progress.name,
             report.replay_id,
             report.encode(),
-            partition_of(report.replay_id.encode(), self.worker.settings.partitions),
+            self._home(report.replay_id),
         )
 
     async def _continue(self, checkpoint: Checkpoint) -> None:
@@ -634,7 +638,7 @@ class EmitSlice:
                 share = count_documents(page) * settings.slice_bytes // len(page)
                 page, more = split_page(page, max(1, share))
                 rest = more + rest
-            encoded = encoder.encode(page, now_ms=now_ms())
+            encoded = await _encoded(encoder, page)
             if any(failure.missing_topic for failure in encoded.failures):
                 encoder, encoded = await self._encode_again(page, encoded)
             reader.put_back(rest)
@@ -715,12 +719,12 @@ class EmitSlice:
         found = await self._worker.partitions_of(wanted)
         self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)
         encoder = await self._encoder()
-        encoded = encoder.encode(page, now_ms=now_ms())
+        encoded = await _encoded(encoder, page)
         missing = next((f for f in encoded.failures if f.missing_topic), None)
         if missing is None or self._session.start.dry_run:
             return encoder, encoded
         before, _ = split_page(page, missing.index)
-        encoded = encoder.encode(before, now_ms=now_ms())
+        encoded = await _encoded(encoder, before)
         encoded.failures.append(missing)
         return encoder, encoded
 
@@ -858,6 +862,11 @@ class Tally:
             failures=tuple(self.failures),
             **update,
         )
+
+
+async def _encoded(encoder: PageEncoder, page: bytes) -> EncodedPage:
+    """Encode a page beside the loop, which meanwhile sends the page before and reads the next."""
+    return await asyncio.to_thread(encoder.encode, page, now_ms())
 
 
 def now_ms() -> int:

@@ -32,6 +32,9 @@ REJECTED = "/rejected/"
 """In the key of a rejection: replay_id, this, partition-offset of the command."""
 MAX_REJECTIONS = 1000
 RETRY_SECONDS = 1.0
+FETCH_MS = 100
+"""How long the broker may hold a fetch when there is nothing new. `caught_up` asks over the same
+connection, and every first command of a partition waits for it."""
 
 
 class Rejection(BaseModel):
@@ -83,6 +86,7 @@ class Board:
                 isolation_level="read_committed",
                 auto_offset_reset="earliest",
                 enable_auto_commit=False,
+                fetch_max_wait_ms=FETCH_MS,
                 **self._settings.kafka_security(),
             )
             try:

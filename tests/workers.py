@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,16 @@ READY_SECONDS = 60.0
 ENDED_SECONDS = 180.0
 STOP_SECONDS = 30.0
 SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
+
+
+@cache
+def leash() -> int:
+    """Return a pipe whose other end closes with this process, however that ends.
+
+    It is the standard input of every worker, so none outlives the tests.
+    """
+    reading, _ = os.pipe()
+    return reading
 
 
 class Api:
@@ -75,9 +86,9 @@ class Worker(Api):
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "replay_app", "worker", *options],
+                [sys.executable, "-m", "replay_app", "worker", "--end-with-parent", *options],
                 env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
+                stdin=leash(),
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -28,9 +28,11 @@ from replay_app.encoder import encoder_name
 from replay_app.queries import after, all_of, from_json
 from replay_app.settings import Settings
 
+PARTS = ("memory", "resuming", "pauses")
 SAMPLE_SECONDS = 0.2
 PAGE = 2_000
 ROUNDS = 5
+CHANGES = 3
 SETTLED_SECONDS = 16.0
 """After so long every worker has joined, or the missing one was evicted."""
 LONG_EVENTS = 20_000
@@ -91,17 +93,19 @@ def resuming(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
     rows: list[str] = []
     with installation(stack, folder, events) as cluster:
         follower = Follower(stack.kafka, cluster.topics(), 3)
-        cluster.command("r", rate=events / 100)
+        cluster.command("r", rate=events / 50)
         for share in (0.01, 0.99):
-            # Fast to a little before that place, slowly from there on.
+            # Fast to a little before that place, slower to it, and hardly any further.
             cluster.command("r", "set-rate", rate=20_000)
-            wait_for_share(follower, events, share - 0.09)
-            cluster.command("r", "set-rate", rate=events / 100)
-            wait_for_share(follower, events, share)
+            wait_for_share(follower, events, share - 0.05)
+            cluster.command("r", "set-rate", rate=events / 50)
+            wait_for_share(follower, events, share - 0.005)
+            cluster.command("r", "set-rate", rate=events / 5_000)
             seconds = []
             for _ in range(ROUNDS):
                 cluster.command("r", "pause")
                 cluster.wait_for("r", "paused")
+                time.sleep(1)  # so that the rate holds nothing up
                 resumed_at = time.time()
                 cluster.command("r", "resume")
                 seen = wait_until(lambda at=resumed_at: follower.seen_after("r", at), 120)  # type: ignore[misc]
@@ -169,7 +173,7 @@ def pauses(stack: EmbeddedServers, folder: Path) -> list[str]:
             ("a worker joins", (join,)),
         )
         found: dict[str, list[float]] = {name: [] for name, _ in changes}
-        for _ in range(ROUNDS):
+        for _ in range(CHANGES):
             for name, steps in changes:
                 struck_at, names = trial.aim()
                 for step in steps:
@@ -187,6 +191,7 @@ def main() -> int:
     """Measure; print the tables."""
     parser = argparse.ArgumentParser(prog="make figures", description=__doc__)
     parser.add_argument("--events", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--write", action="store_true", help="put the tables into the document")
     options = parser.parse_args()
     lines = [f"{encoder_name(Settings().encoder).capitalize()} encoder, default settings.", ""]
@@ -195,21 +200,25 @@ def main() -> int:
         EmbeddedServers() as stack,
     ):
         folder = Path(name)
-        lines += [
-            "| events | at rest, MiB | first quarter | second | third | last | seconds |",
-            "|--:|--:|--:|--:|--:|--:|--:|",
-        ]
-        for events in options.events:
-            lines += memory(stack, folder / f"memory-{events}", events)
-        lines += [
-            "",
-            "| events | resumed at | to the next event, median s | max s | the store's part, s |",
-            "|--:|--:|--:|--:|--:|",
-        ]
-        for events in options.events:
-            lines += resuming(stack, folder / f"resuming-{events}", events)
-        lines += ["", "| what changes | without progress, median s | max s |", "|---|--:|--:|"]
-        lines += pauses(stack, folder / "pauses")
+        if "memory" in options.only:
+            lines += [
+                "| events | at rest, MiB | first quarter | second | third | last | seconds |",
+                "|--:|--:|--:|--:|--:|--:|--:|",
+            ]
+            for events in options.events:
+                lines += memory(stack, folder / f"memory-{events}", events)
+            lines.append("")
+        if "resuming" in options.only:
+            lines += [
+                "| events | resumed at | next event after, median s | max s | store's part, s |",
+                "|--:|--:|--:|--:|--:|",
+            ]
+            for events in options.events:
+                lines += resuming(stack, folder / f"resuming-{events}", events)
+            lines.append("")
+        if "pauses" in options.only:
+            lines += ["| what changes | without progress, median s | max s |", "|---|--:|--:|"]
+            lines += pauses(stack, folder / "pauses")
     text = "\n".join(lines)
     print(text)
     if options.write:

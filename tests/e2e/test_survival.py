@@ -56,7 +56,7 @@ def test_a_pause_a_rate_and_a_cancel_survive_the_death_of_every_worker(
     cluster.run("other")
     for before in (paused, cancelled, told):
         name = before["replay_id"]
-        assert (cluster.session(name) or {})["state"] == before["state"]
+        assert cluster.wait_for(name)["state"] == before["state"]
         assert len(published(cluster, name)) == before["counters"]["published"] < EVENTS
     for name, command in (("paused", "resume"), ("told-the-dead", "resume")):
         cluster.command(name, command)
@@ -235,7 +235,7 @@ def test_fifty_small_replays_finish_before_a_large_one_that_came_first(cluster: 
         cluster.command(name, filter=few)
     ended = {
         name: dt.datetime.fromisoformat(cluster.wait_for(name, "completed")["ended_at"])
-        for name in ("large", *names)
+        for name in (*names, "large")
     }
     assert max(ended, key=lambda name: ended[name]) == "large"
     assert_exact(cluster, "large")
