@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from aiokafka.errors import MessageSizeTooLargeError
+
 from replay_app import crashpoints
 from replay_app.commands import parse_command, usable_replay_id
 from replay_app.exceptions import CommandConflict, InvalidCommand
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 PUBLISH_SECONDS = 0.3
 """Progress that changes no state is published no more often, for each session."""
 WATCH_SECONDS = 1.0
+MAX_REASON = 2000
+"""Characters of a rejection's reason."""
 
 
 @dataclass
@@ -199,6 +203,11 @@ class SessionPartitions:
                     if not owned.opened:
                         await self._open(owned, partition)
                     await write(owned)
+                except MessageSizeTooLargeError:
+                    # It would never fit, and the whole partition would wait for it.
+                    logger.exception("sessions of partition %d: a record is too large", partition)
+                    await self._close(owned)
+                    return
                 except PRODUCER_ERRORS as error:
                     logger.warning("sessions of partition %d: %r; trying again", partition, error)
                     await self._close(owned)
@@ -280,7 +289,7 @@ class SessionPartitions:
     ) -> None:
         rejection = Rejection(
             replay_id=replay_id,
-            rejected=why,
+            rejected=why[:MAX_REASON],
             command=command,
             partition=partition,
             offset=offset,

@@ -9,6 +9,7 @@ import os
 import shutil
 import ssl
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +44,7 @@ _ROCKSDB = {
     "block_cache_size": 16 << 20,
 }
 COMMIT_SECONDS = 1.0
+MEMBERSHIP_SECONDS = 1.0
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -113,7 +115,7 @@ def _faust_app(settings: Settings) -> faust.App:
         broker_session_timeout=settings.session_timeout_seconds,
         broker_heartbeat_interval=HEARTBEAT_SECONDS,
         producer_max_request_size=MAX_INTERNAL_BYTES + BATCH_OVERHEAD,
-        consumer_group_instance_id=settings.worker_name,
+        consumer_group_instance_id=_member_name(settings),
         consumer_auto_offset_reset="earliest",
         store="rocksdb://",
         datadir=str(settings.data_dir),
@@ -128,7 +130,7 @@ def _faust_app(settings: Settings) -> faust.App:
         web_bind=settings.bind_host,
         web_host=settings.bind_host,
         web_port=settings.web_port,
-        canonical_url=settings.canonical_url or f"http://127.0.0.1:{settings.web_port}",
+        canonical_url=_url(settings),
         web_tables_enabled=False,
         web_router_enabled=False,
         web_stats_enabled=False,
@@ -137,6 +139,19 @@ def _faust_app(settings: Settings) -> faust.App:
         autodiscover=False,
         worker_redirect_stdouts=False,
     )
+
+
+def _url(settings: Settings) -> str:
+    return settings.canonical_url or f"http://127.0.0.1:{settings.web_port}"
+
+
+def _member_name(settings: Settings) -> str:
+    """Return the static member's name: the worker's, and a trace of its address.
+
+    The broker gives a member that comes back its former assignment at once, and Faust dies of one
+    that was made for another address.
+    """
+    return f"{settings.worker_name}-{zlib.crc32(_url(settings).encode()):08x}"
 
 
 def _add_connections(
@@ -213,12 +228,31 @@ def run_worker(settings: Settings) -> int:
         redirect_stdouts=False,
         override_logging=False,
     )
+    watch = loop.create_task(_end_without_membership(app))
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
         if isinstance(worker.crash_reason, ConsistencyError):
             _start_over(Path(app.conf.tabledir))
         return ended.code if isinstance(ended.code, int) else 1
+    finally:
+        watch.cancel()
+
+
+async def _end_without_membership(app: faust.App) -> None:
+    """End the process once aiokafka has given up the group: nothing else would show it.
+
+    No task of a service: those start with the first assignment, which then never comes.
+    """
+    while True:
+        await asyncio.sleep(MEMBERSHIP_SECONDS)
+        # The private way there: neither Faust nor aiokafka tells.
+        thread = getattr(app._consumer, "_thread", None)  # noqa: SLF001
+        coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done() and not app.should_stop:
+            logger.critical("the membership in the group is lost: ending, to be started again")
+            os._exit(1)
 
 
 def _start_over(tables: Path) -> NoReturn:

@@ -32,6 +32,8 @@ REPLAY_ID_RULE = (
 )
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
 MAX_COMMAND_BYTES = 700_000  # the frozen command travels in every session record
+MAX_SENTENCES = 20
+"""Of a refusal: a list of many wrong members has one for each."""
 
 
 def _check_replay_id(value: str) -> str:
@@ -265,7 +267,10 @@ def parse_command(body: bytes | str) -> Command:
     try:
         command = _COMMANDS.validate_json(body)
     except ValidationError as error:
-        raise InvalidCommand("; ".join(map(_sentence, error.errors()))) from error
+        sentences = [_sentence(one) for one in error.errors()[:MAX_SENTENCES]]
+        if error.error_count() > MAX_SENTENCES:
+            sentences.append(f"and {error.error_count() - MAX_SENTENCES} more")
+        raise InvalidCommand("; ".join(sentences)) from error
     try:
         json.loads(body, object_pairs_hook=_refuse_repeated_members)
     except ValueError as error:

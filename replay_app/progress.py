@@ -139,6 +139,11 @@ class Progress(_Record):
         """Whether another slice must follow."""
         return (self.progress.state if self.progress else self.state) == "live"
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the step, or the shard, cannot move right now."""
+        return (self.progress or self).reason is not None
+
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
         return self.model_dump_json(exclude_defaults=True).encode()

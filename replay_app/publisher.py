@@ -122,11 +122,15 @@ class FencedProducer:
             start, _ = known.get(partition, (first, 0))
             known[partition] = (start, first + batch.records - 1)
 
-    async def commit(self) -> None:
-        """Await all acks and commit the transaction."""
+    async def acked(self) -> None:
+        """Await the acks of all records sent one by one."""
         if self._unacked:
             await asyncio.gather(*self._unacked)
             self._unacked.clear()
+
+    async def commit(self) -> None:
+        """Await all acks and commit the transaction."""
+        await self.acked()
         if self.transactional:
             await self._producer.commit_transaction()
         self.in_transaction = False

@@ -192,6 +192,19 @@ class Session(_Record):
             case _:
                 return True
 
+    def wants(self, token: Token) -> bool:
+        """Whether a token that it, or an earlier session, `has_sent` is still to be run.
+
+        A step that a crash kept from being published may have sent out an emit chain of an epoch
+        which the session then reached in another way.
+        """
+        return self.epoch == token.epoch and (token.kind != "emit" or self.state == "running")
+
+    @property
+    def orders(self) -> tuple[State, int, float | None]:
+        """What a waiting shard must hear of at once; counters are none of it."""
+        return self.state, self.epoch, self.rate
+
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
         return self.model_dump_json().encode()

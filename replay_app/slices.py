@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ REFUSALS = (
 )
 MAX_NAMES = 500
 """Types, and topics, that a checkpoint counts one by one; the others together."""
+CHECKPOINT_KEY = re.compile(r"[^/]+/(\d+|plan|gate|finish)")
 TOPICS_SECONDS = 10.0
 """How long partition counts of destination topics are remembered."""
 
@@ -180,7 +182,7 @@ class WorkPartition:
             try:
                 await self.producer.start()  # first fence, then read: nothing can come in between
                 self.checkpoints = await self._read_checkpoints()
-            except PRODUCER_ERRORS as error:
+            except Exception as error:  # noqa: BLE001 - who waits for the opening must not be failed
                 logger.warning("partition %d cannot be opened: %r", self.partition, error)
                 await self.producer.discard()
                 self.producer = self.producer.renewed()
@@ -246,7 +248,10 @@ class WorkPartition:
         """Wake the delayed tokens of a session whose rate or state may have changed."""
         for key, wake in self._wake.items():
             replay_id, _, part = key.rpartition("/")
-            if replay_id == session.replay_id or part == "gate":
+            waiting = self.worker.board.sessions.get(replay_id) if part == "gate" else None
+            if replay_id == session.replay_id or (
+                waiting is not None and session.replay_id in waiting.start.after
+            ):
                 wake.set()
 
     # Tokens
@@ -277,8 +282,8 @@ class WorkPartition:
             else:
                 logger.warning("dropped %s: its session is unknown", token)
             return
-        if session.epoch > token.epoch:
-            return  # the tokens of the newer epoch are on their way
+        if not session.wants(token):
+            return  # the tokens of the newer epoch, or state, are on their way
         began = time.monotonic()
         try:
             new = await self._slice(session, token, origin, old)
@@ -287,6 +292,9 @@ class WorkPartition:
             new = _failed(token, origin, old, _refusal(error))
         except (asyncio.CancelledError, *PRODUCER_ERRORS):
             raise
+        except Unavailable as error:  # of a gate or a finish; the others see to it themselves
+            await self._abandon(token.key)
+            new = _step(token, origin, reason=str(error))
         except Exception as error:
             # Nothing that an event or a command holds may stop the worker or lose the token.
             if not isinstance(error, ReplayFailed):
@@ -344,6 +352,8 @@ class WorkPartition:
         if not self.producer.in_transaction:
             await self.producer.begin()
         key = checkpoint.token.key
+        if not self.producer.transactional:
+            await self.producer.acked()  # else it could stand there without its dead letters
         await self.producer.send(
             self.worker.topics.checkpoints.name,
             partition=self.partition,
@@ -374,7 +384,7 @@ class WorkPartition:
         delay = min(checkpoint.due_at - time.time(), MAX_DELAY_SECONDS)
         if delay > 0:
             self._put_off(token, delay)
-        elif checkpoint.report.reason is None:
+        elif not checkpoint.report.is_waiting:
             await self._send_token(token)
         elif reader is not None:
             self._put_off(token, MAX_DELAY_SECONDS, reader.ready())
@@ -916,8 +926,14 @@ def _take_checkpoint(found: dict[str, Checkpoint], record: ConsumerRecord) -> No
     key = (record.key or b"").decode(errors="replace")
     try:
         checkpoint = decode_checkpoint(record.value)
-    except ValidationError:
-        # Not ours, then: what this program writes there it can read.
+    except ValidationError as error:
+        if CHECKPOINT_KEY.fullmatch(key):
+            # Another version's, perhaps. To go on from the one before it would publish twice.
+            msg = (
+                f"the checkpoint {key!r} ({record.topic} {record.partition}:{record.offset}) "
+                "cannot be read: was it written by a newer version? Run that one"
+            )
+            raise ReplayFailed(msg) from error
         logger.exception(
             "%s %d:%d, the record %r, is no checkpoint and was passed over",
             record.topic,

@@ -75,7 +75,7 @@ class Board:
         self._listeners: list[Callable[[Session], None]] = []
 
     def on_session(self, listener: Callable[[Session], None]) -> None:
-        """Call ``listener`` with every session that is published from now on."""
+        """Call ``listener`` with every session whose orders are new from now on."""
         self._listeners.append(listener)
 
     async def follow(self) -> None:
@@ -141,9 +141,10 @@ class Board:
         if session is None:
             self.sessions.pop(key, None)
             return
-        self.sessions[key] = session
-        for listener in self._listeners:
-            listener(session)
+        before, self.sessions[key] = self.sessions.get(key), session
+        if before is None or before.orders != session.orders:
+            for listener in self._listeners:
+                listener(session)
 
     async def caught_up(self, partition: int) -> None:
         """Wait until all that was committed on a partition up to now has been read."""

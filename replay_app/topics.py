@@ -35,7 +35,12 @@ _COMPACTED = {
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(_DAY_MS),
 }
-_KEPT_A_WEEK = {"cleanup.policy": "delete", "retention.ms": str(7 * _DAY_MS)}
+# In segments of a day: only whole ones are deleted, and no command may outlive its session.
+_KEPT_A_WEEK = {
+    "cleanup.policy": "delete",
+    "retention.ms": str(6 * _DAY_MS),
+    "segment.ms": str(_DAY_MS),
+}
 NOOP = b'{"kind":"noop"}'
 """The record that primes a fresh partition; the agents ignore it."""
 
@@ -204,12 +209,15 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
         for tp in unprimed:
             if beginnings[tp] > 0:
                 continue  # the reset to the earliest offset is a seek above 0
-            if ends[tp] == 0:
-                await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
-            else:
-                await _copy_to_the_end(consumer, producer, tp, ends[tp])
+            end = ends[tp]
+            if end == 0:
+                # Behind whatever somebody sent meanwhile.
+                sent = await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
+                end = sent.offset
+            if end > 0:
+                await _copy_to_the_end(consumer, producer, tp, end)
                 consumer.assign(partitions)
-            commits[tp] = max(ends[tp], 1)
+            commits[tp] = max(end, 1)
         if commits:
             try:
                 await consumer.commit(commits)

@@ -235,11 +235,12 @@ class Trial:
         return self.cluster.start_worker(number, REPLAY_WORKER_ID=name, REPLAY_DATA_DIR=str(folder))
 
     def twin(self, number: int) -> Worker:
-        """Start a second worker of the same name, with a port and a folder of its own."""
+        """Start a second worker of the same name and address, with a port and a folder of its own."""
         return Worker(
             {
                 **self.cluster.environment,
                 "REPLAY_WORKER_ID": f"worker-{number}",
+                "REPLAY_CANONICAL_URL": self.cluster.workers[number].url,
                 "REPLAY_WEB_PORT": str(free_port()),
                 "REPLAY_DATA_DIR": str(self.folder / unique_name("twin")),
             },

@@ -402,6 +402,8 @@ def test_a_bad_command_is_answered_on_the_status_topic(
 def test_rubbish_on_the_requests_topic_stops_nothing(shop: Cluster, topic: str) -> None:
     for rubbish in (None, b"", b"\x00\xff", b"{", b"[]", b"5", b'"start"', b"{}", b"[" * 20_000):
         shop.produce(rubbish, b"x")
+    faults = {"event_types": [1] * 20_000}
+    shop.produce(json.dumps({"command": "start", "replay_id": "x", "filter": faults}).encode())
     for replay_id in ("a/b", "a b", "", "x" * 10_000):
         shop.produce(json.dumps({"command": "start", "replay_id": replay_id}).encode())
     session = shop.run(unique_name("after"), max_events=5, **everything(topic))

@@ -299,6 +299,13 @@ def test_many_members_are_read_in_a_moment() -> None:
     assert len(command.filter.fields) == 40_000
 
 
+def test_a_refusal_of_many_faults_names_the_first_of_them() -> None:
+    why = refusal(filter_with(event_types=[1] * 20_000))
+    assert why.startswith("filter.event_types.0: ")
+    assert why.endswith("; and 19980 more")
+    assert len(why) < 2_000
+
+
 def test_a_refusal_never_repeats_a_long_input() -> None:
     assert len(refusal(json.dumps({"command": "x" * 10_000, "replay_id": "r1"}))) < 300
 

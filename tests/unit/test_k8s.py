@@ -35,7 +35,7 @@ def test_every_resource_that_is_listed_is_there_and_every_file_is_listed() -> No
 
 def test_every_place_names_the_port_of_the_settings() -> None:
     workload = text_of("statefulset.yaml")
-    assert f"http://$(POD_IP):{PORT}" in workload
+    assert f"http://$(REPLAY_WORKER_ID).event-replay:{PORT}" in workload
     assert f"containerPort: {PORT}" in workload
     assert f'value: "{PORT}"' in workload
     assert f"port: {PORT}" in text_of("service.yaml")
@@ -52,9 +52,11 @@ def test_the_pod_runs_as_the_user_of_the_image() -> None:
     assert f"fsGroup: {user[2]}\n" in workload
 
 
-def test_pod_ip_is_defined_before_the_variable_that_uses_it() -> None:
+def test_a_worker_is_found_by_the_name_that_the_headless_service_gives_it() -> None:
     workload = text_of("statefulset.yaml")
-    assert workload.index("name: POD_IP") < workload.index("$(POD_IP)")
+    assert workload.index("name: REPLAY_WORKER_ID") < workload.index("$(REPLAY_WORKER_ID)")
+    assert "serviceName: event-replay\n" in workload
+    assert "publishNotReadyAddresses: true" in text_of("service.yaml")
 
 
 def test_no_selector_takes_in_every_pod() -> None:

@@ -132,7 +132,7 @@ class World:
                 self._send(token, origin)
                 self.read[key] = self.read.get(key, 0) + 1
                 return
-            if session.epoch == token.epoch:
+            if session.wants(token):
                 if crash == "before the commit":
                     return
                 self.checkpoints[key] = self._slice(session, token, origin, old, most, fail=fail)
@@ -304,3 +304,24 @@ def test_a_stop_ends_a_chain_of_its_own_epoch_that_a_crash_has_left(
     assert world.session is not None
     assert world.session.state == state
     assert world.published[0] < 10
+
+
+def test_a_crash_behind_a_late_gate_does_not_publish_while_paused() -> None:
+    world = World([4], control_records=True)
+    world.take_command()
+    world.work("r/plan", 1)
+    world.take_report()  # waiting, epoch 1
+    world.see("r/gate", 9)
+    world.work("r/gate", 1)  # announced; its report waits in the log
+    late = world.reports.pop()
+    world.nudge(60)
+    world.take_report()  # nobody was heard: epoch 2
+    world.reports.append(late)
+    world.take_report(crash=True)  # the emit tokens of epoch 3 are out, the session is not
+    world.ask(Pause)
+    world.take_command()
+    assert world.session is not None
+    assert world.session.state == "paused"
+    world.see("r/0", 9)
+    for _ in range(4):
+        world.work("r/0", 1)

@@ -907,3 +907,19 @@ def test_an_ended_session_is_forgotten_with_its_checkpoints_after_its_retention(
 def test_a_session_that_can_go_on_by_itself_or_by_a_resume_is_never_forgotten(state: str) -> None:
     step = on_nudge(SESSIONS[state](), T0 + 10 * RETENTION, STALL, RETENTION)
     assert step.session is not None
+
+
+def test_a_waiting_shard_is_woken_by_a_state_an_epoch_or_a_rate_but_not_by_counters() -> None:
+    session = running()
+    moved = after(session, shard_report(session, 0, read=5))
+    assert moved.counters != session.counters
+    assert moved.orders == session.orders
+    for command in (SetRate(replay_id=REPLAY, rate=5), Pause(replay_id=REPLAY)):
+        assert after(session, command).orders != session.orders
+
+
+def test_a_shard_that_waits_says_so_like_a_step() -> None:
+    session = running()
+    assert not shard_report(session, 0).is_waiting
+    assert shard_report(session, 0, reason="the store is away").is_waiting
+    assert step_report(session, "gate", "live", reason="waiting for replay 'x'").is_waiting
