@@ -235,7 +235,7 @@ class Trial:
         return self.cluster.start_worker(number, REPLAY_WORKER_ID=name, REPLAY_DATA_DIR=str(folder))
 
     def twin(self, number: int) -> Worker:
-        """Start a second worker of the same name and address, with a port and a folder of its own."""
+        """Start a second worker of the same name and address, on a port of its own."""
         return Worker(
             {
                 **self.cluster.environment,
