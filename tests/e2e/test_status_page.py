@@ -24,11 +24,10 @@ FLAGS = [
 ]
 TOKEN = "s3cret"  # noqa: S105 - of this test's worker
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    assert CHROMIUM is not None, "no Chromium on the PATH: run `make browser`"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
