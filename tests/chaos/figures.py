@@ -7,6 +7,7 @@ takes a fast store: REPLAY_STACK_STORE_COMMAND names one.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -32,10 +33,10 @@ PARTS = ("memory", "resuming", "pauses")
 SAMPLE_SECONDS = 0.2
 PAGE = 2_000
 ROUNDS = 5
-CHANGES = 3
-SETTLED_SECONDS = 30.0
+CHANGES = 1
+SETTLED_SECONDS = 25.0
 """After so long every worker has joined, or the missing one was evicted."""
-LONG_EVENTS = 30_000
+LONG_EVENTS = 15_000
 """A throttled replay then outlasts a change of workers."""
 
 
@@ -192,7 +193,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--write", action="store_true", help="put the tables into the document")
     options = parser.parse_args()
-    lines = [f"{encoder_name(Settings().encoder).capitalize()} encoder, default settings.", ""]
+    store = Path(os.environ.get("REPLAY_STACK_STORE_COMMAND", "secantusd-py")).name
+    encoder = encoder_name(Settings().encoder).capitalize()
+    lines = [f"{encoder} encoder, default settings, {store} as the store.", ""]
     with (
         tempfile.TemporaryDirectory(prefix="replay-figures-") as name,
         EmbeddedServers() as stack,
