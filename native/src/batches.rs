@@ -232,16 +232,13 @@ fn compressed(codec: Codec, section: &[u8]) -> Option<Vec<u8>> {
 /// Snappy in the frame that Kafka's clients write.
 fn snappy(section: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = snap::raw::Encoder::new();
-    let blocks = section.len().div_ceil(SNAPPY_BLOCK_BYTES);
-    let longest = snap::raw::max_compress_len(SNAPPY_BLOCK_BYTES) + 4;
-    let mut out = Vec::with_capacity(XERIAL_HEADER.len() + section.len() / 2 + longest);
+    let mut packed = vec![0; snap::raw::max_compress_len(SNAPPY_BLOCK_BYTES)];
+    let mut out = Vec::with_capacity(XERIAL_HEADER.len() + section.len() / 2 + packed.len());
     out.extend_from_slice(XERIAL_HEADER);
-    for block in section.chunks(SNAPPY_BLOCK_BYTES).take(blocks) {
-        let start = out.len();
-        out.resize(start + 4 + snap::raw::max_compress_len(block.len()), 0);
-        let size = encoder.compress(block, &mut out[start + 4..]).ok()?;
-        out[start..start + 4].copy_from_slice(&(size as i32).to_be_bytes());
-        out.truncate(start + 4 + size);
+    for block in section.chunks(SNAPPY_BLOCK_BYTES) {
+        let size = encoder.compress(block, &mut packed).ok()?;
+        out.extend_from_slice(&(size as i32).to_be_bytes());
+        out.extend_from_slice(&packed[..size]);
     }
     Some(out)
 }

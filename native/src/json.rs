@@ -4,8 +4,10 @@ use crate::{Declined, time};
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGHS: u64 = 0x8080_8080_8080_8080;
+/// A one in each byte of a word.
+pub const ONES: u64 = 0x0101_0101_0101_0101;
+/// The highest bit of each byte of a word.
+pub const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// Write a string with its quotes.
 ///
@@ -53,7 +55,8 @@ fn plain_prefix(text: &[u8]) -> usize {
 }
 
 /// Whether any byte of a word is a control character, a quote, a backslash, or not ASCII.
-fn needs_care(word: u64) -> bool {
+#[must_use]
+pub fn needs_care(word: u64) -> bool {
     let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
     let control = below(word, 0x20);
     let quote = below(word ^ (ONES * u64::from(b'"')), 1);

@@ -1,7 +1,8 @@
 //! One walk over a raw BSON document: it checks every byte, writes the JSON, and keeps the values
 //! of the fields that the mapping asks for.
 
-use crate::{Declined, json};
+use crate::Declined;
+use crate::json::{self, HIGHS, ONES};
 
 /// How many fields a mapping can ask for: each is one bit of `Node::slots`.
 pub const SLOTS: usize = 8;
@@ -33,6 +34,7 @@ pub type Slots<'a> = [Option<Value<'a>>; SLOTS];
 #[derive(Debug, Default)]
 pub struct Node {
     name: Box<[u8]>,
+    print: u64,
     slots: u8,
     excluded: bool,
     children: Vec<Node>,
@@ -55,7 +57,9 @@ impl Node {
             let name = name.as_bytes();
             let known = node.children.iter().position(|child| &*child.name == name);
             let place = known.unwrap_or_else(|| {
-                node.children.push(Node { name: name.into(), ..Node::default() });
+                let zeroed = [name, b"\0"].concat();
+                let print = Name::before_zero(&zeroed).map_or(0, |name| name.print);
+                node.children.push(Node { name: name.into(), print, ..Node::default() });
                 node.children.len() - 1
             });
             node = &mut node.children[place];
@@ -63,8 +67,8 @@ impl Node {
         node
     }
 
-    fn child(&self, name: &[u8]) -> Option<&Node> {
-        self.children.iter().find(|child| &*child.name == name)
+    fn child(&self, name: &Name) -> Option<&Node> {
+        self.children.iter().find(|child| child.print == name.print && *child.name == *name.text)
     }
 }
 
@@ -86,6 +90,48 @@ pub fn walk<'a>(
     if walk.bytes.len() == walk.at { Ok(walk.slots) } else { Err(Declined) }
 }
 
+/// The name of a field.
+struct Name<'a> {
+    text: &'a [u8],
+    /// Equal for equal names. That different ones are also equal is rare, costs a detour only.
+    print: u64,
+    /// It is ASCII that needs no escape.
+    is_plain: bool,
+}
+
+impl<'a> Name<'a> {
+    /// The name that ends before the first zero; found, judged and hashed by words in one pass.
+    fn before_zero(bytes: &'a [u8]) -> Result<Self, Declined> {
+        let (mut size, mut print, mut is_plain) = (0, 0, true);
+        loop {
+            let rest = &bytes[size..];
+            let word = match rest.first_chunk() {
+                Some(word) => u64::from_le_bytes(*word),
+                None => rest.iter().rev().fold(u64::MAX, |word, &byte| word << 8 | u64::from(byte)),
+            };
+            let zeros = word.wrapping_sub(ONES) & !word & HIGHS; // the lowest is exact
+            if zeros != 0 {
+                let bits = zeros.trailing_zeros() & !7;
+                let word = word & ((1 << bits) - 1);
+                is_plain &= !json::needs_care(word | (ONES * u64::from(b' ')) << bits);
+                size += bits as usize / 8;
+                print = mixed(mixed(print, word), size as u64);
+                return Ok(Self { text: &bytes[..size], print, is_plain });
+            }
+            if rest.len() < 8 {
+                return Err(Declined);
+            }
+            print = mixed(print, word);
+            is_plain &= !json::needs_care(word);
+            size += 8;
+        }
+    }
+}
+
+fn mixed(print: u64, word: u64) -> u64 {
+    (print.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
 struct Walk<'a, 'o> {
     /// Up to the end of the innermost document, without its final zero.
     bytes: &'a [u8],
@@ -104,27 +150,32 @@ impl<'a> Walk<'a, '_> {
         while self.at < self.bytes.len() {
             let kind = self.take(1)?[0];
             let name = self.name()?;
-            if depth > 0 && name == b"$ref" {
+            if depth > 0 && name.text == b"$ref" {
                 return Err(Declined); // the driver makes a DBRef of it
             }
-            self.add_name(first_name, name)?;
-            let child = node.and_then(|node| node.child(name));
+            self.add_name(first_name, name.print)?;
+            let child = node.and_then(|node| node.child(&name));
             let write = write && !child.is_some_and(|child| child.excluded);
             if write {
+                self.out.reserve(name.text.len() + 4);
                 self.out.push(separator);
                 separator = b',';
-                json::string(self.out, name)?;
+                if name.is_plain {
+                    self.out.push(b'"');
+                    self.out.extend_from_slice(name.text);
+                    self.out.push(b'"');
+                } else {
+                    json::string(self.out, name.text)?;
+                }
                 self.out.push(b':');
-            } else {
-                json::check(name)?;
+            } else if !name.is_plain {
+                json::check(name.text)?;
             }
             let value = self.value(kind, child, write, depth)?;
-            if let Some(child) = child {
-                for (slot, kept) in self.slots.iter_mut().enumerate() {
-                    if child.slots >> slot & 1 != 0 {
-                        *kept = Some(value);
-                    }
-                }
+            let mut slots = child.map_or(0, |child| child.slots);
+            while slots != 0 {
+                self.slots[slots.trailing_zeros() as usize] = Some(value);
+                slots &= slots - 1;
             }
         }
         self.check_names(first_name)?;
@@ -265,12 +316,10 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    /// A name up to its zero.
-    fn name(&mut self) -> Result<&'a [u8], Declined> {
-        let rest = self.bytes.get(self.at..).ok_or(Declined)?;
-        let size = rest.iter().position(|&byte| byte == 0).ok_or(Declined)?;
-        self.at += size + 1;
-        Ok(&rest[..size])
+    fn name(&mut self) -> Result<Name<'a>, Declined> {
+        let name = Name::before_zero(self.bytes.get(self.at..).ok_or(Declined)?)?;
+        self.at += name.text.len() + 1;
+        Ok(name)
     }
 
     fn size(&mut self) -> Result<usize, Declined> {
@@ -293,8 +342,7 @@ impl<'a> Walk<'a, '_> {
 
     // Of two fields of one name the driver takes the last; JSON must not have both.
 
-    fn add_name(&mut self, first: usize, name: &[u8]) -> Result<(), Declined> {
-        let print = fingerprint(name);
+    fn add_name(&mut self, first: usize, print: u64) -> Result<(), Declined> {
         let known = &self.names[first..];
         if known.len() < FEW_NAMES && known.contains(&print) {
             return Err(Declined);
@@ -314,20 +362,6 @@ impl<'a> Walk<'a, '_> {
         self.names.truncate(first);
         Ok(())
     }
-}
-
-/// Equal for equal names. That different ones are also equal is rare and costs a detour only.
-fn fingerprint(name: &[u8]) -> u64 {
-    let mut print = name.len() as u64;
-    let mut chunks = name.chunks_exact(8);
-    let mut add = |word: u64| {
-        print = (print.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    };
-    for chunk in &mut chunks {
-        add(chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)));
-    }
-    add(chunks.remainder().iter().fold(0, |word, &byte| word << 8 | u64::from(byte)));
-    print
 }
 
 #[cfg(test)]
