@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 RECORD_OVERHEAD_BYTES = 512
 """At most what a record has beside its key, value and own headers' text."""
 MAX_CACHED_KEYS = 100_000
+DECODE_EVENTS = 64
+_INVALID = (InvalidBSON, ValueError, OverflowError, RecursionError)
+"""What the driver raises of documents that it cannot decode."""
 
 
 Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
@@ -216,11 +219,12 @@ class PythonEncoder:
         out = EncodedPage()
         open_batches: dict[tuple[str, int], Batch] = {}
         by_type, by_topic = out.by_type, out.by_topic
-        for index, document in enumerate(_decode(page)):
+        spans = list(_spans(page))
+        for index, document in enumerate(_decode(page, spans)):
             try:
                 record = self._record(document)
             except EventError as error:
-                raw = _document_at(page, index)
+                raw = page[slice(*spans[index])]
                 out.failures.append(failed_event(index, raw, error, spec.mapping))
                 if spec.stop_at_failure:
                     break
@@ -248,7 +252,7 @@ class PythonEncoder:
             out.bytes += batch.bytes
             batch.builder.close()
         if out.read:
-            out.cursor = cursor_of(_document_at(page, out.read - 1), spec.cursor_fields)
+            out.cursor = cursor_of(page[slice(*spans[out.read - 1])], spec.cursor_fields)
         return out
 
     def record(self, document: bytes) -> Record | None:
@@ -364,19 +368,6 @@ def partition_hash(key: bytes) -> int:
     return found
 
 
-def raw_documents(page: bytes) -> Iterator[bytes]:
-    """Yield the page's documents.
-
-    Raises
-    ------
-    ReplayFailed
-        When the page is no sequence of BSON documents.
-
-    """
-    for start, end in _spans(page):
-        yield page[start:end]
-
-
 def count_documents(page: bytes) -> int:
     """Return how many documents a page has."""
     return sum(1 for _ in _spans(page))
@@ -403,34 +394,32 @@ def _spans(page: bytes) -> Iterator[tuple[int, int]]:
         start += length
 
 
-def _decode(page: bytes) -> list[Document | EventError]:
-    """Decode all documents at once; one by one if any of them is invalid."""
-    try:
-        return bson.decode_all(page, STRICT)  # type: ignore[return-value]
-    except (InvalidBSON, ValueError, OverflowError, RecursionError):
-        return [_decode_one(document) for document in raw_documents(page)]
+def _decode(page: bytes, spans: list[tuple[int, int]]) -> Iterator[Document | EventError]:
+    """Decode a few documents at once, or one by one where any of them is invalid.
+
+    Not the whole page: thousands of documents fit into no cache, which costs a fifth of the time.
+    """
+    for first in range(0, len(spans), DECODE_EVENTS):
+        few = spans[first : first + DECODE_EVENTS]
+        try:
+            yield from bson.decode_all(page[few[0][0] : few[-1][1]], STRICT)
+        except _INVALID:
+            yield from (_decode_one(page[start:end]) for start, end in few)
 
 
 def _decode_one(document: bytes) -> Document | EventError:
     try:
         return bson.decode(document, codec_options=STRICT)
-    except (InvalidBSON, ValueError, OverflowError, RecursionError) as error:
+    except _INVALID as error:
         return EventError(f"it is no valid BSON: {error}")
 
 
 def _decode_leniently(document: bytes) -> dict[str, Any]:
     try:
         return bson.decode(document, codec_options=LENIENT)
-    except (InvalidBSON, ValueError, OverflowError, RecursionError) as error:
+    except _INVALID as error:
         msg = f"the event store sent a document that is no BSON: {error}; mend it, then retry"
         raise ReplayFailed(msg) from error
-
-
-def _document_at(page: bytes, index: int) -> bytes:
-    for number, (start, end) in enumerate(_spans(page)):
-        if number == index:
-            return page[start:end]
-    raise IndexError(index)
 
 
 def cursor_of(document: bytes, fields: tuple[str, ...]) -> list[Any]:

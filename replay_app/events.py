@@ -92,6 +92,8 @@ def field_at(document: Document, path: str) -> Any:
 
 def has_field(document: Document, path: str) -> bool:
     """Return whether there is a field at a dotted path, whatever its value."""
+    if "." not in path:
+        return path in document
     return _at(document, path) is not _MISSING
 
 
