@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
+import platform
 import shutil
 import ssl
 import sys
@@ -43,6 +45,12 @@ _ROCKSDB = {
     "max_write_buffer_number": 2,
     "block_cache_size": 16 << 20,
 }
+MMAP_THRESHOLD = 16 << 20
+"""Bytes from which on a buffer is mapped, and unmapped when it is freed: a page is smaller."""
+TRIM_THRESHOLD = 64 << 20
+"""Freed bytes from which on memory is given back."""
+ARENAS = 2
+"""Heaps from which all threads allocate, each of which keeps what it has."""
 COMMIT_SECONDS = 1.0
 MEMBERSHIP_SECONDS = 1.0
 
@@ -215,7 +223,8 @@ def run_worker(settings: Settings) -> int:
     logger.info("pages are encoded by the %s encoder", encoder_name(settings.encoder))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     # Documents are freed by reference counting: the cycle collector would search them for nothing.
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(250_000, 50, 100)
+    _keep_freed_memory()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(ensure_topics(settings))
@@ -237,6 +246,20 @@ def run_worker(settings: Settings) -> int:
         return ended.code if isinstance(ended.code, int) else 1
     finally:
         watch.cancel()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory of one page for the next.
+
+    It gives large buffers back to the system at once, by default, and has each of their pages
+    cleared again when it asks for the next: a quarter of the cost of encoding.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    # The options' numbers are those of malloc.h.
+    for option, value in ((-3, MMAP_THRESHOLD), (-1, TRIM_THRESHOLD), (-8, ARENAS)):
+        libc.mallopt(option, value)
 
 
 async def _end_without_membership(app: faust.App) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from collections import Counter
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,9 @@ from replay_app.queries import (
     Query,
     all_of,
     compile_filter,
+    in_time,
     of_type,
+    time_keys,
     time_range,
     to_json,
     untimed,
@@ -55,10 +59,13 @@ async def make_plan(
     settings: Settings,
     store: EventStore,
     partitions_of: Callable[[Iterable[str]], Awaitable[dict[str, int]]],
+    on_draft: Callable[[tuple[ShardPlan, ...]], None] = lambda _draft: None,
 ) -> Plan:
     """Freeze the bound, count, check the topics, and cut the replay into shards.
 
-    ``partitions_of`` returns the partition counts of those topics that exist.
+    ``partitions_of`` returns the partition counts of those topics that exist. ``on_draft`` is
+    called while the events are still being counted, with the shards with which those of the plan
+    will begin, if anything matches.
 
     Raises
     ------
@@ -72,9 +79,17 @@ async def make_plan(
     mapping = settings.mapping
     end = start.filter.end or await store.clock()
     wanted = compile_filter(start.filter, mapping)
-    timed = all_of(wanted, time_range(start.filter.start, end, mapping))
-    warnings: list[str] = []
-    counts = await _count(store, settings, timed, warnings)
+    bounds = time_range(start.filter.start, end, mapping)
+    timed = all_of(wanted, bounds)
+    counting = asyncio.create_task(_count(start, settings, store, wanted, end))
+    try:
+        shards = await _shards(start, settings, store, timed, bounds)
+        on_draft(tuple(shards))
+        index_warnings = await _index_warnings(store, start, settings, timed)
+        found = await counting
+    finally:
+        counting.cancel()
+    counts, misfits, warnings = found.timed, found.misfits, found.warnings
     topics, by_type = _destinations(counts or {}, start, settings)
     if counts is None:
         topics = Counter(dict.fromkeys(_named_topics(start), 0))
@@ -88,21 +103,11 @@ async def make_plan(
             "target, then retry"
         )
         raise ReplayFailed(msg)
-    misfits = await _misfits(store, start, wanted, settings, warnings)
-    if counts or counts is None:
-        warnings += await _index_warnings(store, start, settings, timed)
-    if start.ordering == "global":
-        shards = [_shard(time_range(start.filter.start, end, mapping), mapping.timestamp_field)]
-    else:
-        bounds = time_range(start.filter.start, end, mapping)
-        ranges = await _aggregate_ranges(store, start, settings, timed)
-        shards = [
-            _shard(all_of(bounds, part), *fields, mapping.timestamp_field)
-            for part, fields in ranges
-        ]
     matched = None if counts is None else sum(counts.values())
     if counts == {}:
         shards = []
+    else:
+        warnings += index_warnings
     if misfits != 0:
         shards.append(_shard(untimed(mapping)))
         matched = None if matched is None or misfits is None else matched + misfits
@@ -119,25 +124,64 @@ async def make_plan(
     )
 
 
+async def _shards(
+    start: Start, settings: Settings, store: EventStore, timed: Query, bounds: Query
+) -> list[ShardPlan]:
+    last = settings.mapping.timestamp_field
+    if start.ordering == "global":
+        return [_shard(bounds, last)]
+    ranges = await _aggregate_ranges(store, start, settings, timed)
+    return [_shard(all_of(bounds, part), *fields, last) for part, fields in ranges]
+
+
 def _shard(match: Query, *fields: str) -> ShardPlan:
     return ShardPlan(match=to_json(match), sort=(*fields, "_id"))
 
 
+@dataclass
+class _Counted:
+    """How many events match."""
+
+    timed: dict[tuple[Any, ...], int] | None
+    """Those in the time range, by (type, topic field); None when counting took too long."""
+    misfits: int | None = None
+    """Those that have no usable timestamp and belong to the replay all the same; None: unknown."""
+    warnings: list[str] = field(default_factory=list)
+
+
 async def _count(
-    store: EventStore, settings: Settings, timed: Query, warnings: list[str]
-) -> dict[tuple[Any, ...], int] | None:
-    """Return matching events by (type, topic field); None when counting takes too long."""
-    mapping = settings.mapping
-    with contextlib.suppress(TimeLimitExceeded):
-        return await store.count_groups(
-            timed, [mapping.type_field, mapping.topic_field], settings.plan_seconds
+    start: Start, settings: Settings, store: EventStore, wanted: Query, end: datetime
+) -> _Counted:
+    mapping, seconds = settings.mapping, settings.plan_seconds
+    keys = [f"${mapping.type_field}", f"${mapping.topic_field}"]
+    try:
+        if not _is_bounded(start):
+            # All in one pass, which an index would only make slower: nearly everything matches.
+            groups = await store.count_groups(wanted, [*keys, *time_keys(end, mapping)], seconds)
+            counts: Counter[tuple[Any, ...]] = Counter()
+            is_exact = True
+            for (*group, kind, is_before), count in groups.items():
+                is_timed = in_time(kind, is_before, mapping)
+                is_exact = is_exact and is_timed is not None
+                if is_timed:
+                    counts[tuple(group)] += count
+            if is_exact:
+                return _Counted(dict(counts), misfits=0)
+        timed = all_of(wanted, time_range(start.filter.start, end, mapping))
+        found = _Counted(await store.count_groups(timed, keys, seconds))
+    except TimeLimitExceeded:
+        warning = (
+            f"the matching events could not be counted within {seconds:g} s "
+            "(REPLAY_PLAN_SECONDS): the total is unknown, and a missing destination topic shows "
+            "only when an event for it is reached"
         )
-    warnings.append(
-        f"the matching events could not be counted within {settings.plan_seconds:g} s "
-        "(REPLAY_PLAN_SECONDS): the total is unknown, and a missing destination topic shows "
-        "only when an event for it is reached"
-    )
-    return None
+        found = _Counted(None, warnings=[warning])
+    await _count_misfits(found, start, settings, store, wanted)
+    return found
+
+
+def _is_bounded(start: Start) -> bool:
+    return start.filter.start is not None or start.max_events is not None
 
 
 def _destinations(
@@ -160,30 +204,28 @@ def _named_topics(start: Start) -> set[str]:
     return named | {start.target.topic} if start.target.topic else named
 
 
-async def _misfits(
-    store: EventStore, start: Start, wanted: Query, settings: Settings, warnings: list[str]
-) -> int | None:
-    """Return how many events of the replay have no usable timestamp; None when unknown.
+async def _count_misfits(
+    found: _Counted, start: Start, settings: Settings, store: EventStore, wanted: Query
+) -> None:
+    """Add how many events of the replay have no usable timestamp.
 
     They stand in no time range. A replay of everything up to its end takes them along, and each
     fails under ``on_error``; one with a start, or of so many first events, leaves them out, and
     says so if it can find out in a moment.
     """
-    mapping = settings.mapping
-    bounded = start.filter.start is not None or start.max_events is not None
+    mapping, bounded = settings.mapping, _is_bounded(start)
     seconds = min(WARNING_SECONDS, settings.plan_seconds) if bounded else settings.plan_seconds
-    try:
-        found = await store.count_groups(all_of(wanted, untimed(mapping)), [], seconds)
-    except TimeLimitExceeded:
-        return 0 if bounded else None
-    count = sum(found.values())
-    if count and bounded:
-        warnings.append(
-            f"{count} matching events have no {mapping.timestamp_type} in "
-            f"{mapping.timestamp_field!r}; they are in no time range and are left out"
-        )
-        return 0
-    return count
+    found.misfits = 0 if bounded else None
+    with contextlib.suppress(TimeLimitExceeded):
+        groups = await store.count_groups(all_of(wanted, untimed(mapping)), [], seconds)
+        count = sum(groups.values())
+        if not bounded:
+            found.misfits = count
+        elif count:
+            found.warnings.append(
+                f"{count} matching events have no {mapping.timestamp_type} in "
+                f"{mapping.timestamp_field!r}; they are in no time range and are left out"
+            )
 
 
 async def _index_warnings(
@@ -216,21 +258,21 @@ async def _aggregate_ranges(
 
     With each comes the field, if any, that sorts before the timestamp there.
     """
-    field = settings.mapping.aggregate_field
+    aggregate = settings.mapping.aggregate_field
     wanted = start.shards or settings.partitions
     kinds = [
         kind
         for kind in _AGGREGATE_TYPES
-        if await store.has_any(all_of(timed, of_type(field, kind)))
+        if await store.has_any(all_of(timed, of_type(aggregate, kind)))
     ]
     # Null, missing, and types that are no id, have no per-aggregate order to keep.
-    rest: Query = {"$nor": [of_type(field, kind) for kind in _AGGREGATE_TYPES]}
+    rest: Query = {"$nor": [of_type(aggregate, kind) for kind in _AGGREGATE_TYPES]}
     ranges: list[tuple[Query, tuple[str, ...]]] = []
     if await store.has_any(all_of(timed, rest)):
         ranges.append((rest, ()))
     if not kinds:
         return ranges
-    values = await _sample(store, settings, timed, field, wanted)
+    values = await _sample(store, settings, timed, aggregate, wanted)
     for kind in kinds:
         same = [value for value in values if _kind(value) == kind]
         if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
@@ -239,8 +281,8 @@ async def _aggregate_ranges(
         for low, high in pairwise([None, *quantiles(same, share), None]):
             limits = {"$gte": low} if low is not None else {}
             limits |= {"$lt": high} if high is not None else {}
-            part = all_of(of_type(field, kind), {field: limits} if limits else {})
-            ranges.append((part, (field,)))
+            part = all_of(of_type(aggregate, kind), {aggregate: limits} if limits else {})
+            ranges.append((part, (aggregate,)))
     return ranges
 
 

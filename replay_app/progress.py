@@ -131,6 +131,8 @@ class Progress(_Record):
     """Of a plan, gate or finish step; a shard's is in its progress."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
+    draft: tuple[ShardPlan, ...] = ()
+    """The shards with which the plan will begin, while the events are still being counted."""
     error: str | None = None
     reason: str | None = None
 

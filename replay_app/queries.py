@@ -34,6 +34,11 @@ _JSON = JSONOptions(
 )
 _WHOLE_NUMBER = re.compile(r"(0|-?[1-9]\d{0,18})\Z", re.ASCII)
 _BSON_TYPE = {"date": "date", "iso": "string", "epoch_ms": "number"}
+_EXPRESSION_TYPES = {
+    "date": ["date"],
+    "iso": ["string"],
+    "epoch_ms": ["int", "long", "double", "decimal"],
+}
 
 
 def to_json(value: Any) -> Any:
@@ -119,6 +124,24 @@ def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> 
 def untimed(mapping: EventMapping) -> Query:
     """Return the query for events whose timestamp is missing or of another type."""
     return {"$nor": [of_type(mapping.timestamp_field, _BSON_TYPE[mapping.timestamp_type])]}
+
+
+def time_keys(end: datetime, mapping: EventMapping) -> list[Any]:
+    """Return the aggregation expressions whose two values `in_time` judges."""
+    value = f"${mapping.timestamp_field}"
+    kind: Any = {"$type": value}
+    if mapping.timestamp_type == "epoch_ms":
+        kind = {"$cond": [{"$gte": [value, -math.inf]}, kind, "NaN"]}
+    return [kind, {"$lt": [value, _stored_time(end, mapping)]}]
+
+
+def in_time(kind: Any, is_before: Any, mapping: EventMapping) -> bool | None:
+    """Return whether events with these `time_keys` match the `time_range` without a start.
+
+    None: they are `untimed`, or the path to their timestamp leads through an array, where queries
+    see more than expressions do.
+    """
+    return bool(is_before) if kind in _EXPRESSION_TYPES[mapping.timestamp_type] else None
 
 
 def of_type(field: str, kind: str) -> Query:

@@ -32,6 +32,7 @@ from replay_app.progress import (
     Plan,
     Progress,
     ShardId,
+    ShardPlan,
     ShardProgress,
     listed_offsets,
     most_common,
@@ -120,6 +121,8 @@ class Session(_Record):
     """When a counter moved or the state changed last."""
     heard_at: datetime
     """When a worker was heard of last."""
+    draft: tuple[ShardPlan, ...] = ()
+    """The shards, while events are still being counted: their owners open their readers then."""
     plan: Plan | None = None
     shards: tuple[Shard, ...] = ()
     offsets: Offsets = Field(default_factory=dict)
@@ -201,9 +204,14 @@ class Session(_Record):
         return self.epoch == token.epoch and (token.kind != "emit" or self.state == "running")
 
     @property
-    def orders(self) -> tuple[State, int, float | None]:
-        """What a waiting shard must hear of at once; counters are none of it."""
-        return self.state, self.epoch, self.rate
+    def is_gated(self) -> bool:
+        """Whether something comes between the plan and the first event."""
+        return bool(self.start.after or self.start.control_records)
+
+    @property
+    def orders(self) -> tuple[Any, ...]:
+        """What a worker must hear of at once; counters are none of it."""
+        return self.state, self.epoch, self.rate, self.draft
 
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
@@ -412,9 +420,10 @@ def _on_plan(session: Session, record: Progress, now: datetime) -> Step:
     session = _moved(session, now, state="planning", reason=record.reason)
     if record.state == "failed":
         return Step(_failed(session, now, record.error))
-    if record.plan is None:
-        return Step(session)
     plan = record.plan
+    if plan is None:
+        draft = () if session.is_gated else record.draft or session.draft
+        return Step(session.model_copy(update={"draft": draft}))
     session = session.model_copy(
         update={
             "plan": plan,
@@ -422,7 +431,7 @@ def _on_plan(session: Session, record: Progress, now: datetime) -> Step:
             "shards": tuple(Shard(heard_at=now) for _ in plan.shards),
         }
     )
-    if session.start.after or session.start.control_records:
+    if session.is_gated:
         session = session.model_copy(update={"state": "waiting"})
         return Step(session, _chain(session))
     return _settle(_run(session, now), now)
@@ -610,8 +619,11 @@ def _moved(session: Session, now: datetime, **update: Any) -> Session:
         "stalled": False,
         "shards": _asked_shards(session, now),
     }
-    if update.get("state", session.state) != "running":
+    state = update.get("state", session.state)
+    if state != "running":
         moved["events_per_second"] = None
+    if state != "planning":
+        moved["draft"] = ()
     return session.model_copy(update=moved | update)
 
 
@@ -666,8 +678,7 @@ def _restart(session: Session, now: datetime, **update: Any) -> Step:
     plan = session.plan
     state: State = "pending"
     if plan is not None:
-        gated = session.start.after or session.start.control_records
-        state = "waiting" if gated and session.started_at is None else "running"
+        state = "waiting" if session.is_gated and session.started_at is None else "running"
     session = _moved(
         session, now, state=state, desired="running", epoch=_up(session), reason=None, **update
     )

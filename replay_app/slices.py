@@ -67,8 +67,8 @@ from replay_app.progress import (
     Counters,
     Failure,
     Offsets,
-    Plan,
     Progress,
+    ShardPlan,
     ShardProgress,
     listed_name,
     listed_offsets,
@@ -79,6 +79,7 @@ from replay_app.store import EventStore, PageReader
 from replay_app.topics import Topics, partition_counts, partition_of
 
 if TYPE_CHECKING:
+    from replay_app.commands import Start
     from replay_app.sessions import Session
     from replay_app.settings import Settings
     from replay_app.status import Board
@@ -87,6 +88,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 0.25
 """How long a slice waits for its first page before it lets its neighbours work."""
+PLAN_PATIENCE_SECONDS = 0.05
+"""How long it waits for a plan; longer, and the shards' readers are opened meanwhile."""
 MAX_DELAY_SECONDS = 5.0
 """Longest pause between two slices; the session hears of the shard at least that often."""
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -143,6 +146,29 @@ class Worker:
         return fresh
 
 
+class Planning:
+    """A plan in the making."""
+
+    def __init__(self, worker: Worker, start: Start) -> None:
+        self.draft: tuple[ShardPlan, ...] = ()
+        self._drafted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(
+            make_plan(start, worker.settings, worker.store, worker.partitions_of, self._on_draft)
+        )
+
+    def _on_draft(self, shards: tuple[ShardPlan, ...]) -> None:
+        self.draft = shards
+        if shards:
+            self._drafted.set_result(None)
+
+    async def news(self, draft: tuple[ShardPlan, ...]) -> None:
+        """Wait for the plan; also for a draft, if none was told yet."""
+        waits: list[asyncio.Future[Any]] = [self.task]
+        if not draft:
+            waits.append(self._drafted)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
+
 class WorkPartition:
     """One owned partition of ``replay.work``: its producer, checkpoints, and open readers."""
 
@@ -156,7 +182,9 @@ class WorkPartition:
             f"{worker.settings.app_id}-work-{partition}",
         )
         self._readers: dict[str, PageReader] = {}
-        self._plans: dict[str, asyncio.Task[Plan]] = {}
+        self._warm: dict[str, tuple[ShardPlan, PageReader]] = {}
+        """Readers opened for drafts, which no slice has used yet."""
+        self._plans: dict[str, Planning] = {}
         self._delayed: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
         self._failures: dict[str, int] = {}
@@ -236,16 +264,27 @@ class WorkPartition:
 
     async def close(self) -> None:
         """Stop everything; what was not committed is nobody's any more."""
-        tasks = [t for t in (self._opened, *self._delayed.values(), *self._plans.values()) if t]
+        plans = [planning.task for planning in self._plans.values()]
+        tasks = [task for task in (self._opened, *self._delayed.values(), *plans) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(reader.close() for reader in self._readers.values()))
+        readers = [*self._readers.values(), *(reader for _, reader in self._warm.values())]
+        await asyncio.gather(*(reader.close() for reader in readers))
         self._readers.clear()
+        self._warm.clear()
         await self.producer.discard()
 
     def on_session(self, session: Session) -> None:
-        """Wake the delayed tokens of a session whose rate or state may have changed."""
+        """Act on the new orders of a session.
+
+        Delayed tokens are woken; what was begun for a plan that is not wanted any more is dropped.
+        """
+        if session.state not in {"pending", "planning"}:
+            planning = self._plans.pop(f"{session.replay_id}/plan", None)
+            if planning is not None:
+                planning.task.cancel()
+        self._warm_up(session)
         for key, wake in self._wake.items():
             replay_id, _, part = key.rpartition("/")
             waiting = self.worker.board.sessions.get(replay_id) if part == "gate" else None
@@ -389,7 +428,7 @@ class WorkPartition:
         elif reader is not None:
             self._put_off(token, MAX_DELAY_SECONDS, reader.ready())
         elif plan is not None:
-            self._put_off(token, MAX_DELAY_SECONDS, asyncio.wait([plan]))
+            self._put_off(token, MAX_DELAY_SECONDS, plan.news(checkpoint.report.draft))
         elif token.kind == "gate" or token.key in self._queue:
             self._put_off(token, MAX_DELAY_SECONDS)
         else:
@@ -429,18 +468,16 @@ class WorkPartition:
     # The kinds of slices but emit
 
     async def _plan(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
-        task = self._plans.get(token.key)
-        if task is None:
-            worker = self.worker
-            task = self._plans[token.key] = asyncio.create_task(
-                make_plan(session.start, worker.settings, worker.store, worker.partitions_of)
-            )
-        await asyncio.wait([task], timeout=PATIENCE_SECONDS)
-        if not task.done():
-            return _step(token, origin, reason="counting the matching events")
-        del self._plans[token.key]
+        planning = self._plans.get(token.key)
+        if planning is None:
+            planning = self._plans[token.key] = Planning(self.worker, session.start)
+        await asyncio.wait([planning.task], timeout=PLAN_PATIENCE_SECONDS)
+        if not planning.task.done():
+            reason = "counting the matching events"
+            return _step(token, origin, reason=reason, draft=planning.draft)
+        self._plans.pop(token.key, None)
         try:
-            return _step(token, origin, "done", plan=task.result())
+            return _step(token, origin, "done", plan=planning.task.result())
         except Unavailable as error:
             return _step(token, origin, reason=str(error))
 
@@ -507,35 +544,66 @@ class WorkPartition:
         it has given a page. A query that was given up before would have cost the store its work,
         and among many shards none would ever come to its first page.
         """
-        found = self._readers.pop(token.key, None)
-        if found is not None and found.position == cursor:
-            self._readers[token.key] = found  # behind those that were used less recently
-            return found
-        if found is not None:
-            self._discard(found)
-        if len(self._readers) >= OPEN_READERS:
-            served = next((key for key, one in self._readers.items() if one.has_served), None)
-            if served is None:
-                self._queue.setdefault(token.key)
-                return None
-            self._discard(self._readers.pop(served))
-        self._queue.pop(token.key, None)
         plan = session.plan
         if plan is None or not isinstance(token.shard, int):
             msg = f"replay {session.replay_id!r} has no plan"
             raise ReplayFailed(msg)
         shard = plan.shards[token.shard]
+        drafted, found = self._warm.pop(token.key, (shard, None))
+        found = self._readers.pop(token.key, found)
+        if found is not None and (drafted != shard or found.position != cursor):
+            self._discard(found)
+            found = None
+        if found is None:
+            if not self._make_room():
+                self._queue.setdefault(token.key)
+                return None
+            found = self._open_reader(session.start, shard, cursor)
+        self._queue.pop(token.key, None)
+        self._readers[token.key] = found  # behind those that were used less recently
+        return found
+
+    def _make_room(self) -> bool:
+        """Close a reader, if all are open, that is none of the slices' or has had its turn."""
+        if len(self._readers) + len(self._warm) < OPEN_READERS:
+            return True
+        if self._warm:
+            _, reader = self._warm.pop(next(iter(self._warm)))
+            self._discard(reader)
+            return True
+        served = next((key for key, one in self._readers.items() if one.has_served), None)
+        if served is not None:
+            self._discard(self._readers.pop(served))
+        return served is not None
+
+    def _open_reader(self, start: Start, shard: ShardPlan, cursor: str | None) -> PageReader:
+        settings = self.worker.settings
         query = all_of(
-            compile_filter(session.start.filter, self.worker.settings.mapping),
+            compile_filter(start.filter, settings.mapping),
             from_json(shard.match),
             after(cursor, shard.sort),
         )
-        page_events = self.worker.settings.page_events
-        if session.start.max_events is not None:
-            page_events = min(page_events, session.start.max_events)
-        reader = PageReader(self.worker.store, query, shard.sort, page_events, cursor)
-        self._readers[token.key] = reader
-        return reader
+        page_events = min(settings.page_events, start.max_events or settings.page_events)
+        return PageReader(self.worker.store, query, shard.sort, page_events, cursor)
+
+    def _warm_up(self, session: Session) -> None:
+        """Open readers, as far as there is room, while the events of a plan are being counted.
+
+        So the store finds the first page and the number of events at the same time.
+        """
+        settings = self.worker.settings
+        drafts = {f"{session.replay_id}/{n}": shard for n, shard in enumerate(session.draft)}
+        is_wanted = session.state in {"planning", "running"}
+        for key, (shard, reader) in list(self._warm.items()):
+            is_own = key.rpartition("/")[0] == session.replay_id
+            if is_own and not (is_wanted and shard == drafts.get(key, shard)):
+                del self._warm[key]
+                self._discard(reader)
+        for key, shard in drafts.items():
+            is_here = partition_of(key.encode(), settings.partitions) == self.partition
+            has_room = len(self._readers) + len(self._warm) < OPEN_READERS and not self._queue
+            if is_here and has_room and key not in self._warm:
+                self._warm[key] = shard, self._open_reader(session.start, shard, None)
 
     def _discard(self, reader: PageReader) -> None:
         task = asyncio.create_task(reader.close())
@@ -643,11 +711,7 @@ class EmitSlice:
                 return "live", None, waiting
             if page is None:
                 return "done", None, None
-            page, rest = split_page(page, limit)
-            if len(page) > settings.slice_bytes:  # keep the transaction small
-                share = count_documents(page) * settings.slice_bytes // len(page)
-                page, more = split_page(page, max(1, share))
-                rest = more + rest
+            page, rest = self._cut(page, limit, reader)
             encoded = await _encoded(encoder, page)
             if any(failure.missing_topic for failure in encoded.failures):
                 encoder, encoded = await self._encode_again(page, encoded)
@@ -658,6 +722,18 @@ class EmitSlice:
                 return "failed", error, None
             if self._is_over(deadline):
                 return "live", None, None
+
+    def _cut(self, page: bytes, limit: int, reader: PageReader) -> tuple[bytes, bytes]:
+        """Return what of a page may be published now, and the rest."""
+        rest = b""
+        if limit < reader.page_events:  # else it is not longer: counting takes its time
+            page, rest = split_page(page, limit)
+        most = self._worker.settings.slice_bytes
+        if len(page) > most:  # keep the transaction small
+            share = count_documents(page) * most // len(page)
+            page, more = split_page(page, max(1, share))
+            rest = more + rest
+        return page, rest
 
     def _limit(self) -> int:
         """Return how many events may be read now."""

@@ -23,7 +23,7 @@ from replay_app.commands import Filter, Start, Target
 from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import MAX_NAMES, make_plan, quantiles
-from replay_app.progress import OTHER, Plan
+from replay_app.progress import OTHER, Plan, ShardPlan
 from replay_app.queries import all_of, compile_filter, from_json
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore
@@ -293,6 +293,55 @@ async def test_only_events_without_a_time_are_one_shard(
     events.insert_many(MISFITS)
     plan = await planned(store, settings)
     assert (plan.matched, len(plan.shards)) == (4, 1)
+
+
+ODD_TIMES: tuple[Any, ...] = (
+    *(None, "", "yesterday", True, 7, 7.5, Int64(7), Decimal128("7"), T0, [T0], [7], [], {}),
+    *(
+        math.nan,
+        -math.inf,
+        math.inf,
+        Decimal128("NaN"),
+        Decimal128("-Infinity"),
+        ObjectId(bytes(12)),
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", ["date", "iso", "epoch_ms"])
+async def test_as_many_events_are_counted_as_the_shards_hold_whatever_their_times(
+    store: EventStore, settings: Settings, events: Collection[Document], kind: str
+) -> None:
+    """One pass counts all; where it cannot tell, the exact queries do."""
+    settings = settings.model_copy(update={"timestamp_type": kind, "field_timestamp": "meta.time"})
+    times: list[Any] = {
+        "date": [T0, T0 - timedelta(milliseconds=1), T0 + timedelta(milliseconds=1)],
+        "iso": ["2026-01-01T00:00:00Z", "2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z"],
+        "epoch_ms": [1767225600000, Int64(1767225599999), 1767225600000.5],
+    }[kind]  # type: ignore[assignment]
+    clean = [event(number, meta={"time": time}) for number, time in enumerate(times)]
+    odd = [event(100 + number, meta={"time": time}) for number, time in enumerate(ODD_TIMES)]
+    odd += [event(200, meta={}), event(201), event(202, meta=[{"time": times[1]}, {"time": 1}])]
+    for extra in (None, *odd):
+        events.delete_many({})
+        events.insert_many([*clean, *([extra] if extra else [])])
+        plan = await planned(store, settings, filter=Filter(end=T0))
+        found = Counter(one for part in await shards(store, settings, plan) for one in part)
+        assert found[1] == 1, extra
+        assert not {0, 2} & set(found), extra
+        assert set(found.values()) == {1}, extra
+        assert plan.matched == len(found), extra
+
+
+async def test_the_shards_are_told_before_the_events_are_counted(
+    store: EventStore, settings: Settings, events: Collection[Document]
+) -> None:
+    events.insert_many([event(number) for number in range(6)])
+    for ordering in ("global", "aggregate"):
+        drafts: list[tuple[ShardPlan, ...]] = []
+        start = Start.model_validate({"replay_id": "r1", "ordering": ordering})
+        plan = await make_plan(start, settings, store, partitions_of, drafts.append)
+        assert drafts == [plan.shards]
 
 
 # Aggregates

@@ -351,14 +351,14 @@ async def test_groups_are_counted_by_every_combination(
         {"topic": "x"},
     ]
     events.insert_many([{"_id": number, **shape} for number, shape in enumerate(shapes)])
-    found = await store.count_groups({}, ["event_type", "topic"], 10)
+    found = await store.count_groups({}, ["$event_type", "$topic"], 10)
     assert found.pop(("a", "x")) == 2
     assert found.pop(("a", None)) == 2
     assert found.pop((None, "x")) == 1
     assert list(found.values()) == [1]
     assert await store.count_groups({"event_type": "a"}, [], 10) == {(): 4}
     assert await store.count_groups({"event_type": "none"}, [], 10) == {}
-    assert await store.count_groups({"event_type": "none"}, ["event_type"], 10) == {}
+    assert await store.count_groups({"event_type": "none"}, ["$event_type"], 10) == {}
 
 
 async def test_no_count_is_lost_where_python_takes_two_values_for_one(
@@ -367,12 +367,12 @@ async def test_no_count_is_lost_where_python_takes_two_values_for_one(
     events.insert_many(
         [{"_id": n, "event_type": t} for n, t in enumerate([1, True, 1.0, 0, False])]
     )
-    assert sum((await store.count_groups({}, ["event_type"], 10)).values()) == 5
+    assert sum((await store.count_groups({}, ["$event_type"], 10)).values()) == 5
 
 
 async def test_nested_fields_are_counted(store: EventStore, events: Collection[Document]) -> None:
     events.insert_many([{"_id": 1, "meta": {"type": "a"}}, {"_id": 2, "meta": {"type": "a"}}])
-    assert await store.count_groups({}, ["meta.type", "topic"], 10) == {("a", None): 2}
+    assert await store.count_groups({}, ["$meta.type", "$topic"], 10) == {("a", None): 2}
 
 
 async def test_a_sample_is_in_the_stores_order(

@@ -473,6 +473,31 @@ def test_a_retry_goes_on_from_there() -> None:
     assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 0), ("emit", 2)]
 
 
+DRAFT = plan(1).shards
+
+
+def test_a_draft_is_there_while_the_events_are_counted() -> None:
+    session = planning()
+    told = after(session, step_report(session, "plan", "live", reason="counting", draft=DRAFT))
+    assert told.draft == DRAFT
+    assert told.orders != session.orders  # the owners of its shards hear of it at once
+    assert after(told, step_report(told, "plan", "live", reason="counting")).draft == DRAFT
+    for ended in (
+        after(told, step_report(told, "plan", plan=plan())),
+        after(told, step_report(told, "plan", "failed", error="no topic 'orders'")),
+        after(told, Pause(replay_id=REPLAY)),
+        after(told, Cancel(replay_id=REPLAY)),
+    ):
+        assert ended.draft == ()
+
+
+@pytest.mark.parametrize("fields", [{"control_records": True}, {"after": ("r0",)}])
+def test_a_replay_that_may_wait_long_has_no_draft(fields: dict[str, Any]) -> None:
+    session = after(None, start(**fields))
+    report = step_report(session, "plan", "live", reason="counting", draft=DRAFT)
+    assert after(session, report).draft == ()
+
+
 def test_a_retry_of_a_failed_plan_plans_again() -> None:
     session = after(None, start())
     session = after(session, step_report(session, "plan", "failed", error="no collection"))

@@ -1,0 +1,174 @@
+"""The readers of a work partition: opened for drafts, taken over by slices, few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pymongo
+import pytest
+from support import unique_name
+
+from replay_app.checkpoints import Token
+from replay_app.commands import Cancel, Start
+from replay_app.demo.stack import Stack
+from replay_app.progress import Plan, Progress, ShardPlan
+from replay_app.publisher import Outbox
+from replay_app.queries import Query, to_json
+from replay_app.sessions import Session, on_command, on_progress
+from replay_app.settings import load_settings
+from replay_app.slices import OPEN_READERS, Worker, WorkPartition
+from replay_app.status import Board
+from replay_app.store import EventStore, PageReader
+from replay_app.topics import Topics
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+SHARDS = tuple(
+    ShardPlan(match=to_json({"_id": {"$gte": low, "$lt": low + 10}}), sort=("timestamp", "_id"))
+    for low in range(0, 60, 10)
+)
+
+
+class CountingStore(EventStore):
+    """Counts the queries for pages that are open."""
+
+    opened = 0
+    closed = 0
+
+    async def pages(
+        self, query: Query, sort: Sequence[str], events: int
+    ) -> AsyncGenerator[bytes, None]:
+        self.opened += 1
+        try:
+            async for page in super().pages(query, sort, events):
+                yield page
+        finally:
+            self.closed += 1
+
+    async def comes_to(self, *, opened: int, closed: int = 0) -> bool:
+        """Wait until so many have been opened, and closed again; then a moment, if more follow."""
+        async with asyncio.timeout(5):
+            while (self.opened, self.closed) != (opened, closed):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        return (self.opened, self.closed) == (opened, closed)
+
+
+@pytest.fixture
+async def partition(stack: Stack) -> AsyncIterator[WorkPartition]:
+    settings = load_settings(
+        mongo=stack.mongo, mongo_database=unique_name("readers"), partitions=1, kafka=stack.kafka
+    )
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(stack.mongo)
+    client[settings.mongo_database].events.insert_many(
+        [{"_id": number, "timestamp": T0 + timedelta(seconds=number)} for number in range(60)]
+    )
+    worker = Worker(
+        settings=settings,
+        topics=Topics.of(settings),
+        store=CountingStore(settings),
+        outbox=Outbox(settings),
+        board=Board(settings),
+        is_leaving=lambda: False,
+    )
+    partition = WorkPartition(worker, 0)
+    yield partition
+    await partition.close()
+    worker.store.close()
+    client.drop_database(settings.mongo_database)
+    client.close()
+
+
+@pytest.fixture
+def store(partition: WorkPartition) -> CountingStore:
+    assert isinstance(partition.worker.store, CountingStore)
+    return partition.worker.store
+
+
+def reported(session: Session, **fields: Any) -> Session:
+    report = Progress(replay_id="r1", kind="plan", shard="plan", epoch=session.epoch, **fields)
+    after = on_progress(session, report, T0).session
+    assert after is not None
+    return after
+
+
+def counting(*shards: ShardPlan, replay_id: str = "r1") -> Session:
+    """Return a session of which so much is planned while its events are being counted."""
+    session = on_command(None, Start(replay_id=replay_id), T0).session
+    assert session is not None
+    return reported(session, draft=shards, reason="counting")
+
+
+def planned(session: Session, *shards: ShardPlan) -> Session:
+    return reported(session, state="done", plan=Plan(end=T0, matched=10, shards=shards))
+
+
+def take(partition: WorkPartition, session: Session, shard: int = 0) -> PageReader | None:
+    """Return the reader that a slice gets."""
+    token = Token(replay_id=session.replay_id, shard=shard, epoch=1, kind="emit")
+    return partition.reader(session, token, None)
+
+
+async def test_a_slice_takes_the_reader_that_was_opened_while_events_were_counted(
+    partition: WorkPartition, store: CountingStore
+) -> None:
+    session = counting(*SHARDS[:2])
+    partition.on_session(session)
+    assert await store.comes_to(opened=2)
+    session = planned(session, *SHARDS[:2])
+    partition.on_session(session)
+    reader = take(partition, session)
+    assert reader is not None
+    assert await reader.next(5) is not None
+    assert take(partition, session, 1) is not None
+    assert store.opened == 2
+
+
+async def test_a_plan_with_other_shards_than_its_draft_gets_readers_of_its_own(
+    partition: WorkPartition, store: CountingStore
+) -> None:
+    session = counting(SHARDS[0])
+    partition.on_session(session)
+    assert await store.comes_to(opened=1)
+    assert take(partition, planned(session, SHARDS[1])) is not None
+    assert await store.comes_to(opened=2, closed=1)
+
+
+async def test_a_newer_draft_replaces_the_reader_of_the_older(
+    partition: WorkPartition, store: CountingStore
+) -> None:
+    partition.on_session(counting(SHARDS[0]))
+    assert await store.comes_to(opened=1)
+    partition.on_session(counting(SHARDS[1]))
+    assert await store.comes_to(opened=2, closed=1)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "nothing to do"])
+async def test_readers_opened_for_nothing_are_closed(
+    partition: WorkPartition, store: CountingStore, ending: str
+) -> None:
+    session = counting(SHARDS[0])
+    partition.on_session(session)
+    assert await store.comes_to(opened=1)
+    if ending == "cancelled":
+        ended = on_command(session, Cancel(replay_id="r1"), T0).session
+    else:
+        ended = planned(session)
+        report = Progress(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
+        ended = on_progress(ended, report, T0).session
+    assert ended is not None
+    partition.on_session(ended)
+    assert await store.comes_to(opened=1, closed=1)
+
+
+async def test_drafts_have_the_room_that_slices_leave(
+    partition: WorkPartition, store: CountingStore
+) -> None:
+    running = planned(counting(*SHARDS[:2]), *SHARDS[:2])
+    assert take(partition, running) is not None
+    partition.on_session(counting(*SHARDS, replay_id="r2"))
+    assert await store.comes_to(opened=OPEN_READERS)
+    assert take(partition, running, 1) is not None
+    assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)  # a draft's
