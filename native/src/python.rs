@@ -23,10 +23,26 @@ struct Encoder {
 #[pyclass(module = "replay_native")]
 struct Page {
     bytes: Py<PyBytes>,
-    /// None: it is finished.
+    /// None: its batches are closed.
     page: Option<page::Page>,
+    /// Its batches and account, until they are handed out.
+    closed: Option<Closed>,
     /// Where the document is that waits for the caller's word.
     declined: Option<Range<usize>>,
+}
+
+struct Closed {
+    read: usize,
+    skipped: usize,
+    last: Option<Range<usize>>,
+    finished: page::Finished,
+}
+
+impl Closed {
+    fn of(page: page::Page) -> Self {
+        let (read, skipped, last) = (page.read, page.skipped, page.last.clone());
+        Self { read, skipped, last, finished: page.finish() }
+    }
 }
 
 /// A finished batch.
@@ -95,21 +111,29 @@ impl Encoder {
     ///
     /// Raises `ValueError` when it is no sequence of documents.
     fn begin(&self, page: &Bound<'_, PyBytes>, now_ms: i64) -> PyResult<Page> {
-        let (spec, bytes) = (Arc::clone(&self.spec), page.as_bytes());
-        let begun = (page.py().detach(|| page::Page::new(spec, bytes, now_ms)))
+        // It only looks at lengths: to wait for the interpreter's lock again would take longer.
+        let begun = page::Page::new(Arc::clone(&self.spec), page.as_bytes(), now_ms)
             .map_err(|_| PyValueError::new_err("no sequence of BSON documents"))?;
-        Ok(Page { bytes: page.clone().unbind(), page: Some(begun), declined: None })
+        let bytes = page.clone().unbind();
+        Ok(Page { bytes, page: Some(begun), closed: None, declined: None })
     }
 }
 
 #[pymethods]
 impl Page {
     /// Encode until a document is declined; return its index and where it stands, else None.
+    ///
+    /// At the end the batches are closed at once, as long as the interpreter's lock is released:
+    /// each time it is taken again, another thread may keep it for milliseconds.
     fn run(&mut self, py: Python<'_>) -> PyResult<Option<(usize, usize, usize)>> {
-        let page = self.page.as_mut().ok_or_else(finished)?;
+        let mut page = self.page.take().ok_or_else(finished)?;
         let bytes = self.bytes.bind(py).as_bytes();
-        self.declined = py.detach(|| page.run(bytes));
-        let index = page.read;
+        let (page, closed, declined) = py.detach(|| match page.run(bytes) {
+            Some(place) => (Some(page), None, Some(place)),
+            None => (None, Some(Closed::of(page)), None),
+        });
+        (self.page, self.closed, self.declined) = (page, closed, declined);
+        let index = self.page.as_ref().map_or(0, |page| page.read);
         Ok(self.declined.as_ref().map(|place| (index, place.start, place.end)))
     }
 
@@ -148,11 +172,11 @@ impl Page {
         Ok(())
     }
 
-    /// Close the batches and return the account of what has been read.
+    /// Return the batches and the account of what has been read.
     fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let page = self.page.take().ok_or_else(finished)?;
-        let (read, skipped, last) = (page.read, page.skipped, page.last.clone());
-        let done = py.detach(|| page.finish());
+        let (page, closed) = (self.page.take(), self.closed.take());
+        let closed = closed.or_else(|| page.map(|page| py.detach(|| Closed::of(page))));
+        let Closed { read, skipped, last, finished: done } = closed.ok_or_else(finished)?;
         let batches: Vec<(String, i32, Batch, i32, u64)> = done
             .batches
             .into_iter()
