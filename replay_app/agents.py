@@ -242,19 +242,21 @@ class SessionPartitions:
             )
         )
         crashpoints.reach("after-tokens")
-        session = step.session and fitted(step.session)
+        session, value = step.session, None
         since = time.monotonic() - owned.published_at.get(replay_id, 0.0)
-        if step.urgent or flush or since >= PUBLISH_SECONDS:
-            if session is not None:
+        is_due = step.urgent or flush or since >= PUBLISH_SECONDS
+        if session is not None:
+            if is_due:
                 session = session.model_copy(update={"revision": session.revision + 1})
-            value = None if session is None else session.encode()
+            session, value = fitted(session)
+        if is_due:
             await self._publish(owned, partition, replay_id, value)
             owned.published_at[replay_id] = time.monotonic()
             owned.unpublished.discard(replay_id)
             crashpoints.reach("after-status")
         else:
             owned.unpublished.add(replay_id)
-        self._put(owned, replay_id, session)
+        self._put(owned, replay_id, session, value)
 
     def _take(self, replay_id: str) -> Session | None:
         """Return the row, or the session on the board if that one is newer."""
@@ -264,11 +266,17 @@ class SessionPartitions:
             return published
         return row
 
-    def _put(self, owned: SessionPartition, replay_id: str, session: Session | None) -> None:
-        if session is None:
+    def _put(
+        self,
+        owned: SessionPartition,
+        replay_id: str,
+        session: Session | None,
+        value: bytes | None,
+    ) -> None:
+        if value is None:
             self._table.pop(replay_id.encode(), None)
         else:
-            self._table[replay_id.encode()] = session.encode()
+            self._table[replay_id.encode()] = value
         if session is None or session.state in SETTLED:
             owned.latest.pop(replay_id, None)
             owned.published_at.pop(replay_id, None)

@@ -218,10 +218,11 @@ class Session(_Record):
         return self.model_dump_json().encode()
 
 
-def fitted(session: Session) -> Session:
-    """Return the session, without its long lists if they made it too large for one record."""
-    if len(session.encode()) <= MAX_INTERNAL_BYTES:
-        return session
+def fitted(session: Session) -> tuple[Session, bytes]:
+    """Return the session and its record; without its long lists, if it is too large for one."""
+    record = session.encode()
+    if len(record) <= MAX_INTERNAL_BYTES:
+        return session, record
 
     def short(counted: _Counted, names: int = SHORT_LIST) -> _Counted:
         lists = {"by_type": counted.by_type, "by_topic": counted.by_topic}
@@ -230,7 +231,7 @@ def fitted(session: Session) -> Session:
         )
 
     warning = "too many types, topics and partitions to list them all: the lists are shortened"
-    return session.model_copy(
+    session = session.model_copy(
         update={
             "plan": session.plan and short(session.plan),
             "shards": tuple(
@@ -245,6 +246,7 @@ def fitted(session: Session) -> Session:
             "warnings": (*(w for w in session.warnings if w != warning), warning),
         }
     )
+    return session, session.encode()
 
 
 def decode_session(value: bytes | None) -> Session | None:

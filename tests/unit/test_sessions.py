@@ -765,18 +765,19 @@ def test_a_session_too_large_for_a_record_loses_its_long_lists_but_no_counter() 
         )
     session = after(session, step_report(session, "finish"))
     assert len(session.encode()) > MAX_INTERNAL_BYTES
-    small = fitted(session)
+    small, record = fitted(session)
+    assert record == small.encode()
     assert len(small.encode()) < MAX_INTERNAL_BYTES / 10
     assert small.counters == session.counters
     assert small.receipt is not None
     assert sum(small.receipt.by_type.values()) == 1000
     assert "the lists are shortened" in small.warnings[-1]
-    assert fitted(small) == small
+    assert fitted(small) == (small, record)
 
 
 def test_a_usual_session_is_published_as_it_is() -> None:
     session = running()
-    assert fitted(session) is session
+    assert fitted(session) == (session, session.encode())
 
 
 def test_offsets_of_more_partitions_than_a_record_holds_are_left_out() -> None:
