@@ -62,20 +62,15 @@ from replay_app.metrics import Metrics
 from replay_app.pacing import allowance, charge, due
 from replay_app.plans import make_plan
 from replay_app.progress import (
-    MAX_LISTED_FAILURES,
-    OTHER,
-    Counters,
-    Failure,
-    Offsets,
     Progress,
     ShardPlan,
     ShardProgress,
-    listed_name,
-    listed_offsets,
 )
 from replay_app.publisher import HEARTBEAT_SECONDS, PRODUCER_ERRORS, FencedProducer, Outbox
-from replay_app.queries import after, all_of, compile_filter, encode_cursor, from_json
+from replay_app.queries import encode_cursor
+from replay_app.readers import Readers
 from replay_app.store import EventStore, PageReader
+from replay_app.tally import Tally
 from replay_app.topics import Topics, partition_counts, partition_of
 
 if TYPE_CHECKING:
@@ -98,8 +93,6 @@ SESSION_SECONDS = 0.5
 MAX_REQUEUES = 60
 """A token whose session does not appear is dropped then; the watchdog repairs the chain."""
 REOPEN_SECONDS = HEARTBEAT_SECONDS + 0.5
-OPEN_READERS = 4
-"""Of one partition; each holds up to two pages. Further shards take turns, see `reader`."""
 TURN = "waiting for its turn at the store"
 #: Answers of the broker that trying again does not change.
 REFUSALS = (
@@ -108,8 +101,6 @@ REFUSALS = (
     TopicAuthorizationFailedError,
     InvalidTopicError,
 )
-MAX_NAMES = 500
-"""Types, and topics, that a checkpoint counts one by one; the others together."""
 CHECKPOINT_KEY = re.compile(r"[^/]+/(\d+|plan|gate|finish)")
 TOPICS_SECONDS = 10.0
 """How long partition counts of destination topics are remembered."""
@@ -181,15 +172,11 @@ class WorkPartition:
             worker.settings.target_bootstrap,
             f"{worker.settings.app_id}-work-{partition}",
         )
-        self._readers: dict[str, PageReader] = {}
-        self._warm: dict[str, tuple[ShardPlan, PageReader]] = {}
-        """Readers opened for drafts, which no slice has used yet."""
+        self.readers = Readers(worker.settings, worker.store, partition, self._wake_up)
         self._plans: dict[str, Planning] = {}
         self._delayed: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
         self._failures: dict[str, int] = {}
-        self._queue: dict[str, None] = {}
-        """The shards that wait for a reader, in the order in which they came."""
         self._opened: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -269,10 +256,7 @@ class WorkPartition:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        readers = [*self._readers.values(), *(reader for _, reader in self._warm.values())]
-        await asyncio.gather(*(reader.close() for reader in readers))
-        self._readers.clear()
-        self._warm.clear()
+        await self.readers.close()
         await self.producer.discard()
 
     def on_session(self, session: Session) -> None:
@@ -284,7 +268,7 @@ class WorkPartition:
             planning = self._plans.pop(f"{session.replay_id}/plan", None)
             if planning is not None:
                 planning.task.cancel()
-        self._warm_up(session)
+        self.readers.on_session(session)
         for key, wake in self._wake.items():
             replay_id, _, part = key.rpartition("/")
             waiting = self.worker.board.sessions.get(replay_id) if part == "gate" else None
@@ -373,7 +357,7 @@ class WorkPartition:
 
     async def _abandon(self, key: str) -> None:
         """Drop what the failed slice has begun."""
-        await self.close_reader(key)
+        await self.readers.drop(key)
         if self.producer.in_transaction:
             await self.producer.abort()
 
@@ -418,7 +402,7 @@ class WorkPartition:
         token = checkpoint.continuation
         if token is None:
             return
-        reader = self._readers.get(token.key)
+        reader = self.readers.get(token.key)
         plan = self._plans.get(token.key)
         delay = min(checkpoint.due_at - time.time(), MAX_DELAY_SECONDS)
         if delay > 0:
@@ -429,7 +413,7 @@ class WorkPartition:
             self._put_off(token, MAX_DELAY_SECONDS, reader.ready())
         elif plan is not None:
             self._put_off(token, MAX_DELAY_SECONDS, plan.news(checkpoint.report.draft))
-        elif token.kind == "gate" or token.key in self._queue:
+        elif token.kind == "gate" or self.readers.is_waiting(token.key):
             self._put_off(token, MAX_DELAY_SECONDS)
         else:
             self._put_off(token, self._backoff(token.key))
@@ -438,6 +422,13 @@ class WorkPartition:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         return BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
+
+    def _wake_up(self, key: str) -> bool:
+        """Let a delayed token go now; False: there is none."""
+        wake = self._wake.get(key)
+        if wake is not None:
+            wake.set()
+        return wake is not None
 
     def worked(self, key: str) -> None:
         """Forget the backoff of a shard that moves again."""
@@ -472,7 +463,7 @@ class WorkPartition:
         if planning is None:
             planning = self._plans[token.key] = Planning(self.worker, session.start)
         await asyncio.wait([planning.task], timeout=PLAN_PATIENCE_SECONDS)
-        if not planning.task.done():
+        if not planning.task.done() or planning.task.cancelled():  # which `on_session` does
             reason = "counting the matching events"
             return _step(token, origin, reason=reason, draft=planning.draft)
         self._plans.pop(token.key, None)
@@ -516,7 +507,7 @@ class WorkPartition:
         await self.producer.send_batches(batches, {})
 
     async def _stop(self, token: Token, origin: Origin, old: Checkpoint | None) -> Checkpoint:
-        await self.close_reader(token.key)
+        await self.readers.drop(token.key)
         progress = _progress_of(old)
         if progress.state != "done":
             progress = progress.model_copy(update={"state": "stopped", "reason": None})
@@ -534,97 +525,6 @@ class WorkPartition:
         )
         await self.producer.commit()
         del self.checkpoints[token.key]
-
-    # Readers
-
-    def reader(self, session: Session, token: Token, cursor: str | None) -> PageReader | None:
-        """Return a reader that stands at ``cursor``; an open one, if it does.
-
-        None where others have all of them and none of those has had its turn, which lasts until
-        it has given a page. A query that was given up before would have cost the store its work,
-        and among many shards none would ever come to its first page.
-        """
-        plan = session.plan
-        if plan is None or not isinstance(token.shard, int):
-            msg = f"replay {session.replay_id!r} has no plan"
-            raise ReplayFailed(msg)
-        shard = plan.shards[token.shard]
-        drafted, found = self._warm.pop(token.key, (shard, None))
-        found = self._readers.pop(token.key, found)
-        if found is not None and (drafted != shard or found.position != cursor):
-            self._discard(found)
-            found = None
-        if found is None:
-            if not self._make_room():
-                self._queue.setdefault(token.key)
-                return None
-            found = self._open_reader(session.start, shard, cursor)
-        self._queue.pop(token.key, None)
-        self._readers[token.key] = found  # behind those that were used less recently
-        return found
-
-    def _make_room(self) -> bool:
-        """Close a reader, if all are open, that is none of the slices' or has had its turn."""
-        if len(self._readers) + len(self._warm) < OPEN_READERS:
-            return True
-        if self._warm:
-            _, reader = self._warm.pop(next(iter(self._warm)))
-            self._discard(reader)
-            return True
-        served = next((key for key, one in self._readers.items() if one.has_served), None)
-        if served is not None:
-            self._discard(self._readers.pop(served))
-        return served is not None
-
-    def _open_reader(self, start: Start, shard: ShardPlan, cursor: str | None) -> PageReader:
-        settings = self.worker.settings
-        query = all_of(
-            compile_filter(start.filter, settings.mapping),
-            from_json(shard.match),
-            after(cursor, shard.sort),
-        )
-        page_events = min(settings.page_events, start.max_events or settings.page_events)
-        return PageReader(self.worker.store, query, shard.sort, page_events, cursor)
-
-    def _warm_up(self, session: Session) -> None:
-        """Open readers, as far as there is room, while the events of a plan are being counted.
-
-        So the store finds the first page and the number of events at the same time.
-        """
-        settings = self.worker.settings
-        drafts = {f"{session.replay_id}/{n}": shard for n, shard in enumerate(session.draft)}
-        is_wanted = session.state in {"planning", "running"}
-        for key, (shard, reader) in list(self._warm.items()):
-            is_own = key.rpartition("/")[0] == session.replay_id
-            if is_own and not (is_wanted and shard == drafts.get(key, shard)):
-                del self._warm[key]
-                self._discard(reader)
-        for key, shard in drafts.items():
-            is_here = partition_of(key.encode(), settings.partitions) == self.partition
-            has_room = len(self._readers) + len(self._warm) < OPEN_READERS and not self._queue
-            if is_here and has_room and key not in self._warm:
-                self._warm[key] = shard, self._open_reader(session.start, shard, None)
-
-    def _discard(self, reader: PageReader) -> None:
-        task = asyncio.create_task(reader.close())
-        _BACKGROUND.add(task)
-        task.add_done_callback(_BACKGROUND.discard)
-
-    def had_turn(self) -> None:
-        """Let the next shard in the queue have a reader."""
-        while self._queue:
-            key = next(iter(self._queue))
-            del self._queue[key]
-            if wake := self._wake.get(key):
-                wake.set()
-                return
-
-    async def close_reader(self, key: str) -> None:
-        """Close a shard's reader, if it has one."""
-        reader = self._readers.pop(key, None)
-        if reader is not None:
-            await reader.close()
-            self.had_turn()
 
 
 class EmitSlice:
@@ -647,6 +547,11 @@ class EmitSlice:
         self._token = token
         self._origin = origin
         self._old = old
+        if session.plan is None or not isinstance(token.shard, int):
+            msg = f"replay {session.replay_id!r} has no plan"
+            raise ReplayFailed(msg)
+        self._shard = session.plan.shards[token.shard]
+        self._known_topics = set(session.plan.partitions)
         self._cursor = old.cursor if old else None
         self._tally = Tally(_progress_of(old))
         self._sending: asyncio.Task[None] | None = None
@@ -667,7 +572,7 @@ class EmitSlice:
         try:
             state, error, reason = await self._pages()
         except Unavailable as away:
-            await self._partition.close_reader(self._token.key)
+            await self._partition.readers.drop(self._token.key)
             reason = str(away)
         except ReplayFailed as failure:
             state, error = "failed", str(failure)
@@ -676,10 +581,10 @@ class EmitSlice:
             raise
         await self._sent()
         if state != "live":
-            await self._partition.close_reader(self._token.key)
+            await self._partition.readers.drop(self._token.key)
         if self._events:
             self._partition.worked(self._token.key)
-            self._partition.had_turn()
+            self._partition.readers.had_turn()
         progress = self._tally.progress(state=state, error=error, reason=reason)
         return _shard_checkpoint(
             self._token,
@@ -701,7 +606,9 @@ class EmitSlice:
             if limit == 0:
                 return ("done", None, None) if self._is_at_max() else ("live", None, None)
             # Not before it may read: another one might lose its reader for nothing.
-            reader = reader or self._partition.reader(self._session, self._token, self._cursor)
+            reader = reader or self._partition.readers.take(
+                self._token.key, self._session.start, self._shard, self._cursor
+            )
             if reader is None:
                 return "live", None, TURN
             try:
@@ -773,11 +680,8 @@ class EmitSlice:
 
     async def _encoder(self) -> PageEncoder:
         session, settings = self._session, self._worker.settings
-        start, plan = session.start, session.plan
-        if plan is None or not isinstance(self._token.shard, int):
-            msg = f"replay {session.replay_id!r} has no plan"
-            raise ReplayFailed(msg)
-        known = set(plan.partitions) | set(self._tally.by_topic)
+        start = session.start
+        known = self._known_topics | set(self._tally.by_topic)
         spec = EncodeSpec(
             mapping=settings.mapping,
             target=start.target.for_events(),
@@ -787,7 +691,7 @@ class EmitSlice:
             reason=start.reason,
             # Looked up for each slice: a topic may have grown.
             partitions=await self._worker.partitions_of(known),
-            cursor_fields=plan.shards[self._token.shard].sort,
+            cursor_fields=self._shard.sort,
             stop_at_failure=start.on_error == "fail" and not start.dry_run,
             include_replayed=start.include_replayed,
             record_timestamp=settings.record_timestamp,
@@ -884,72 +788,6 @@ class EmitSlice:
                 await self._sending
 
 
-@dataclass
-class Tally:
-    """The counters of a shard while a slice adds to them."""
-
-    base: ShardProgress
-
-    def __post_init__(self) -> None:
-        """Copy what is added to in place."""
-        base = self.base
-        self.read = base.counters.read
-        self.published = base.counters.published
-        self.skipped = base.counters.skipped
-        self.dead_lettered = base.counters.dead_lettered
-        self.valid = base.valid
-        self.failed = base.failed
-        self.bytes = base.bytes
-        self.by_type = dict(base.by_type)
-        self.by_topic = dict(base.by_topic)
-        self.offsets: Offsets = {t: dict(partitions) for t, partitions in base.offsets.items()}
-        self.failures = list(base.failures)
-
-    def add(self, page: EncodedPage, *, dry_run: bool, on_error: str) -> None:
-        """Add one page."""
-        self.read += page.read
-        self.valid += page.published
-        self.bytes += page.bytes
-        self.skipped += page.skipped_replays
-        if not dry_run:
-            self.published += page.published
-        # Under "fail" the page ends before its failure, which is not counted.
-        failed = page.read - page.published - page.skipped_replays
-        self.failed += failed
-        if on_error == "dead-letter" and not dry_run:
-            self.dead_lettered += failed
-        else:
-            self.skipped += failed
-        room = max(0, MAX_LISTED_FAILURES - len(self.failures))
-        for failure in page.failures[: min(failed, room)]:
-            self.failures.append(Failure(event_id=failure.event_id, reason=failure.reason))
-        for total, more in ((self.by_type, page.by_type), (self.by_topic, page.by_topic)):
-            for name, count in more.items():
-                listed = listed_name(name)
-                if listed not in total and len(total) >= MAX_NAMES:
-                    listed = OTHER
-                total[listed] = total.get(listed, 0) + count
-
-    def progress(self, **update: Any) -> ShardProgress:
-        """Return the sum."""
-        return ShardProgress(
-            counters=Counters(
-                read=self.read,
-                published=self.published,
-                skipped=self.skipped,
-                dead_lettered=self.dead_lettered,
-            ),
-            valid=self.valid,
-            failed=self.failed,
-            bytes=self.bytes,
-            by_type=self.by_type,
-            by_topic=self.by_topic,
-            offsets=listed_offsets(self.offsets),
-            failures=tuple(self.failures),
-            **update,
-        )
-
-
 async def _encoded(encoder: PageEncoder, page: bytes) -> EncodedPage:
     """Encode a page beside the loop, which meanwhile sends the page before and reads the next."""
     return await asyncio.to_thread(encoder.encode, page, now_ms())
@@ -966,10 +804,6 @@ def _readable(document: bytes) -> bytes:
         return json_util.dumps(bson.decode(document, codec_options=LENIENT)).encode()
     except (InvalidBSON, ValueError, OverflowError):
         return document
-
-
-_BACKGROUND: set[asyncio.Task[None]] = set()
-"""Keeps a reference to closing readers: a task without one may be collected."""
 
 
 def _step(token: Token, origin: Origin, state: Any = "live", **report: Any) -> Checkpoint:

@@ -6,21 +6,18 @@ import math
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
-import pymongo
 import pytest
 from bson import Decimal128, Int64, ObjectId
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
 from pymongo.collection import Collection
-from support import unique_name
 
 from replay_app.commands import Filter, Start, Target
-from replay_app.demo.stack import Stack, free_port
+from replay_app.demo.stack import free_port
+from replay_app.events import STRICT
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import MAX_NAMES, make_plan, quantiles
 from replay_app.progress import OTHER, Plan, ShardPlan
@@ -29,35 +26,12 @@ from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore
 
 Document = dict[str, Any]
-OPTIONS: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
-)
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TOPICS = {"orders": 3, "payments": 1, "test.orders": 2, "rebuild": 4, "named": 1}
 
 
 async def partitions_of(names: Iterable[str]) -> dict[str, int]:
     return {name: TOPICS[name] for name in names if name in TOPICS}
-
-
-@pytest.fixture
-def settings(stack: Stack) -> Settings:
-    return load_settings(mongo=stack.mongo, mongo_database=unique_name("plans"))
-
-
-@pytest.fixture
-def events(settings: Settings) -> Iterator[Collection[Document]]:
-    client: pymongo.MongoClient[Document] = pymongo.MongoClient(settings.mongo.get_secret_value())
-    yield client[settings.mongo_database].get_collection("events", codec_options=OPTIONS)
-    client.drop_database(settings.mongo_database)
-    client.close()
-
-
-@pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[EventStore]:
-    store = EventStore(settings)
-    yield store
-    store.close()
 
 
 def event(number: int, **fields: Any) -> Document:
@@ -82,7 +56,7 @@ async def shards(
         [
             document["_id"]
             async for page in store.pages(all_of(own, from_json(shard.match)), shard.sort, 50)
-            for document in bson.decode_all(page, codec_options=OPTIONS)
+            for document in bson.decode_all(page, codec_options=STRICT)
         ]
         for shard in plan.shards
     ]

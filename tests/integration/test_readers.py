@@ -7,22 +7,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pymongo
 import pytest
-from support import unique_name
+from pymongo.collection import Collection
 
-from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Start
-from replay_app.demo.stack import Stack
 from replay_app.progress import Plan, Progress, ShardPlan
-from replay_app.publisher import Outbox
 from replay_app.queries import Query, to_json
+from replay_app.readers import OPEN_READERS, Readers
 from replay_app.sessions import Session, on_command, on_progress
-from replay_app.settings import load_settings
-from replay_app.slices import OPEN_READERS, Worker, WorkPartition
-from replay_app.status import Board
+from replay_app.settings import Settings
 from replay_app.store import EventStore, PageReader
-from replay_app.topics import Topics
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SHARDS = tuple(
@@ -57,34 +51,23 @@ class CountingStore(EventStore):
 
 
 @pytest.fixture
-async def partition(stack: Stack) -> AsyncIterator[WorkPartition]:
-    settings = load_settings(
-        mongo=stack.mongo, mongo_database=unique_name("readers"), partitions=1, kafka=stack.kafka
-    )
-    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(stack.mongo)
-    client[settings.mongo_database].events.insert_many(
+async def store(
+    settings: Settings, events: Collection[dict[str, Any]]
+) -> AsyncIterator[CountingStore]:
+    events.insert_many(
         [{"_id": number, "timestamp": T0 + timedelta(seconds=number)} for number in range(60)]
     )
-    worker = Worker(
-        settings=settings,
-        topics=Topics.of(settings),
-        store=CountingStore(settings),
-        outbox=Outbox(settings),
-        board=Board(settings),
-        is_leaving=lambda: False,
-    )
-    partition = WorkPartition(worker, 0)
-    yield partition
-    await partition.close()
-    worker.store.close()
-    client.drop_database(settings.mongo_database)
-    client.close()
+    store = CountingStore(settings)
+    yield store
+    store.close()
 
 
 @pytest.fixture
-def store(partition: WorkPartition) -> CountingStore:
-    assert isinstance(partition.worker.store, CountingStore)
-    return partition.worker.store
+async def readers(settings: Settings, store: CountingStore) -> AsyncIterator[Readers]:
+    one = settings.model_copy(update={"partitions": 1})
+    readers = Readers(one, store, 0, lambda _key: False)
+    yield readers
+    await readers.close()
 
 
 def reported(session: Session, **fields: Any) -> Session:
@@ -105,52 +88,53 @@ def planned(session: Session, *shards: ShardPlan) -> Session:
     return reported(session, state="done", plan=Plan(end=T0, matched=10, shards=shards))
 
 
-def take(partition: WorkPartition, session: Session, shard: int = 0) -> PageReader | None:
+def take(readers: Readers, session: Session, number: int = 0) -> PageReader | None:
     """Return the reader that a slice gets."""
-    token = Token(replay_id=session.replay_id, shard=shard, epoch=1, kind="emit")
-    return partition.reader(session, token, None)
+    assert session.plan is not None
+    key = f"{session.replay_id}/{number}"
+    return readers.take(key, session.start, session.plan.shards[number], None)
 
 
 async def test_a_slice_takes_the_reader_that_was_opened_while_events_were_counted(
-    partition: WorkPartition, store: CountingStore
+    readers: Readers, store: CountingStore
 ) -> None:
     session = counting(*SHARDS[:2])
-    partition.on_session(session)
+    readers.on_session(session)
     assert await store.comes_to(opened=2)
     session = planned(session, *SHARDS[:2])
-    partition.on_session(session)
-    reader = take(partition, session)
+    readers.on_session(session)
+    reader = take(readers, session)
     assert reader is not None
     assert await reader.next(5) is not None
-    assert take(partition, session, 1) is not None
+    assert take(readers, session, 1) is not None
     assert store.opened == 2
 
 
 async def test_a_plan_with_other_shards_than_its_draft_gets_readers_of_its_own(
-    partition: WorkPartition, store: CountingStore
+    readers: Readers, store: CountingStore
 ) -> None:
     session = counting(SHARDS[0])
-    partition.on_session(session)
+    readers.on_session(session)
     assert await store.comes_to(opened=1)
-    assert take(partition, planned(session, SHARDS[1])) is not None
+    assert take(readers, planned(session, SHARDS[1])) is not None
     assert await store.comes_to(opened=2, closed=1)
 
 
 async def test_a_newer_draft_replaces_the_reader_of_the_older(
-    partition: WorkPartition, store: CountingStore
+    readers: Readers, store: CountingStore
 ) -> None:
-    partition.on_session(counting(SHARDS[0]))
+    readers.on_session(counting(SHARDS[0]))
     assert await store.comes_to(opened=1)
-    partition.on_session(counting(SHARDS[1]))
+    readers.on_session(counting(SHARDS[1]))
     assert await store.comes_to(opened=2, closed=1)
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "nothing to do"])
 async def test_readers_opened_for_nothing_are_closed(
-    partition: WorkPartition, store: CountingStore, ending: str
+    readers: Readers, store: CountingStore, ending: str
 ) -> None:
     session = counting(SHARDS[0])
-    partition.on_session(session)
+    readers.on_session(session)
     assert await store.comes_to(opened=1)
     if ending == "cancelled":
         ended = on_command(session, Cancel(replay_id="r1"), T0).session
@@ -159,16 +143,16 @@ async def test_readers_opened_for_nothing_are_closed(
         report = Progress(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
         ended = on_progress(ended, report, T0).session
     assert ended is not None
-    partition.on_session(ended)
+    readers.on_session(ended)
     assert await store.comes_to(opened=1, closed=1)
 
 
 async def test_drafts_have_the_room_that_slices_leave(
-    partition: WorkPartition, store: CountingStore
+    readers: Readers, store: CountingStore
 ) -> None:
     running = planned(counting(*SHARDS[:2]), *SHARDS[:2])
-    assert take(partition, running) is not None
-    partition.on_session(counting(*SHARDS, replay_id="r2"))
+    assert take(readers, running) is not None
+    readers.on_session(counting(*SHARDS, replay_id="r2"))
     assert await store.comes_to(opened=OPEN_READERS)
-    assert take(partition, running, 1) is not None
+    assert take(readers, running, 1) is not None
     assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)  # a draft's

@@ -6,55 +6,28 @@ import asyncio
 import math
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
-import pymongo
 import pytest
 from bson import ObjectId
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
 from pymongo.collection import Collection
-from support import unique_name
 
 from replay_app.commands import Filter
 from replay_app.demo.stack import Stack, free_port
-from replay_app.events import EventMapping, event_id, field_at
+from replay_app.events import STRICT, EventMapping, event_id, field_at
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore, PageReader, TimeLimitExceeded
 
 Document = dict[str, Any]
-OPTIONS: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
-)
 MAPPING = EventMapping()
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 BY_TIME = ("timestamp", "_id")
 BY_AGGREGATE = ("aggregate_id", "timestamp", "_id")
-
-
-@pytest.fixture
-def settings(stack: Stack) -> Settings:
-    return load_settings(mongo=stack.mongo, mongo_database=unique_name("store"))
-
-
-@pytest.fixture
-def events(settings: Settings) -> Iterator[Collection[Document]]:
-    client: pymongo.MongoClient[Document] = pymongo.MongoClient(settings.mongo.get_secret_value())
-    yield client[settings.mongo_database].get_collection("events", codec_options=OPTIONS)
-    client.drop_database(settings.mongo_database)
-    client.close()
-
-
-@pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[EventStore]:
-    store = EventStore(settings)
-    yield store
-    store.close()
 
 
 # BSON's order, for the oracle
@@ -88,7 +61,7 @@ def in_order(documents: Sequence[Document], sort: Sequence[str]) -> list[Any]:
 
 
 def decode(page: bytes) -> list[Document]:
-    return bson.decode_all(page, codec_options=OPTIONS)
+    return bson.decode_all(page, codec_options=STRICT)
 
 
 async def ids(store: EventStore, query: Any, sort: Sequence[str] = BY_TIME) -> list[Any]:

@@ -1,0 +1,136 @@
+"""The plan step of a work partition, on a store that takes its time to count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pymongo.collection import Collection
+from support import unique_name
+
+from replay_app.checkpoints import Origin, Token
+from replay_app.commands import Pause, Resume, Start
+from replay_app.demo.stack import Stack
+from replay_app.progress import Progress, decode_progress
+from replay_app.publisher import Outbox
+from replay_app.queries import Query
+from replay_app.sessions import Session, on_command, on_progress
+from replay_app.settings import Settings
+from replay_app.slices import Worker, WorkPartition
+from replay_app.status import Board
+from replay_app.store import EventStore
+from replay_app.topics import Topics, ensure_topics
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class SlowStore(EventStore):
+    """Begins to count only when it is told to."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.go_on = asyncio.Event()
+        self.counts = 0
+
+    async def count_groups(
+        self, query: Query, keys: Sequence[Any], seconds: float
+    ) -> dict[tuple[Any, ...], int]:
+        self.counts += 1
+        await self.go_on.wait()
+        return await super().count_groups(query, keys, seconds)
+
+
+class Told(Outbox):
+    """Keeps what it has sent."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.reports: list[Progress] = []
+
+    async def send(self, topic: str, key: str, value: bytes, partition: int) -> None:
+        await super().send(topic, key, value, partition)
+        report = decode_progress(value)
+        if report is not None and report.kind == "plan":
+            self.reports.append(report)
+
+
+@pytest.fixture
+async def partition(
+    settings: Settings, stack: Stack, events: Collection[dict[str, Any]]
+) -> AsyncIterator[WorkPartition]:
+    events.insert_one({"_id": 1, "timestamp": T0, "event_type": "none"})
+    name = unique_name("planning")
+    own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
+    settings = settings.model_copy(update=own)
+    await ensure_topics(settings)
+    worker = Worker(
+        settings=settings,
+        topics=Topics.of(settings),
+        store=SlowStore(settings),
+        outbox=Told(settings),
+        board=Board(settings),
+        is_leaving=lambda: False,
+    )
+    await worker.outbox.start()
+    following = asyncio.create_task(worker.board.follow())
+    partition = WorkPartition(worker, 0)
+    await partition.opened()
+    yield partition
+    await partition.close()
+    following.cancel()
+    await worker.outbox.stop()
+    worker.store.close()
+
+
+async def plan(partition: WorkPartition, session: Session, offset: int) -> Session:
+    """Run one plan token and take in what the partition reports; return the session after it."""
+    worker = partition.worker
+    assert isinstance(worker.outbox, Told)
+    worker.board.sessions[session.replay_id] = session
+    told = len(worker.outbox.reports)
+    token = Token(replay_id="r1", shard="plan", epoch=session.epoch, slice=offset, kind="plan")
+    await partition.run(token, Origin(0, offset))
+    for report in worker.outbox.reports[told:]:
+        session = stepped(on_progress(session, report, T0).session)
+    return session
+
+
+def stepped(session: Session | None) -> Session:
+    assert session is not None
+    return session
+
+
+async def test_the_shards_are_reported_while_events_are_counted_and_the_plan_after_it(
+    partition: WorkPartition,
+) -> None:
+    session = stepped(on_command(None, Start(replay_id="r1", dry_run=True), T0).session)
+    session = await plan(partition, session, 1)
+    assert (session.state, len(session.draft)) == ("planning", 1)
+    store = partition.worker.store
+    assert isinstance(store, SlowStore)
+    store.go_on.set()
+    session = await plan(partition, session, 2)
+    assert session.state == "failed"
+    assert session.error is not None
+    assert "missing destination topics: 'none'" in session.error
+
+
+async def test_a_pause_ends_the_count_and_a_resume_begins_a_new_one(
+    partition: WorkPartition,
+) -> None:
+    store = partition.worker.store
+    assert isinstance(store, SlowStore)
+    session = stepped(on_command(None, Start(replay_id="r1"), T0).session)
+    session = await plan(partition, session, 1)
+    running = asyncio.create_task(plan(partition, session, 2))
+    await asyncio.sleep(0.01)
+    session = stepped(on_command(session, Pause(replay_id="r1"), T0).session)
+    partition.on_session(session)
+    await running  # and the partition stays as it is
+    assert store.counts == 1
+    session = stepped(on_command(session, Resume(replay_id="r1"), T0).session)
+    session = await plan(partition, session, 3)
+    assert (session.state, store.counts) == ("planning", 2)
