@@ -59,7 +59,8 @@ class SessionPartition:
     not_before: float = 0.0
     """Monotonic seconds before which it is not opened again."""
     latest: dict[str, Session] = field(default_factory=dict)
-    """The newest state of each session that is not settled, published or not."""
+    """The newest state, published or not, of each session that is not settled, or whose row could
+    not be written."""
     published_at: dict[str, float] = field(default_factory=dict)
     """Monotonic seconds."""
     unpublished: set[str] = field(default_factory=set)
@@ -223,7 +224,7 @@ class SessionPartitions:
         *,
         flush: bool,
     ) -> None:
-        before = self._take(replay_id)
+        before = self._take(owned, replay_id)
         step = decide(before, datetime.now(UTC))
         if not step.changed and not (flush and replay_id in owned.unpublished):
             if before is not None and before.state not in SETTLED:
@@ -258,13 +259,15 @@ class SessionPartitions:
             owned.unpublished.add(replay_id)
         self._put(owned, replay_id, session, value)
 
-    def _take(self, replay_id: str) -> Session | None:
-        """Return the row, or the session on the board if that one is newer."""
+    def _take(self, owned: SessionPartition, replay_id: str) -> Session | None:
+        """Return the row, or the session on the board if that one is newer.
+
+        Also newer is what could not be written into the row, and is not read from the board yet.
+        """
         row = decode_session(self._table.get(replay_id.encode()))
         published = self._worker.board.sessions.get(replay_id)
-        if row is None or (published is not None and published.revision > row.revision):
-            return published
-        return row
+        found = [known for known in (owned.latest.get(replay_id), row, published) if known]
+        return max(found, key=lambda session: session.revision, default=None)
 
     def _put(
         self,
@@ -273,11 +276,21 @@ class SessionPartitions:
         session: Session | None,
         value: bytes | None,
     ) -> None:
-        if value is None:
-            self._table.pop(replay_id.encode(), None)
-        else:
-            self._table[replay_id.encode()] = value
-        if session is None or session.state in SETTLED:
+        is_written = True
+        try:
+            if value is None:
+                self._table.pop(replay_id.encode(), None)
+            else:
+                self._table[replay_id.encode()] = value
+        except Exception:
+            # A row is a cache. To fail here would make Faust ack the record all the same.
+            logger.exception(
+                "the row of replay %r cannot be written: is the disk of REPLAY_DATA_DIR full? "
+                "The replay goes on; the state that counts is on replay.status",
+                replay_id,
+            )
+            is_written = False
+        if session is None or (is_written and session.state in SETTLED):
             owned.latest.pop(replay_id, None)
             owned.published_at.pop(replay_id, None)
         else:
