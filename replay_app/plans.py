@@ -260,19 +260,21 @@ async def _aggregate_ranges(
     """
     aggregate = settings.mapping.aggregate_field
     wanted = start.shards or settings.partitions
-    kinds = [
-        kind
-        for kind in _AGGREGATE_TYPES
-        if await store.has_any(all_of(timed, of_type(aggregate, kind)))
-    ]
-    # Null, missing, and types that are no id, have no per-aggregate order to keep.
-    rest: Query = {"$nor": [of_type(aggregate, kind) for kind in _AGGREGATE_TYPES]}
+    values = await _sample(store, start, settings, timed, wanted)
+    seen = {_kind(value) for value in values}
+    kinds = [kind for kind in _AGGREGATE_TYPES if kind in seen]
+    others: Query = {"$nor": [of_type(aggregate, kind) for kind in kinds]}
     ranges: list[tuple[Query, tuple[str, ...]]] = []
-    if await store.has_any(all_of(timed, rest)):
-        ranges.append((rest, ()))
-    if not kinds:
-        return ranges
-    values = await _sample(store, settings, timed, aggregate, wanted)
+    if not kinds or await store.has_any(all_of(timed, others)):
+        kinds = [
+            kind
+            for kind in _AGGREGATE_TYPES
+            if kind in seen or await store.has_any(all_of(timed, of_type(aggregate, kind)))
+        ]
+        # Null, missing, and types that are no id, have no per-aggregate order to keep.
+        rest: Query = {"$nor": [of_type(aggregate, kind) for kind in _AGGREGATE_TYPES]}
+        if await store.has_any(all_of(timed, rest)):
+            ranges.append((rest, ()))
     for kind in kinds:
         same = [value for value in values if _kind(value) == kind]
         if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
@@ -287,12 +289,14 @@ async def _aggregate_ranges(
 
 
 async def _sample(
-    store: EventStore, settings: Settings, timed: Query, field: str, shards: int
+    store: EventStore, start: Start, settings: Settings, timed: Query, shards: int
 ) -> list[Any]:
-    size = shards * SAMPLE_PER_SHARD
-    for query in (timed, {}):  # a narrow filter first; a large store answers without it
+    """Return aggregate ids of some matching events; of any, if nearly all match or few do."""
+    mapping, size = settings.mapping, shards * SAMPLE_PER_SHARD
+    is_narrow = start.filter.start is not None or compile_filter(start.filter, mapping)
+    for query in (timed, {}) if is_narrow else ({},):
         with contextlib.suppress(TimeLimitExceeded):
-            return await store.sample(query, field, size, settings.plan_seconds)
+            return await store.sample(query, mapping.aggregate_field, size, settings.plan_seconds)
     return []
 
 

@@ -126,8 +126,9 @@ class EventStore:
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order."""
-        pipeline = [
-            {"$match": query},
+        pipeline: list[dict[str, Any]] = [
+            # As the first stage, $sample reads no more than it returns.
+            *([{"$match": query}] if query else []),
             {"$sample": {"size": size}},
             {"$project": {"_id": 0, "value": f"${field}"}},
             {"$sort": {"value": 1}},
