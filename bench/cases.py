@@ -162,7 +162,7 @@ def _main(history: History, scale: int) -> Group:
                 Replay(f"{WORKER}, {encoder}, dry run", history, encoder, body={"dry_run": True})
                 for encoder in ENCODERS
             ),
-            Script(BARE, "bare_loop", history),
+            Script(BARE, "bare_loop", history, "snappy"),
         ),
         (CONFLUENT, RAW, AIOKAFKA),
     )

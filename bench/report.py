@@ -196,7 +196,7 @@ def _goals(results: Results) -> Iterable[list[str]]:
     alone = results.ratios(MAIN, worker, RAW, working_rate)
     yield ["the same without the time of planning", _spread(alone, ".2f"), ""]
     yield _goal(f"events/s of {AIOKAFKA}", results.ratios(MAIN, worker, AIOKAFKA), 4.0)
-    ratios = results.ratios(MAIN, f"{WORKER}, native, codec none", BARE, working_rate)
+    ratios = results.ratios(MAIN, f"{WORKER}, native, codec snappy", BARE, working_rate)
     yield _goal(
         f"time beside planning, reading, encoding and sending (against: {BARE})",
         [1 - ratio for ratio in ratios],
@@ -217,14 +217,21 @@ def _goals(results: Results) -> Iterable[list[str]]:
             f"{busy:.2f} of {count} cores busy",
             "met: cores" if busy >= ALL_CORES * count else "**not shown**",
         ]
-    peak = max(
-        run["peak_rss_bytes"]
+    peaks = {
+        title: max(
+            (
+                run["peak_rss_bytes"] / 1e6
+                for label in group["labels"]
+                if label.startswith(WORKER)
+                for run in results.of(title, label)
+            ),
+            default=0.0,
+        )
         for title, group in results.groups.items()
-        for label in group["labels"]
-        if label.startswith(WORKER)
-        for run in results.of(title, label)
-    )
-    yield _goal("peak RSS in MB, largest of all runs", [peak / 1e6], 300, at_most=True)
+    }
+    yield _goal(f"peak RSS in MB, {MAIN}", [peaks[MAIN]], 300, at_most=True)
+    largest = max(peaks, key=lambda title: peaks[title])
+    yield [f"the same of all runs ({largest})", f"{peaks[largest]:.0f}", ""]
 
 
 def _goal(

@@ -222,9 +222,7 @@ def run_worker(settings: Settings) -> int:
     configure_logging(settings.log_level)
     logger.info("pages are encoded by the %s encoder", encoder_name(settings.encoder))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    # Documents are freed by reference counting: the cycle collector would search them for nothing.
-    gc.set_threshold(250_000, 50, 100)
-    _keep_freed_memory()
+    tune_memory()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(ensure_topics(settings))
@@ -248,14 +246,14 @@ def run_worker(settings: Settings) -> int:
         watch.cancel()
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of one page for the next.
-
-    It gives large buffers back to the system at once, by default, and has each of their pages
-    cleared again when it asks for the next: a quarter of the cost of encoding.
-    """
+def tune_memory() -> None:
+    """Fit the cycle collector and the C library's allocator to pages that come and go."""
+    # Documents are freed by reference counting: the collector would search them for nothing.
+    gc.set_threshold(250_000, 50, 100)
     if platform.libc_ver()[0] != "glibc":
         return
+    # It gives large buffers back to the system at once, by default, and has each of their pages
+    # cleared again when it asks for the next: a quarter of the cost of encoding.
     libc = ctypes.CDLL(None)
     # The options' numbers are those of malloc.h.
     for option, value in ((-3, MMAP_THRESHOLD), (-1, TRIM_THRESHOLD), (-8, ARENAS)):
