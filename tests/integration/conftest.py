@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pymongo
@@ -12,8 +12,12 @@ from support import unique_name
 
 from replay_app.demo.stack import Stack
 from replay_app.events import STRICT
+from replay_app.publisher import Outbox
 from replay_app.settings import Settings, load_settings
+from replay_app.slices import Worker
+from replay_app.status import Board
 from replay_app.store import EventStore
+from replay_app.topics import Topics, ensure_topics
 
 
 @pytest.fixture
@@ -36,3 +40,33 @@ async def store(settings: Settings) -> AsyncIterator[EventStore]:
     store = EventStore(settings)
     yield store
     store.close()
+
+
+@pytest.fixture
+async def start_worker(
+    settings: Settings, stack: Stack
+) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Give what makes a worker, without its Faust app, with topics of one partition of its own."""
+    name = unique_name("worker")
+    own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
+    settings = settings.model_copy(update=own)
+    started: list[Worker] = []
+
+    async def start(store: type[EventStore], outbox: type[Outbox]) -> Worker:
+        await ensure_topics(settings)
+        worker = Worker(
+            settings=settings,
+            topics=Topics.of(settings),
+            store=store(settings),
+            outbox=outbox(settings),
+            board=Board(settings),
+            is_leaving=lambda: False,
+        )
+        started.append(worker)
+        await worker.outbox.start()
+        return worker
+
+    yield start
+    for worker in started:
+        await worker.outbox.stop()
+        worker.store.close()

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import pytest
-from support import unique_name
 
 from replay_app.agents import SessionPartitions
 from replay_app.commands import Command, Pause, Start
-from replay_app.demo.stack import Stack
 from replay_app.publisher import Outbox
-from replay_app.settings import Settings
 from replay_app.slices import Worker
-from replay_app.status import Board
 from replay_app.store import EventStore
-from replay_app.topics import Topics, ensure_topics
 
 
 class FullDisk(dict[bytes, bytes]):
@@ -27,29 +22,10 @@ class FullDisk(dict[bytes, bytes]):
         raise OSError(28, "No space left on device")
 
 
-@pytest.fixture
-async def worker(settings: Settings, stack: Stack) -> AsyncIterator[Worker]:
-    name = unique_name("agents")
-    own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
-    settings = settings.model_copy(update=own)
-    await ensure_topics(settings)
-    worker = Worker(
-        settings=settings,
-        topics=Topics.of(settings),
-        store=EventStore(settings),
-        outbox=Outbox(settings),
-        board=Board(settings),
-        is_leaving=lambda: False,
-    )
-    await worker.outbox.start()
-    yield worker
-    await worker.outbox.stop()
-    worker.store.close()
-
-
 async def test_a_command_behind_one_whose_row_could_not_be_written_finds_its_session(
-    worker: Worker, caplog: pytest.LogCaptureFixture
+    start_worker: Callable[..., Awaitable[Worker]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    worker = await start_worker(EventStore, Outbox)
     agent = SessionPartitions(worker, FullDisk())
     await agent.assign([0])
 

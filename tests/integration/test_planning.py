@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pymongo.collection import Collection
-from support import unique_name
 
 from replay_app.checkpoints import Origin, Token
 from replay_app.commands import Pause, Resume, Start
-from replay_app.demo.stack import Stack
 from replay_app.progress import Progress, decode_progress
 from replay_app.publisher import Outbox
 from replay_app.queries import Query
 from replay_app.sessions import Session, on_command, on_progress
 from replay_app.settings import Settings
 from replay_app.slices import Worker, WorkPartition
-from replay_app.status import Board
 from replay_app.store import EventStore
-from replay_app.topics import Topics, ensure_topics
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -59,30 +55,16 @@ class Told(Outbox):
 
 @pytest.fixture
 async def partition(
-    settings: Settings, stack: Stack, events: Collection[dict[str, Any]]
+    start_worker: Callable[..., Awaitable[Worker]], events: Collection[dict[str, Any]]
 ) -> AsyncIterator[WorkPartition]:
     events.insert_one({"_id": 1, "timestamp": T0, "event_type": "none"})
-    name = unique_name("planning")
-    own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
-    settings = settings.model_copy(update=own)
-    await ensure_topics(settings)
-    worker = Worker(
-        settings=settings,
-        topics=Topics.of(settings),
-        store=SlowStore(settings),
-        outbox=Told(settings),
-        board=Board(settings),
-        is_leaving=lambda: False,
-    )
-    await worker.outbox.start()
+    worker = await start_worker(SlowStore, Told)
     following = asyncio.create_task(worker.board.follow())
     partition = WorkPartition(worker, 0)
     await partition.opened()
     yield partition
     await partition.close()
     following.cancel()
-    await worker.outbox.stop()
-    worker.store.close()
 
 
 async def plan(partition: WorkPartition, session: Session, offset: int) -> Session:
