@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,8 @@ from replay_app.slices import Worker, WorkPartition
 from replay_app.store import EventStore
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NUMBERS = itertools.count(1)
+"""Of slices, and of the tokens' offsets."""
 
 
 class SlowStore(EventStore):
@@ -67,16 +70,23 @@ async def partition(
     following.cancel()
 
 
-async def plan(partition: WorkPartition, session: Session, offset: int) -> Session:
-    """Run one plan token and take in what the partition reports; return the session after it."""
+async def plan(
+    partition: WorkPartition, session: Session, until: Callable[[Session], bool]
+) -> Session:
+    """Run one plan token after the other; return the session that takes in the reports."""
     worker = partition.worker
     assert isinstance(worker.outbox, Told)
     worker.board.sessions[session.replay_id] = session
-    told = len(worker.outbox.reports)
-    token = Token(replay_id="r1", shard="plan", epoch=session.epoch, slice=offset, kind="plan")
-    await partition.run(token, Origin(0, offset))
-    for report in worker.outbox.reports[told:]:
-        session = stepped(on_progress(session, report, T0).session)
+    async with asyncio.timeout(20):
+        while not until(session):
+            number = next(NUMBERS)
+            token = Token(
+                replay_id="r1", shard="plan", epoch=session.epoch, slice=number, kind="plan"
+            )
+            told = len(worker.outbox.reports)
+            await partition.run(token, Origin(0, number))
+            for report in worker.outbox.reports[told:]:
+                session = stepped(on_progress(session, report, T0).session)
     return session
 
 
@@ -89,12 +99,12 @@ async def test_the_shards_are_reported_while_events_are_counted_and_the_plan_aft
     partition: WorkPartition,
 ) -> None:
     session = stepped(on_command(None, Start(replay_id="r1", dry_run=True), T0).session)
-    session = await plan(partition, session, 1)
+    session = await plan(partition, session, lambda session: bool(session.draft))
     assert (session.state, len(session.draft)) == ("planning", 1)
     store = partition.worker.store
     assert isinstance(store, SlowStore)
     store.go_on.set()
-    session = await plan(partition, session, 2)
+    session = await plan(partition, session, lambda session: session.state != "planning")
     assert session.state == "failed"
     assert session.error is not None
     assert "missing destination topics: 'none'" in session.error
@@ -106,13 +116,14 @@ async def test_a_pause_ends_the_count_and_a_resume_begins_a_new_one(
     store = partition.worker.store
     assert isinstance(store, SlowStore)
     session = stepped(on_command(None, Start(replay_id="r1"), T0).session)
-    session = await plan(partition, session, 1)
-    running = asyncio.create_task(plan(partition, session, 2))
-    await asyncio.sleep(0.01)
+    session = await plan(partition, session, lambda _: store.counts == 1)
+    number = next(NUMBERS)
+    token = Token(replay_id="r1", shard="plan", epoch=session.epoch, slice=number, kind="plan")
+    running = asyncio.create_task(partition.run(token, Origin(0, number)))
+    await asyncio.sleep(0.02)  # it waits for the plan now
     session = stepped(on_command(session, Pause(replay_id="r1"), T0).session)
     partition.on_session(session)
     await running  # and the partition stays as it is
-    assert store.counts == 1
     session = stepped(on_command(session, Resume(replay_id="r1"), T0).session)
-    session = await plan(partition, session, 3)
-    assert (session.state, store.counts) == ("planning", 2)
+    session = await plan(partition, session, lambda _: store.counts == 2)
+    assert session.state == "planning"
