@@ -13,7 +13,7 @@ import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 import bson
@@ -286,7 +286,7 @@ class PythonEncoder:
         time = event_time(document, mapping)
         headers = [
             *self._headers,
-            ("replay-original-time", rfc3339(time).encode()),
+            ("replay-original-time", rfc3339(time)),
             ("replay-delivery-id", f"{spec.replay_id}:{identity}".encode()),
         ]
         topic = self._topic(kind, field_at(document, mapping.topic_field))
@@ -348,7 +348,7 @@ def overhead_bytes(headers: list[tuple[str, bytes]]) -> int:
 
 def timestamp_ms(time: datetime) -> int:
     """Return a record's timestamp."""
-    return round(time.timestamp() * 1000)
+    return round(time.replace(tzinfo=UTC).timestamp() * 1000)
 
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
