@@ -144,6 +144,7 @@ class Bench:
                         _seconds_of(running, _small(body, name, number))
                         for number in range(case.replays)
                     )
+            figures["waited_seconds"] = running.waited_seconds()
         return figures
 
     def _one(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import psutil
 from broker import read_committed
 from confluent_kafka import Consumer, Producer
 from history import DATABASE
+from prometheus_client.parser import text_string_to_metric_families
 
 from replay_app.client import Client
 from replay_app.demo.stack import EmbeddedServers, free_port
@@ -134,6 +136,18 @@ class Workers:
                 raise RuntimeError(f"{session['replay_id']}: {session.get('error')}")
             sessions.append(session)
         return sessions
+
+    def waited_seconds(self) -> dict[str, float]:
+        """Return what the shards waited for so far, by stage, as the metrics have it."""
+        found: dict[str, float] = defaultdict(float)
+        for client in self._clients:
+            with urlopen(f"{client.url}/metrics", timeout=READY_SECONDS) as answer:  # noqa: S310 - our own
+                families = text_string_to_metric_families(answer.read().decode())
+            for family in families:
+                for sample in family.samples:
+                    if sample.name == "replay_stage_seconds_sum":
+                        found[sample.labels["stage"]] += sample.value
+        return dict(found)
 
     def close(self) -> None:
         """Kill the workers: all is measured, and their topics go too."""

@@ -7,13 +7,16 @@ whose partitions it owns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from replay_app.progress import Counters
 
+Stage = Literal["read", "encode", "send", "commit"]
 SLICE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -37,6 +40,14 @@ class Metrics:
             buckets=SLICE_SECONDS,
             registry=registry,
         )
+        self._stages = Summary(
+            "replay_stage_seconds",
+            "What shards waited for: a page, its encoding, the acks of the one before, a commit.",
+            ["stage"],
+            registry=registry,
+        )
+        for stage in get_args(Stage):
+            self._stages.labels(stage)
         self.requeued_tokens = Counter(
             "replay_requeued_tokens", "Tokens put back after a producer's error.", registry=registry
         )
@@ -53,6 +64,13 @@ class Metrics:
         self._events.labels("skipped").inc(more.skipped)
         self._events.labels("dead_lettered").inc(more.dead_lettered)
         self._bytes.inc(more_bytes)
+
+    def waiting(self, stage: Stage) -> AbstractContextManager[object]:
+        """Measure the block as time in which a shard waits for one stage of its work.
+
+        They run beside each other, so the one that is waited for longest limits the replay.
+        """
+        return self._stages.labels(stage).time()
 
     def show_sessions(self, owned_by_state: Callable[[], Mapping[str, int]]) -> None:
         """Show the sessions that this worker owns, as they are whenever somebody asks."""

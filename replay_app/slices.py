@@ -324,7 +324,8 @@ class WorkPartition:
                 logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
             await self._abandon(token.key)
             new = _failed(token, origin, old, str(error) or repr(error))
-        await self._commit(new)
+        with self.worker.metrics.waiting("commit"):
+            await self._commit(new)
         before, after = _progress_of(old), _progress_of(new)
         self.worker.metrics.committed(
             token.kind,
@@ -410,13 +411,17 @@ class WorkPartition:
         elif not checkpoint.report.is_waiting:
             await self._send_token(token)
         elif reader is not None:
-            self._put_off(token, MAX_DELAY_SECONDS, reader.ready())
+            self._put_off(token, MAX_DELAY_SECONDS, self._first_page(reader))
         elif plan is not None:
             self._put_off(token, MAX_DELAY_SECONDS, plan.news(checkpoint.report.draft))
         elif token.kind == "gate" or self.readers.is_waiting(token.key):
             self._put_off(token, MAX_DELAY_SECONDS)
         else:
             self._put_off(token, self._backoff(token.key))
+
+    async def _first_page(self, reader: PageReader) -> None:
+        with self.worker.metrics.waiting("read"):
+            await reader.ready()
 
     def _backoff(self, key: str) -> float:
         failures = self._failures.get(key, 0)
@@ -612,14 +617,15 @@ class EmitSlice:
             if reader is None:
                 return "live", None, TURN
             try:
-                page = await reader.next(PATIENCE_SECONDS)
+                with self._worker.metrics.waiting("read"):
+                    page = await reader.next(PATIENCE_SECONDS)
             except TimeoutError:
                 waiting = None if self._events else "waiting for the store's first events"
                 return "live", None, waiting
             if page is None:
                 return "done", None, None
             page, rest = self._cut(page, limit, reader)
-            encoded = await _encoded(encoder, page)
+            encoded = await self._encoded(encoder, page)
             if any(failure.missing_topic for failure in encoded.failures):
                 encoder, encoded = await self._encode_again(page, encoded)
             reader.put_back(rest)
@@ -709,14 +715,19 @@ class EmitSlice:
         found = await self._worker.partitions_of(wanted)
         self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)
         encoder = await self._encoder()
-        encoded = await _encoded(encoder, page)
+        encoded = await self._encoded(encoder, page)
         missing = next((f for f in encoded.failures if f.missing_topic), None)
         if missing is None or self._session.start.dry_run:
             return encoder, encoded
         before, _ = split_page(page, missing.index)
-        encoded = await _encoded(encoder, before)
+        encoded = await self._encoded(encoder, before)
         encoded.failures.append(missing)
         return encoder, encoded
+
+    async def _encoded(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
+        """Encode a page beside the loop, which sends the one before and reads the next."""
+        with self._worker.metrics.waiting("encode"):
+            return await asyncio.to_thread(encoder.encode, page, now_ms())
 
     def _fatal(self, encoded: EncodedPage) -> str | None:
         """Return the error of the event before which the page ends, if it ends the replay."""
@@ -779,18 +790,14 @@ class EmitSlice:
         """Await the page that is being sent."""
         if self._sending is not None:
             sending, self._sending = self._sending, None
-            await sending
+            with self._worker.metrics.waiting("send"):
+                await sending
 
     async def _drop_sending(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, *PRODUCER_ERRORS):
                 await self._sending
-
-
-async def _encoded(encoder: PageEncoder, page: bytes) -> EncodedPage:
-    """Encode a page beside the loop, which meanwhile sends the page before and reads the next."""
-    return await asyncio.to_thread(encoder.encode, page, now_ms())
 
 
 def now_ms() -> int:

@@ -19,7 +19,11 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from replay_app.events import STRICT
+
 KAFKA_SECONDS = 30.0
+AWARE = STRICT.with_options(tz_aware=True)
+"""How tests read the store: as the program does, but with times that say that they are UTC."""
 
 Answer = TypeVar("Answer")
 

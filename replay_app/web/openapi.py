@@ -162,7 +162,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/": {"get": _plain("The status page", "The page.", "text/html")},
         "/replays": {
             "get": {
-                "summary": "List the newest replays",
+                "summary": "List the newest replays, as any worker knows them: a moment late",
                 "parameters": listed,
                 "responses": answers("The replays.", "ReplayList", 400, 401),
             },

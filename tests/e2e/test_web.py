@@ -47,8 +47,12 @@ def test_a_replay_is_started_followed_and_found_completed(shared: Cluster, worke
     session = shared.wait_for(replay_id, "completed")
     assert session["counters"]["read"] == EVENTS
     assert session["start"]["requested_by"] == "ana"
-    listed = worker.get("/replays?state=completed")["replays"]
-    assert replay_id in [one["replay_id"] for one in listed]
+
+    def is_listed() -> bool:  # the list comes from the status topic, a moment behind the table
+        listed = worker.get("/replays?state=completed")["replays"]
+        return replay_id in [one["replay_id"] for one in listed]
+
+    wait_until(is_listed, 10)
 
 
 def test_the_same_start_again_is_accepted_and_another_body_is_not(
@@ -121,6 +125,9 @@ def test_metrics_count_what_this_worker_has_done(shared: Cluster, worker: Worker
     assert after[published] - before[published] == EVENTS
     assert after["replay_sessions", "completed"] > before.get(("replay_sessions", "completed"), 0)
     assert after["replay_slice_seconds_count", "emit"] >= 1
+    for stage in ("read", "encode", "send", "commit"):
+        assert after["replay_stage_seconds_count", stage] >= 1
+        assert after["replay_stage_seconds_sum", stage] > 0
     assert after["replay_published_bytes_total", ""] > before["replay_published_bytes_total", ""]
 
 

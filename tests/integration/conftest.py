@@ -8,10 +8,9 @@ from typing import Any
 import pymongo
 import pytest
 from pymongo.collection import Collection
-from support import unique_name
+from support import AWARE, unique_name
 
 from replay_app.demo.stack import Stack
-from replay_app.events import STRICT
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings, load_settings
 from replay_app.slices import Worker
@@ -30,7 +29,7 @@ def events(settings: Settings) -> Iterator[Collection[dict[str, Any]]]:
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
         settings.mongo.get_secret_value()
     )
-    yield client[settings.mongo_database].get_collection("events", codec_options=STRICT)
+    yield client[settings.mongo_database].get_collection("events", codec_options=AWARE)
     client.drop_database(settings.mongo_database)
     client.close()
 

@@ -14,10 +14,10 @@ import bson
 import pytest
 from bson import Decimal128, Int64, ObjectId
 from pymongo.collection import Collection
+from support import AWARE
 
 from replay_app.commands import Filter, Start, Target
 from replay_app.demo.stack import free_port
-from replay_app.events import STRICT
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import MAX_NAMES, make_plan, quantiles
 from replay_app.progress import OTHER, Plan, ShardPlan
@@ -56,7 +56,7 @@ async def shards(
         [
             document["_id"]
             async for page in store.pages(all_of(own, from_json(shard.match)), shard.sort, 50)
-            for document in bson.decode_all(page, codec_options=STRICT)
+            for document in bson.decode_all(page, codec_options=AWARE)
         ]
         for shard in plan.shards
     ]

@@ -14,10 +14,11 @@ import bson
 import pytest
 from bson import ObjectId
 from pymongo.collection import Collection
+from support import AWARE
 
 from replay_app.commands import Filter
 from replay_app.demo.stack import Stack, free_port
-from replay_app.events import STRICT, EventMapping, event_id, field_at
+from replay_app.events import EventMapping, event_id, field_at
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
 from replay_app.settings import Settings, load_settings
@@ -61,7 +62,7 @@ def in_order(documents: Sequence[Document], sort: Sequence[str]) -> list[Any]:
 
 
 def decode(page: bytes) -> list[Document]:
-    return bson.decode_all(page, codec_options=STRICT)
+    return bson.decode_all(page, codec_options=AWARE)
 
 
 async def ids(store: EventStore, query: Any, sort: Sequence[str] = BY_TIME) -> list[Any]:
