@@ -10,17 +10,19 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib as mpl
 from cases import AIOKAFKA, CONFLUENT, RAW, WORKER
 from matplotlib.figure import Figure
 
+from replay_app.metrics import Stage
+
 BENCH = Path(__file__).parent
 STORY = BENCH / "story.md"
 RAW_FIGURES, PLOT, RESULTS = "results/bench.json", "results/bench.svg", "RESULTS.md"
 MAIN, LARGE, SHARDS = "600 B events", "20 kB events", "Shards over workers"
-STAGES = ("read", "encode", "send", "commit")
+STAGES = get_args(Stage)
 SMALL_FIGURE = 10
 ALL_CORES = 0.9
 """As much of a machine as can be measured: the rest is the system's own, and others'."""
