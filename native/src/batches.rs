@@ -2,8 +2,6 @@
 
 use std::io::Write;
 
-use crate::mapping::Spec;
-
 /// The header of a batch, up to its records.
 pub const HEADER_BYTES: usize = 61;
 /// What the length field does not count.
@@ -12,8 +10,6 @@ const TRANSACTIONAL: i16 = 0x10;
 /// Of each snappy block, as the xerial library cuts them.
 const SNAPPY_BLOCK_BYTES: usize = 32 << 10;
 const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
-const ORIGINAL_TIME: &[u8] = b"replay-original-time";
-const DELIVERY_ID: &[u8] = b"replay-delivery-id";
 
 /// As the record batch's attributes count them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,57 +20,6 @@ pub enum Codec {
     Snappy = 2,
     Lz4 = 3,
     Zstd = 4,
-}
-
-/// Write the record headers: those of the replay, then the event's own two.
-#[derive(Debug)]
-pub struct Headers {
-    /// Their count and the replay's own ones.
-    fixed: Vec<u8>,
-    /// The name of the header with the original time, and the size of its value.
-    original_time: Vec<u8>,
-    /// The name of the header with the delivery id.
-    delivery_id: Vec<u8>,
-    /// What a delivery id begins with.
-    replay: Vec<u8>,
-}
-
-impl Headers {
-    #[must_use]
-    pub fn of(spec: &Spec) -> Self {
-        let mut fixed = Vec::new();
-        varint(&mut fixed, spec.headers.len() as i64 + 2);
-        for (name, value) in &spec.headers {
-            sized(&mut fixed, name.as_bytes());
-            sized(&mut fixed, value);
-        }
-        let mut original_time = Vec::new();
-        sized(&mut original_time, ORIGINAL_TIME);
-        varint(&mut original_time, 24);
-        let mut delivery_id = Vec::new();
-        sized(&mut delivery_id, DELIVERY_ID);
-        let replay = format!("{}:", spec.replay_id).into_bytes();
-        Self { fixed, original_time, delivery_id, replay }
-    }
-
-    pub fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], identity: &[u8]) {
-        out.extend_from_slice(&self.fixed);
-        out.extend_from_slice(&self.original_time);
-        out.extend_from_slice(original_time);
-        out.extend_from_slice(&self.delivery_id);
-        varint(out, (self.replay.len() + identity.len()) as i64);
-        out.extend_from_slice(&self.replay);
-        out.extend_from_slice(identity);
-    }
-}
-
-/// Write the headers that the reference has made.
-pub fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
-    varint(out, headers.len() as i64);
-    for (name, value) in headers {
-        sized(out, name.as_bytes());
-        sized(out, value);
-    }
 }
 
 /// Records of one partition.
@@ -244,7 +189,7 @@ fn snappy(section: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Append a zigzag varint, as Kafka's records have them.
-fn varint(out: &mut Vec<u8>, value: i64) {
+pub fn varint(out: &mut Vec<u8>, value: i64) {
     let mut rest = (value << 1 ^ value >> 63) as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
@@ -258,7 +203,8 @@ fn varint_bytes(value: i64) -> usize {
     (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Append the number of bytes, then the bytes.
+pub fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
     varint(out, bytes.len() as i64);
     out.extend_from_slice(bytes);
 }

@@ -1,9 +1,20 @@
 //! The native page encoder: a raw page of BSON documents in, finished Kafka record batches out.
 //!
 //! The reference is `replay_app/encoder.py` with `replay_app/events.py`. This crate encodes the
-//! documents that it is sure about and *declines* every other one: a damaged one, one that fails
-//! by a rule, a rare type. The reference then encodes that document alone or says why it cannot
-//! be, so errors are equal by construction, and hostile bytes have nothing to reach here.
+//! documents that it is sure about and *declines* every other document: damaged documents, documents
+//! that break a rule, documents with rare types. The reference then encodes the declined document
+//! or says what is wrong with it. So all errors come from the reference, and hostile bytes cannot
+//! do harm here.
+//!
+//! The modules, in the order of the data's way; a module uses only modules that stand below it:
+//!
+//! - `python` takes a page from Python and gives the batches and the counts back.
+//! - `page` goes through the documents of a page and puts their records into batches.
+//! - `mapping` finds the id, time, type, topic and key of a document by the rules of the mapping.
+//! - `walk` reads a document: it checks every byte, writes the JSON, keeps the mapped fields.
+//! - `json` writes a BSON value as JSON text.
+//! - `time` reads and writes times.
+//! - `batches` builds, compresses and seals Kafka's record batches.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +28,6 @@ pub mod walk;
 #[cfg(feature = "python")]
 mod python;
 
-/// This document is for the reference to encode or to refuse.
+/// The encoder leaves the document to the reference, which encodes or refuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Declined;

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::batches::{Batch, Headers, OpenBatch};
+use crate::batches::{Batch, OpenBatch, sized, varint};
 use crate::mapping::{REPLAYED, Spec, TOPIC, TYPE, VALUE, partition_hash};
 use crate::walk::{Value, walk};
 use crate::{Declined, time};
+
+const ORIGINAL_TIME: &[u8] = b"replay-original-time";
+const DELIVERY_ID: &[u8] = b"replay-delivery-id";
 
 /// What is known of a page's documents so far. Documents are encoded in their order; where one is
 /// declined, the caller settles it (`add`, `leave_out`, `skip`) before the next is looked at.
@@ -245,7 +248,9 @@ impl Page {
             return Err(Declined);
         }
         let kind = self.type_place(record.kind);
-        self.append(topic, record.partition, record.ms, record.key, record.value, record.headers);
+        let mut headers = Vec::new();
+        write_headers(&mut headers, record.headers);
+        self.append(topic, record.partition, record.ms, record.key, record.value, &headers);
         self.types[kind].1 += 1;
         self.pass(place);
         Ok(())
@@ -283,8 +288,56 @@ pub struct Record<'a> {
     pub ms: i64,
     pub key: &'a [u8],
     pub value: &'a [u8],
-    /// Serialized.
-    pub headers: &'a [u8],
+    pub headers: &'a [(String, Vec<u8>)],
+}
+
+/// Write the record headers: those of the replay, then the event's own two.
+struct Headers {
+    /// Their count and the replay's own ones.
+    fixed: Vec<u8>,
+    /// The name of the header with the original time, and the size of its value.
+    original_time: Vec<u8>,
+    /// The name of the header with the delivery id.
+    delivery_id: Vec<u8>,
+    /// What a delivery id begins with.
+    replay: Vec<u8>,
+}
+
+impl Headers {
+    fn of(spec: &Spec) -> Self {
+        let mut fixed = Vec::new();
+        varint(&mut fixed, spec.headers.len() as i64 + 2);
+        for (name, value) in &spec.headers {
+            sized(&mut fixed, name.as_bytes());
+            sized(&mut fixed, value);
+        }
+        let mut original_time = Vec::new();
+        sized(&mut original_time, ORIGINAL_TIME);
+        varint(&mut original_time, 24);
+        let mut delivery_id = Vec::new();
+        sized(&mut delivery_id, DELIVERY_ID);
+        let replay = format!("{}:", spec.replay_id).into_bytes();
+        Self { fixed, original_time, delivery_id, replay }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], identity: &[u8]) {
+        out.extend_from_slice(&self.fixed);
+        out.extend_from_slice(&self.original_time);
+        out.extend_from_slice(original_time);
+        out.extend_from_slice(&self.delivery_id);
+        varint(out, (self.replay.len() + identity.len()) as i64);
+        out.extend_from_slice(&self.replay);
+        out.extend_from_slice(identity);
+    }
+}
+
+/// Write the headers that the reference has made.
+fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
+    varint(out, headers.len() as i64);
+    for (name, value) in headers {
+        sized(out, name.as_bytes());
+        sized(out, value);
+    }
 }
 
 fn document_end(bytes: &[u8], start: usize) -> Result<usize, Declined> {

@@ -150,10 +150,8 @@ impl Page {
         headers: Vec<(String, Vec<u8>)>,
     ) -> PyResult<()> {
         let (page, place) = self.waiting()?;
-        let mut written = Vec::new();
-        batches::write_headers(&mut written, &headers);
         let ms = timestamp_ms;
-        let record = page::Record { kind, topic, partition, ms, key, value, headers: &written };
+        let record = page::Record { kind, topic, partition, ms, key, value, headers: &headers };
         page.add(place, &record)
             .map_err(|_| PyValueError::new_err(format!("no partition {partition} of {topic:?}")))
     }
