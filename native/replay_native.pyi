@@ -2,11 +2,11 @@
 
 from typing import Any, Final, TypedDict, final
 
-INTERFACE: Final = 1
+INTERFACE: Final = 2
 
 class Account(TypedDict):
     read: int
-    published: int
+    encoded: int
     skipped_replays: int
     bytes: int
     batches: list[tuple[str, int, Batch, int, int]]

@@ -30,7 +30,7 @@ from replay_app.exceptions import EventError, InvalidSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-INTERFACE = 1
+INTERFACE = 2
 AIOKAFKA = "0.14.0"
 """`FinishedBatch` overrides private names: those of this version."""
 
@@ -137,7 +137,7 @@ class NativeEncoder:
             work.add(kind, topic, partition, timestamp, key, value, headers)
         account = work.finish()
         out.read = account["read"]
-        out.published = account["published"]
+        out.published = account["encoded"]
         out.skipped_replays = account["skipped_replays"]
         out.bytes = account["bytes"]
         out.by_type = account["by_type"]
@@ -155,14 +155,14 @@ def _parts(spec: EncodeSpec) -> dict[str, Any]:
     mapping, target = spec.mapping, spec.target
     headers = replay_headers(spec)
     return {
-        "id_field": mapping.id_field,
-        "timestamp_field": mapping.timestamp_field,
-        "type_field": mapping.type_field,
-        "aggregate_field": mapping.aggregate_field,
-        "topic_field": mapping.topic_field,
-        "key_field": mapping.key_field,
-        "value_field": mapping.value_field,
-        "replayed_field": None if spec.include_replayed else mapping.replayed_field,
+        "field_id": mapping.id_field,
+        "field_timestamp": mapping.timestamp_field,
+        "field_type": mapping.type_field,
+        "field_aggregate": mapping.aggregate_field,
+        "field_topic": mapping.topic_field,
+        "field_key": mapping.key_field,
+        "field_value": mapping.value_field,
+        "field_replayed": None if spec.include_replayed else mapping.replayed_field,
         "timestamp_type": mapping.timestamp_type,
         "exclude_fields": list(mapping.exclude_fields),
         "topics": dict(mapping.topics),

@@ -50,49 +50,54 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct Fields {
     root: Node,
-    has_key_field: bool,
-    pub has_value_field: bool,
+    has_key: bool,
+    pub has_value: bool,
 }
 
-/// The settings from which `Fields` is made.
+/// The dotted paths of the fields, under the names that the settings have.
 #[derive(Debug, Default)]
-pub struct Paths<'a> {
-    pub id: Option<&'a str>,
-    pub timestamp: &'a str,
-    pub kind: &'a str,
-    pub aggregate: &'a str,
-    pub topic: &'a str,
-    pub key: Option<&'a str>,
-    pub value: Option<&'a str>,
-    /// None: replayed events too.
-    pub replayed: Option<&'a str>,
-    pub exclude: Vec<&'a str>,
+pub struct FieldPaths {
+    /// None: `event_id` where the document has it, else `_id`.
+    pub field_id: Option<String>,
+    pub field_timestamp: String,
+    pub field_type: String,
+    pub field_aggregate: String,
+    pub field_topic: String,
+    /// None: the aggregate, or the id of the event where the document has no aggregate.
+    pub field_key: Option<String>,
+    /// None: the value is the document as JSON.
+    pub field_value: Option<String>,
+    /// A document that has this field is itself a replayed event and is skipped. None: skip nothing.
+    pub field_replayed: Option<String>,
+    /// Fields that the JSON does not have.
+    pub exclude_fields: Vec<String>,
 }
 
 impl Fields {
     #[must_use]
-    pub fn new(paths: &Paths) -> Self {
+    pub fn new(paths: &FieldPaths) -> Self {
         let mut root = Node::default();
-        if let Some(id) = paths.id {
+        if let Some(id) = &paths.field_id {
             root.keep(id, EVENT_ID);
         } else {
             root.keep("event_id", EVENT_ID);
             root.keep("_id", ID);
         }
-        root.keep(paths.timestamp, TIME);
-        root.keep(paths.kind, TYPE);
-        root.keep(paths.key.unwrap_or(paths.aggregate), KEY);
-        root.keep(paths.topic, TOPIC);
-        if let Some(value) = paths.value {
+        root.keep(&paths.field_timestamp, TIME);
+        root.keep(&paths.field_type, TYPE);
+        root.keep(paths.field_key.as_ref().unwrap_or(&paths.field_aggregate), KEY);
+        root.keep(&paths.field_topic, TOPIC);
+        if let Some(value) = &paths.field_value {
             root.keep(value, VALUE);
         }
-        if let Some(replayed) = paths.replayed {
+        if let Some(replayed) = &paths.field_replayed {
             root.keep(replayed, REPLAYED);
         }
-        for path in &paths.exclude {
+        for path in &paths.exclude_fields {
             root.exclude(path);
         }
-        Self { root, has_key_field: paths.key.is_some(), has_value_field: paths.value.is_some() }
+        let (has_key, has_value) = (paths.field_key.is_some(), paths.field_value.is_some());
+        Self { root, has_key, has_value }
     }
 
     #[must_use]
@@ -175,7 +180,7 @@ impl Spec {
         scratch: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], Declined> {
         match slots[KEY] {
-            None | Some(Value::Null) if self.fields.has_key_field => Err(Declined),
+            None | Some(Value::Null) if self.fields.has_key => Err(Declined),
             None | Some(Value::Null) => Ok(identity),
             Some(Value::Binary(bytes)) => Ok(bytes),
             Some(value) => as_text(value, scratch),

@@ -55,14 +55,14 @@ struct Scratch {
 pub struct Finished {
     /// Topic, partition, the batch, bytes of its values.
     pub batches: Vec<(String, i32, Batch, u64)>,
-    pub published: u64,
+    pub encoded: u64,
     pub bytes: u64,
     pub by_type: Vec<(String, u64)>,
     pub by_topic: Vec<(String, u64)>,
 }
 
 enum Outcome {
-    Published,
+    Encoded,
     Skipped,
 }
 
@@ -105,7 +105,7 @@ impl Page {
             };
             let place = self.at..end;
             match self.encode(&bytes[place.clone()], &mut scratch) {
-                Ok(Outcome::Published) => self.pass(place),
+                Ok(Outcome::Encoded) => self.pass(place),
                 Ok(Outcome::Skipped) => self.skip(place),
                 Err(Declined) => {
                     declined = Some(place);
@@ -134,7 +134,7 @@ impl Page {
         let spec = Arc::clone(&self.spec);
         let Scratch { json, names, identity, key, route, headers } = scratch;
         json.clear();
-        let write = !spec.fields.has_value_field;
+        let write = !spec.fields.has_value;
         let slots = walk(document, spec.fields.root(), write, json, names)?;
         let identity = spec.identity(&slots, identity)?;
         if slots[REPLAYED].is_some() {
@@ -166,7 +166,7 @@ impl Page {
         let partition = (partition_hash(key) % count) as usize;
         self.append(topic_place, partition, ms, key, value, headers);
         self.types[type_place].1 += 1;
-        Ok(Outcome::Published)
+        Ok(Outcome::Encoded)
     }
 
     /// The places of an event's type and topic.
@@ -269,7 +269,7 @@ impl Page {
             })
             .collect();
         Finished {
-            published: batches.iter().map(|(_, _, batch, _)| batch.records as u64).sum(),
+            encoded: batches.iter().map(|(_, _, batch, _)| batch.records as u64).sum(),
             bytes: batches.iter().map(|(_, _, _, bytes)| bytes).sum(),
             batches,
             by_type: self.types.into_iter().filter(|(_, count)| *count > 0).collect(),

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::mapping::{Fields, Paths, Spec, TimestampType};
+use crate::mapping::{FieldPaths, Fields, Spec, TimestampType};
 use crate::{batches, page};
 
 /// A batch counts its bytes in 32 bits; larger records are declined.
@@ -56,25 +56,16 @@ impl Encoder {
     /// Take the parts of an `EncodeSpec`, by their names.
     #[new]
     fn new(spec: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let id: Option<String> = get(spec, "id_field")?;
-        let key: Option<String> = get(spec, "key_field")?;
-        let value: Option<String> = get(spec, "value_field")?;
-        let replayed: Option<String> = get(spec, "replayed_field")?;
-        let timestamp: String = get(spec, "timestamp_field")?;
-        let kind: String = get(spec, "type_field")?;
-        let aggregate: String = get(spec, "aggregate_field")?;
-        let topic: String = get(spec, "topic_field")?;
-        let exclude: Vec<String> = get(spec, "exclude_fields")?;
-        let fields = Fields::new(&Paths {
-            id: id.as_deref(),
-            timestamp: &timestamp,
-            kind: &kind,
-            aggregate: &aggregate,
-            topic: &topic,
-            key: key.as_deref(),
-            value: value.as_deref(),
-            replayed: replayed.as_deref(),
-            exclude: exclude.iter().map(String::as_str).collect(),
+        let fields = Fields::new(&FieldPaths {
+            field_id: get(spec, "field_id")?,
+            field_timestamp: get(spec, "field_timestamp")?,
+            field_type: get(spec, "field_type")?,
+            field_aggregate: get(spec, "field_aggregate")?,
+            field_topic: get(spec, "field_topic")?,
+            field_key: get(spec, "field_key")?,
+            field_value: get(spec, "field_value")?,
+            field_replayed: get(spec, "field_replayed")?,
+            exclude_fields: get(spec, "exclude_fields")?,
         });
         let spec = Spec {
             fields,
@@ -185,7 +176,7 @@ impl Page {
             .collect();
         let account = PyDict::new(py);
         account.set_item("read", read)?;
-        account.set_item("published", done.published)?;
+        account.set_item("encoded", done.encoded)?;
         account.set_item("skipped_replays", skipped)?;
         account.set_item("bytes", done.bytes)?;
         account.set_item("batches", batches)?;
@@ -258,5 +249,5 @@ mod replay_native {
 
     /// Raised by one with each change of what stands in `replay_native.pyi`.
     #[pymodule_export]
-    const INTERFACE: u32 = 1;
+    const INTERFACE: u32 = 2;
 }

@@ -273,7 +273,7 @@ def test_everyday_events_are_not_left_to_the_reference() -> None:
     native = importlib.import_module("replay_app.native")
     work = native.NativeEncoder(spec)._encoder.begin(page, NOW_MS)
     assert work.run() is None
-    assert work.finish()["published"] == 201
+    assert work.finish()["encoded"] == 201
 
 
 # What aiokafka sees

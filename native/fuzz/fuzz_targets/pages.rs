@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use replay_native::batches::{Codec, HEADER_BYTES};
-use replay_native::mapping::{Fields, Paths, Spec, TimestampType};
+use replay_native::mapping::{FieldPaths, Fields, Spec, TimestampType};
 use replay_native::page::Page;
 use replay_native::walk::{Node, walk};
 
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let (read, skipped) = (page.read, page.skipped);
     let finished = page.finish();
-    assert!(finished.published + skipped as u64 <= read as u64);
+    assert!(finished.encoded + skipped as u64 <= read as u64);
     for (_, _, batch, _) in &finished.batches {
         let header = batch.header(1, 2, 3, true);
         let length = i32::from_be_bytes(header[8..12].try_into().unwrap());
@@ -44,16 +44,16 @@ fn framed(fields: &[u8]) -> Vec<u8> {
 
 fn spec(options: u16) -> Spec {
     let is_set = |bit: u16| options >> bit & 1 != 0;
-    let paths = Paths {
-        id: is_set(0).then_some("meta.id"),
-        timestamp: "timestamp",
-        kind: "event_type",
-        aggregate: "aggregate_id",
-        topic: "topic",
-        key: is_set(1).then_some("meta.key"),
-        value: is_set(2).then_some("payload"),
-        replayed: is_set(3).then_some("headers.replay-id"),
-        exclude: vec!["_id", "meta.id"],
+    let paths = FieldPaths {
+        field_id: is_set(0).then(|| "meta.id".to_owned()),
+        field_timestamp: "timestamp".to_owned(),
+        field_type: "event_type".to_owned(),
+        field_aggregate: "aggregate_id".to_owned(),
+        field_topic: "topic".to_owned(),
+        field_key: is_set(1).then(|| "meta.key".to_owned()),
+        field_value: is_set(2).then(|| "payload".to_owned()),
+        field_replayed: is_set(3).then(|| "headers.replay-id".to_owned()),
+        exclude_fields: vec!["_id".to_owned(), "meta.id".to_owned()],
     };
     Spec {
         fields: Fields::new(&paths),
