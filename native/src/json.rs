@@ -133,32 +133,30 @@ pub fn date(out: &mut Vec<u8>, ms: i64) -> Result<(), Declined> {
 
 /// Write bytes as hexadecimal digits.
 pub fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    for byte in bytes {
-        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-    }
+    let digit = |four_bits: u8| HEX[usize::from(four_bits)];
+    out.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
 }
 
-/// Write a UUID's 16 bytes in the usual form.
+/// Write the 16 bytes of a UUID in the usual form, with dashes.
 pub fn uuid(out: &mut Vec<u8>, bytes: &[u8]) {
-    for (number, byte) in bytes.iter().enumerate() {
-        if matches!(number, 4 | 6 | 8 | 10) {
+    for (number, pair) in bytes.chunks(2).enumerate() {
+        if (2..=5).contains(&number) {
             out.push(b'-');
         }
-        hex(out, &[*byte]);
+        hex(out, pair);
     }
 }
 
 /// Write bytes as base64 with padding (RFC 4648).
 pub fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.reserve(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
+    out.extend(bytes.chunks(3).flat_map(|chunk| {
         let byte = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
         let word = byte(0) << 16 | byte(1) << 8 | byte(2);
         let digit = |shift: u32| BASE64[(word >> shift & 63) as usize];
         let third = if chunk.len() > 1 { digit(6) } else { b'=' };
         let fourth = if chunk.len() > 2 { digit(0) } else { b'=' };
-        out.extend_from_slice(&[digit(18), digit(12), third, fourth]);
-    }
+        [digit(18), digit(12), third, fourth]
+    }));
 }
 
 /// Write a Decimal128 as Python's `decimal` writes it.
