@@ -1,7 +1,7 @@
 # Builds the worker: docker build --tag event-replay .
 FROM rust:1.95-slim AS rust
 
-# The native encoder, built on the base that it runs on: it needs the same C library.
+# The native encoder is built on the image that it runs on, because it needs the same C library.
 FROM python:3.11-slim AS native
 COPY --from=rust /usr/local/cargo /usr/local/cargo
 COPY --from=rust /usr/local/rustup /usr/local/rustup
@@ -22,7 +22,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/replay
 WORKDIR /src
-# Wheels only: nothing is compiled here, so this stage needs no compiler.
+# Wheels only, so this stage needs no compiler.
 COPY requirements-runtime.lock ./
 RUN /opt/replay/bin/pip install --require-hashes --only-binary :all: -r requirements-runtime.lock
 COPY LICENSE pyproject.toml ./
@@ -33,7 +33,7 @@ RUN /opt/replay/bin/pip install --no-deps --no-build-isolation . \
     && /opt/replay/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.11-slim
-# Numbers, not names: Kubernetes can then check runAsNonRoot.
+# Numbers instead of names, so that Kubernetes can check runAsNonRoot.
 RUN groupadd --gid 10001 replay \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin replay \
     && install -d -o replay -g replay /data
@@ -45,12 +45,12 @@ ENV PATH=/opt/replay/bin:$PATH \
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-# The HTTP API binds to loopback, inside the container, until REPLAY_API_TOKEN is set.
+# Without REPLAY_API_TOKEN the HTTP API binds to loopback inside the container.
 EXPOSE 6066
-# http.client, because urllib would go through HTTP_PROXY.
+# http.client, because urllib would use HTTP_PROXY.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('REPLAY_WEB_PORT', '6066')), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
-# Exec form: the worker is process 1 and gets SIGTERM itself, ends its slice and leaves the group.
+# Exec form: the worker is process 1, so it gets SIGTERM, ends its slice and leaves the group.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["replay-app"]
 CMD ["worker"]

@@ -1,12 +1,13 @@
-"""Rebuild a projection from one replay, while live events go on in the same topic.
+"""Rebuild a projection from one replay, while live events arrive in the same topic.
 
-The projection here is the number of events of each aggregate::
+The projection in this example is the number of events of each aggregate::
 
     replay-app start --replay-id rebuild-1 --control-records
     python examples/consume.py localhost:9092 shop.orders rebuild-1
 
-A real one keeps its state, the delivery ids it has seen, and the consumer's offsets in one
-transaction of its own store; here they are in memory, and each run starts from the beginning.
+A real projection writes its state, the delivery ids that it has seen, and the consumer's offsets
+in one transaction of its database. This example keeps them in memory, and each run starts from the
+beginning of the topic.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from replay_app.consumer import provenance
 
 
 class Rebuild:
-    """How many events each aggregate has had, as one replay tells it."""
+    """The number of events of each aggregate, counted from one replay."""
 
     def __init__(self, replay_id: str, partitions: set[int]) -> None:
         self.events: Counter[str] = Counter()
@@ -32,22 +33,22 @@ class Rebuild:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the replay has ended on every partition; only control records tell."""
+        """Whether every partition has had its `end` control record."""
         return not self._unfinished
 
     def apply(self, record: ConsumerRecord) -> str:
-        """Take one record in; return in a word what it was."""
+        """Apply one record; return in a few words what the record was."""
         replayed = provenance(record.headers)
         if replayed is None:
-            return "live"  # the place for side effects: mails, payments
+            return "live"  # side effects, such as mails and payments, belong here
         if replayed.replay_id != self._replay_id:
             return "of another replay"
-        if replayed.control is not None:  # its key and value are null
+        if replayed.control is not None:  # a control record: key and value are null
             if replayed.control == "end":
                 self._unfinished.discard(record.partition)
             return replayed.control
-        # read_committed delivers each event once already; this is for those who start again
-        # from an older offset, and for brokers without transactions.
+        # read_committed delivers each event once. The check is for a consumer that starts again
+        # from an older offset.
         if replayed.delivery_id in self._seen:
             return "duplicate"
         if replayed.delivery_id is not None:
@@ -57,12 +58,12 @@ class Rebuild:
 
 
 async def consume(bootstrap: str, topic: str, replay_id: str) -> None:
-    """Print what each record of a topic is, until the replay has ended, and then the counts."""
+    """Print what each record of a topic is until the replay has ended, then print the counts."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=bootstrap,
         auto_offset_reset="earliest",
-        isolation_level="read_committed",  # else records of aborted slices are seen too
+        isolation_level="read_committed",  # or records of aborted slices would be seen too
     )
     await consumer.start()
     try:
