@@ -33,7 +33,7 @@ from replay_app.client import (
     produce_command,
 )
 from replay_app.commands import parse_command
-from replay_app.encoder import encoder_name
+from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError
 from replay_app.settings import Settings, load_settings
 from replay_app.supervisor import end_with_parent, run_workers
@@ -104,7 +104,7 @@ def _worker(options: argparse.Namespace) -> int:
     if options.processes > 1:
         return run_workers(settings, options.processes)
     # Imported here: Faust is large, and only a worker needs it.
-    from replay_app.app import run_worker  # noqa: PLC0415
+    from replay_app.worker import run_worker  # noqa: PLC0415
 
     return run_worker(settings)
 

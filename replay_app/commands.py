@@ -23,7 +23,6 @@ from pydantic import (
     model_validator,
 )
 
-from replay_app.events import Target as EventTarget
 from replay_app.exceptions import InvalidCommand
 
 REPLAY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -148,10 +147,6 @@ class Target(_Body):
             msg = "a target has either a topic or a prefix"
             raise ValueError(msg)
         return self
-
-    def for_events(self) -> EventTarget:
-        """Return the rule as the mapping takes it."""
-        return EventTarget(topic=self.topic, topics=self.topics, prefix=self.prefix)
 
 
 class _Command(_Body):

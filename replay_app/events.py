@@ -1,7 +1,7 @@
-"""Events: how a stored document becomes a Kafka record (design section 7, docs/mapping.md).
+"""Events: how a stored document becomes a Kafka record (docs/mapping.md).
 
-Pure functions on decoded documents. A document that cannot be mapped raises `EventError`, which
-says why for that event alone.
+Pure functions on decoded documents. For a document that cannot be mapped they raise `EventError`,
+which says why this one event fails.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 
+from replay_app.commands import Target
 from replay_app.exceptions import EventError
 
 Document = dict[str, Any]
@@ -50,17 +51,17 @@ TimestampType = Literal["date", "iso", "epoch_ms"]
 class EventMapping:
     """Where a document keeps what an event is made of; all fields are dotted paths."""
 
-    id_field: str | None = None
+    field_id: str | None = None
     """None: ``event_id`` where there is one, else ``_id``."""
-    timestamp_field: str = "timestamp"
-    type_field: str = "event_type"
-    aggregate_field: str = "aggregate_id"
-    topic_field: str = "topic"
-    key_field: str | None = None
+    field_timestamp: str = "timestamp"
+    field_type: str = "event_type"
+    field_aggregate: str = "aggregate_id"
+    field_topic: str = "topic"
+    field_key: str | None = None
     """None: the aggregate id, else the event id."""
-    value_field: str | None = None
+    field_value: str | None = None
     """None: the document as JSON; else this field's bytes or text, passed through as they are."""
-    replayed_field: str | None = None
+    field_replayed: str | None = None
     """Whose presence says that the stored event is itself a replayed one."""
     timestamp_type: TimestampType = "date"
     exclude_fields: tuple[str, ...] = ("_id",)
@@ -68,17 +69,6 @@ class EventMapping:
     topics: Mapping[str, str] = field(default_factory=dict)
     """Event type to topic."""
     topic_template: str = "{event_type}"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a command sends the events; nothing set: each to its original topic."""
-
-    topic: str | None = None
-    topics: Mapping[str, str] = field(default_factory=dict)
-    """Event type to topic; goes before ``topic``."""
-    prefix: str | None = None
-    """Put before the original topic's name."""
 
 
 def is_text(value: Any) -> TypeGuard[str]:
@@ -132,14 +122,14 @@ def event_id(document: Document, mapping: EventMapping) -> str:
         When it has none.
 
     """
-    if mapping.id_field is None:
+    if mapping.field_id is None:
         value = document.get("event_id")
         if value is None:
             value = document.get("_id")
     else:
-        value = field_at(document, mapping.id_field)
+        value = field_at(document, mapping.field_id)
     if value is None:
-        msg = f"it has no id in field {mapping.id_field or '_id'!r} (REPLAY_FIELD_ID)"
+        msg = f"it has no id in field {mapping.field_id or '_id'!r} (REPLAY_FIELD_ID)"
         raise EventError(msg)
     return as_text(value, "id")
 
@@ -153,10 +143,10 @@ def event_type(document: Document, mapping: EventMapping) -> str:
         When it has none, or one that is not text.
 
     """
-    value = field_at(document, mapping.type_field)
+    value = field_at(document, mapping.field_type)
     if is_text(value) and value:
         return value
-    msg = f"it has no type: field {mapping.type_field!r} (REPLAY_FIELD_TYPE) holds {_shown(value)}"
+    msg = f"it has no type: field {mapping.field_type!r} (REPLAY_FIELD_TYPE) holds {_shown(value)}"
     raise EventError(msg)
 
 
@@ -169,7 +159,7 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
         When the field is missing, of another type than configured, or no time of years 1 to 9999.
 
     """
-    value = field_at(document, mapping.timestamp_field)
+    value = field_at(document, mapping.field_timestamp)
     kind = mapping.timestamp_type
     try:
         if kind == "date" and isinstance(value, datetime):
@@ -182,7 +172,7 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
     except (ValueError, OverflowError):
         pass
     msg = (
-        f"it has no {kind} time: field {mapping.timestamp_field!r} (REPLAY_FIELD_TIMESTAMP, "
+        f"it has no {kind} time: field {mapping.field_timestamp!r} (REPLAY_FIELD_TIMESTAMP, "
         f"REPLAY_TIMESTAMP_TYPE) holds {_shown(value)}"
     )
     raise EventError(msg)
@@ -197,13 +187,13 @@ def event_key(document: Document, mapping: EventMapping, identity: str) -> bytes
         When the configured key field is missing, or the key has no text form.
 
     """
-    if mapping.key_field is not None:
-        value = field_at(document, mapping.key_field)
+    if mapping.field_key is not None:
+        value = field_at(document, mapping.field_key)
         if value is None:
-            msg = f"it has no key: field {mapping.key_field!r} (REPLAY_FIELD_KEY) is missing"
+            msg = f"it has no key: field {mapping.field_key!r} (REPLAY_FIELD_KEY) is missing"
             raise EventError(msg)
     else:
-        value = field_at(document, mapping.aggregate_field)
+        value = field_at(document, mapping.field_aggregate)
         if value is None:
             return identity.encode()
     return bytes(value) if isinstance(value, bytes) else as_text(value, "key").encode()
@@ -246,14 +236,14 @@ def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
         When a value has no mapping to JSON, or the pass-through field is no bytes or text.
 
     """
-    if mapping.value_field is not None:
-        value = field_at(document, mapping.value_field)
+    if mapping.field_value is not None:
+        value = field_at(document, mapping.field_value)
         if isinstance(value, bytes):
             return bytes(value)
         if is_text(value):
             return value.encode()
         msg = (
-            f"field {mapping.value_field!r} (REPLAY_FIELD_VALUE) holds {_shown(value)}; only "
+            f"field {mapping.field_value!r} (REPLAY_FIELD_VALUE) holds {_shown(value)}; only "
             "bytes and text can be passed through"
         )
         raise EventError(msg)

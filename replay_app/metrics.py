@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, ge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from replay_app.progress import Counters
+from replay_app.reports import Counters
 
 Stage = Literal["read", "encode", "send", "commit"]
 SLICE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -57,7 +57,7 @@ class Metrics:
         for why in ("malformed", "conflict"):
             self.refused_commands.labels(why)
 
-    def committed(self, kind: str, seconds: float, more: Counters, more_bytes: int) -> None:
+    def count_slice(self, kind: str, seconds: float, more: Counters, more_bytes: int) -> None:
         """Count a slice and what it added to its shard's counters."""
         self._slices.labels(kind).observe(seconds)
         self._events.labels("published").inc(more.published)

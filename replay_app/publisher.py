@@ -1,4 +1,4 @@
-"""Producers: the fenced one that writes transactions, and the plain one for internal records."""
+"""Producers: the fenced producer of transactions, and the plain producer of internal records."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from replay_app.exceptions import Unavailable
-from replay_app.progress import MAX_INTERNAL_BYTES
+from replay_app.reports import MAX_INTERNAL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from replay_app.encoder import Batch
-    from replay_app.progress import Offsets
+    from replay_app.pages import Batch
+    from replay_app.reports import Offsets
     from replay_app.settings import Settings
+    from replay_app.topics import Topic
 
 logger = logging.getLogger(__name__)
 
-STOP_SECONDS = 5.0
-"""A fenced or cut-off producer may hang in stop(); it is left behind after this."""
+PRODUCER_STOP_SECONDS = 5.0
+"""A fenced or disconnected producer may hang in ``stop()``. After this time it is left alone."""
 TRANSACTION_TIMEOUT_MS = 60_000
-"""Never lower: one that expires while a lone broker starts can be committed (design section 6)."""
-HEARTBEAT_SECONDS = 3.0
-"""Interval of the group's heartbeats; a worker learns of its eviction within it."""
+"""Never lower. A transaction that expires while a lone broker starts may be committed
+(docs/faust.md, "Transactions")."""
+GROUP_HEARTBEAT_SECONDS = 3.0
+"""Interval of the heartbeats in the consumer group. An evicted worker learns of its eviction within
+this time."""
+REOPEN_SECONDS = GROUP_HEARTBEAT_SECONDS + 0.5
+"""How long a worker waits before it starts a producer again after an error. An evicted worker
+learns of its eviction first, and does not fence the new owner."""
 REQUEST_TIMEOUT_MS = 30_000
 BATCH_OVERHEAD = 48_576
-"""What is around the records of a request; with it a session is still below the broker's limit."""
-RETRY_SECONDS = 1.0
+"""Bytes of a request around its records. A session with this overhead stays below the broker's
+limit."""
+RESEND_SECONDS = 1.0
 
-#: What a producer raises when it must be discarded: its own errors, and the assertions with which
-#: aiokafka answers calls after a fatal one.
+#: What a producer raises when it must be discarded. After a fatal error aiokafka answers calls with
+#: an AssertionError.
 PRODUCER_ERRORS = (KafkaError, AssertionError, asyncio.TimeoutError, ConnectionError)
 
 
 class FencedProducer:
-    """One transactional producer that fences every other one of its transactional id.
+    """A transactional producer that fences every other producer of its transactional id.
 
-    `start` settles the open transaction of a former owner; from then on whatever that owner still
-    sends fails. After any error discard it (`discard`) and make a new one: a fatal state is final.
-
-    With ``delivery=at_least_once`` the same calls publish without a transaction: `commit` waits
-    for all acks, and nothing is fenced.
+    `start` settles the open transaction of the former owner. Whatever the former owner sends later
+    fails. After any error call `discard` and use a `renewed` producer: a fatal state is final.
     """
 
     def __init__(self, settings: Settings, bootstrap: str, transactional_id: str) -> None:
@@ -53,11 +57,10 @@ class FencedProducer:
         self._bootstrap = bootstrap
         self.transactional_id = transactional_id
         self.in_transaction = False
-        self.transactional = settings.delivery == "exactly_once"
         compression = None if settings.compression == "none" else settings.compression
         self._producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap,
-            transactional_id=transactional_id if self.transactional else None,
+            transactional_id=transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             acks="all",
@@ -69,7 +72,7 @@ class FencedProducer:
         self._unacked: list[asyncio.Future[Any]] = []
 
     async def start(self) -> Self:
-        """Fence the former owner and be ready to begin a transaction."""
+        """Fence the former owner, and be ready to begin a transaction."""
         try:
             await self._producer.start()
         except BaseException:
@@ -78,25 +81,24 @@ class FencedProducer:
         return self
 
     def renewed(self) -> FencedProducer:
-        """Return a fresh producer of the same transactional id."""
+        """Return a new producer of the same transactional id, not started."""
         return FencedProducer(self._settings, self._bootstrap, self.transactional_id)
 
     async def begin(self) -> None:
         """Begin a transaction."""
         self._unacked.clear()
-        if self.transactional:
-            await self._producer.begin_transaction()
+        await self._producer.begin_transaction()
         self.in_transaction = True
 
     async def send(self, topic: str, *, partition: int, **record: Any) -> None:
-        """Add one record to the transaction; the ack is awaited by `commit`."""
+        """Add one record to the transaction. `commit` awaits the broker's ack."""
         self._unacked.append(await self._producer.send(topic, partition=partition, **record))
 
     async def send_batches(self, batches: Iterable[Batch], offsets: Offsets) -> None:
         """Publish finished batches, each partition's in their order, and widen ``offsets``.
 
-        Returns when all are acked. Partitions go side by side: one partition takes only one
-        batch at a time.
+        Returns when the broker has acked all. Partitions are sent side by side: aiokafka takes one
+        batch at a time for a partition.
         """
         lanes: dict[tuple[str, int], list[Batch]] = {}
         for batch in batches:
@@ -122,38 +124,32 @@ class FencedProducer:
             start, _ = known.get(partition, (first, 0))
             known[partition] = (start, first + batch.records - 1)
 
-    async def acked(self) -> None:
-        """Await the acks of all records sent one by one."""
+    async def commit(self) -> None:
+        """Await the acks of all records, and commit the transaction."""
         if self._unacked:
             await asyncio.gather(*self._unacked)
             self._unacked.clear()
-
-    async def commit(self) -> None:
-        """Await all acks and commit the transaction."""
-        await self.acked()
-        if self.transactional:
-            await self._producer.commit_transaction()
+        await self._producer.commit_transaction()
         self.in_transaction = False
 
     async def abort(self) -> None:
         """Abort the transaction."""
-        if self.transactional:
-            await self._producer.abort_transaction()
+        await self._producer.abort_transaction()
         self.in_transaction = False
 
     async def discard(self) -> None:
-        """Stop the producer, whatever state it is in."""
+        """Stop the producer, whatever its state."""
         for ack in self._unacked:
             ack.cancel()
         with contextlib.suppress(*PRODUCER_ERRORS, Exception):
-            await asyncio.wait_for(self._producer.stop(), STOP_SECONDS)
+            await asyncio.wait_for(self._producer.stop(), PRODUCER_STOP_SECONDS)
 
 
 class Outbox:
-    """The plain producer of internal records: tokens, progress, commands.
+    """The plain producer of internal records: tokens, reports, commands.
 
-    Its records may be repeated, never lost: `send` returns only when the broker has the record,
-    and tries again for as long as that takes.
+    A record may be sent twice, and is never lost: `send` returns when the broker has the record,
+    and tries until then.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -175,37 +171,39 @@ class Outbox:
         """Disconnect."""
         if self._producer is not None:
             with contextlib.suppress(*PRODUCER_ERRORS):
-                await asyncio.wait_for(self._producer.stop(), STOP_SECONDS)
+                await asyncio.wait_for(self._producer.stop(), PRODUCER_STOP_SECONDS)
             self._producer = None
 
-    async def send(self, topic: str, key: str, value: bytes, partition: int) -> None:
-        """Append one record and await its ack, however long the broker is away."""
+    async def send(self, topic: Topic, key: str, value: bytes) -> None:
+        """Append one record to its key's partition, and try until the broker has acked it."""
         while True:
             try:
-                await self.try_send(topic, key, value, partition)
+                await self.try_send(topic, key, value)
             except Unavailable as error:
                 logger.warning("%s; trying again", error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RESEND_SECONDS)
             else:
                 return
 
     async def try_send(
-        self, topic: str, key: str, value: bytes, partition: int, seconds: float | None = None
+        self, topic: Topic, key: str, value: bytes, seconds: float | None = None
     ) -> None:
-        """Append one record and await its ack.
+        """Append one record to its key's partition, and await the broker's ack.
 
         Raises
         ------
         Unavailable
-            When the broker does not take it in time.
+            When the broker does not ack the record within ``seconds``.
 
         """
         if self._producer is None:
             msg = "the worker is starting or stopping; try again in a few seconds"
             raise Unavailable(msg)
-        sending = self._producer.send_and_wait(topic, value, key=key.encode(), partition=partition)
+        sending = self._producer.send_and_wait(
+            topic.name, value, key=key.encode(), partition=topic.partition(key)
+        )
         try:
             await asyncio.wait_for(sending, seconds)
         except PRODUCER_ERRORS as error:
-            msg = f"Kafka at {self._settings.kafka} takes no record for {topic!r}: {error!r}"
+            msg = f"Kafka at {self._settings.kafka} takes no record for {topic.name!r}: {error!r}"
             raise Unavailable(msg) from error

@@ -17,6 +17,7 @@ from bson.binary import UuidRepresentation
 from bson.json_util import JSONMode, JSONOptions
 
 from replay_app.events import EPOCH
+from replay_app.internals import to_json_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +44,7 @@ _EXPRESSION_TYPES = {
 
 def to_json(value: Any) -> Any:
     """Return BSON values as plain JSON values (canonical extended JSON)."""
-    return json_util._json_convert(value, _JSON)  # noqa: SLF001 - dumps() without the text
+    return to_json_values(value, _JSON)
 
 
 def encode_cursor(values: Sequence[Any]) -> str:
@@ -69,15 +70,15 @@ def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
     """Return the query for everything in a filter but the time range (see `time_range`)."""
     parts: list[Query] = []
     if wanted.event_types:
-        parts.append({mapping.type_field: {"$in": list(wanted.event_types)}})
+        parts.append({mapping.field_type: {"$in": list(wanted.event_types)}})
     if wanted.exclude_event_types:
-        parts.append({mapping.type_field: {"$nin": list(wanted.exclude_event_types)}})
+        parts.append({mapping.field_type: {"$nin": list(wanted.exclude_event_types)}})
     if wanted.aggregate_ids:
-        parts.append({mapping.aggregate_field: {"$in": _spellings(wanted.aggregate_ids)}})
+        parts.append({mapping.field_aggregate: {"$in": _spellings(wanted.aggregate_ids)}})
     if wanted.event_ids:
         ids = _spellings(wanted.event_ids)
-        if mapping.id_field:
-            parts.append({mapping.id_field: {"$in": ids}})
+        if mapping.field_id:
+            parts.append({mapping.field_id: {"$in": ids}})
         else:  # as the mapping finds it: event_id where there is one, else _id
             parts.append(
                 {"$or": [{"event_id": {"$in": ids}}, {"event_id": None, "_id": {"$in": ids}}]}
@@ -118,17 +119,17 @@ def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> 
     bounds: Query = {"$lt": _stored_time(end, mapping), "$not": {"$type": "array"}}
     if start is not None:
         bounds["$gte"] = _stored_time(start, mapping)
-    return {mapping.timestamp_field: bounds}
+    return {mapping.field_timestamp: bounds}
 
 
 def untimed(mapping: EventMapping) -> Query:
     """Return the query for events whose timestamp is missing or of another type."""
-    return {"$nor": [of_type(mapping.timestamp_field, _BSON_TYPE[mapping.timestamp_type])]}
+    return {"$nor": [of_type(mapping.field_timestamp, _BSON_TYPE[mapping.timestamp_type])]}
 
 
 def time_keys(end: datetime, mapping: EventMapping) -> list[Any]:
     """Return the aggregation expressions whose two values `in_time` judges."""
-    value = f"${mapping.timestamp_field}"
+    value = f"${mapping.field_timestamp}"
     kind: Any = {"$type": value}
     if mapping.timestamp_type == "epoch_ms":
         kind = {"$cond": [{"$gte": [value, -math.inf]}, kind, "NaN"]}

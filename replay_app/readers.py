@@ -1,4 +1,4 @@
-"""The open readers of one partition of ``replay.work``: few at a time, in turns."""
+"""The open readers of one partition of ``replay.work``: at most OPEN_READERS, taken in turns."""
 
 from __future__ import annotations
 
@@ -7,73 +7,75 @@ from typing import TYPE_CHECKING
 
 from replay_app.queries import after, all_of, compile_filter, from_json
 from replay_app.store import EventStore, PageReader
-from replay_app.topics import partition_of
+from replay_app.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from replay_app.commands import Start
-    from replay_app.progress import ShardPlan
+    from replay_app.reports import ShardPlan
     from replay_app.sessions import Session
     from replay_app.settings import Settings
 
 OPEN_READERS = 4
-"""Each holds up to two pages. Further shards take turns."""
+"""Readers of a partition that are open at the same time. Each holds up to two pages."""
 
 _closing: set[asyncio.Task[None]] = set()
-"""Keeps a reference to closing readers: a task without one may be collected."""
+"""References to the tasks that close readers: Python may collect a task without a reference."""
 
 
 class Readers:
-    """The readers of a partition's shards; a shard is known by its token's key."""
+    """The readers of a partition's shards, by the key of the shard's tokens."""
 
     def __init__(
         self, settings: Settings, store: EventStore, partition: int, wake: Callable[[str], bool]
     ) -> None:
         self._settings = settings
+        self._work = Topics.of(settings).work
         self._store = store
         self._partition = partition
         self._wake = wake
-        """Lets a shard that waits for a reader try again; False: it does not wait."""
+        """Lets a shard that waits for a reader try again. Returns False if the shard does not
+        wait."""
         self._readers: dict[str, PageReader] = {}
-        self._warm: dict[str, tuple[ShardPlan, PageReader]] = {}
-        """Opened for drafts; no slice has used them yet."""
+        self._drafts: dict[str, tuple[ShardPlan, PageReader]] = {}
+        """Readers opened for drafts. No slice has used them yet."""
         self._queue: dict[str, None] = {}
-        """The shards that wait for a reader, in the order in which they came."""
+        """The shards that wait for a reader, in the order of their requests."""
 
     def take(
         self, key: str, start: Start, shard: ShardPlan, cursor: str | None
     ) -> PageReader | None:
-        """Return a reader of a shard that stands at ``cursor``; an open one, if it does.
+        """Return a reader for a shard that stands at ``cursor``.
 
-        None where others have all of them and none of those has had its turn, which lasts until
-        it has given a page. A query that was given up before would have cost the store its work,
-        and among many shards none would ever come to its first page.
+        None if every slot belongs to a shard that has not served a page yet. A query that is given
+        up before its first page has cost the store its work, and many shards would take turns
+        without ever reaching a first page.
         """
-        drafted, found = self._warm.pop(key, (shard, None))
-        found = self._readers.pop(key, found)
-        if found is not None and (drafted != shard or found.position != cursor):
-            _close_later(found)
-            found = None
-        if found is None:
+        draft, reader = self._drafts.pop(key, (shard, None))
+        reader = self._readers.pop(key, reader)
+        if reader is not None and (draft != shard or reader.position != cursor):
+            _close_later(reader)
+            reader = None
+        if reader is None:
             if not self._make_room():
                 self._queue.setdefault(key)
                 return None
-            found = self._open(start, shard, cursor)
+            reader = self._open(start, shard, cursor)
         self._queue.pop(key, None)
-        self._readers[key] = found  # behind those that were used less recently
-        return found
+        self._readers[key] = reader  # the most recently used reader stands last
+        return reader
 
     def get(self, key: str) -> PageReader | None:
-        """Return a shard's reader, if it has one."""
+        """Return a shard's reader; None if the shard has no open reader."""
         return self._readers.get(key)
 
     def is_waiting(self, key: str) -> bool:
         """Whether a shard waits for a reader."""
         return key in self._queue
 
-    def had_turn(self) -> None:
-        """Let the next shard in the queue have a reader."""
+    def wake_next(self) -> None:
+        """Wake the next shard that waits for a reader."""
         while self._queue:
             key = next(iter(self._queue))
             del self._queue[key]
@@ -81,47 +83,51 @@ class Readers:
                 return
 
     def on_session(self, session: Session) -> None:
-        """Open readers, as far as there is room, while the events of a plan are being counted.
+        """Open readers for the draft of a plan, while the plan step still counts events.
 
-        So the store finds the first page and the number of events at the same time. Those that
-        were opened for nothing are closed.
+        The store then searches the first pages and counts at the same time. Readers of a draft
+        that is no longer wanted are closed.
         """
         drafts = {f"{session.replay_id}/{n}": shard for n, shard in enumerate(session.draft)}
         is_wanted = session.state in {"planning", "running"}
-        for key, (shard, reader) in list(self._warm.items()):
+        for key, (shard, reader) in list(self._drafts.items()):
             is_own = key.rpartition("/")[0] == session.replay_id
             if is_own and not (is_wanted and shard == drafts.get(key, shard)):
-                del self._warm[key]
+                del self._drafts[key]
                 _close_later(reader)
         for key, shard in drafts.items():
-            is_here = partition_of(key.encode(), self._settings.partitions) == self._partition
+            is_here = self._work.partition(key) == self._partition
             has_room = self._count() < OPEN_READERS and not self._queue
-            if is_here and has_room and key not in self._warm:
-                self._warm[key] = shard, self._open(session.start, shard, None)
+            if is_here and has_room and key not in self._drafts:
+                self._drafts[key] = shard, self._open(session.start, shard, None)
 
     async def drop(self, key: str) -> None:
-        """Close a shard's reader, if it has one."""
+        """Close a shard's reader, if the shard has one."""
         reader = self._readers.pop(key, None)
         if reader is not None:
             await reader.close()
-            self.had_turn()
+            self.wake_next()
 
     async def close(self) -> None:
-        """Close all."""
-        readers = [*self._readers.values(), *(reader for _, reader in self._warm.values())]
+        """Close all readers."""
+        readers = [*self._readers.values(), *(reader for _, reader in self._drafts.values())]
         self._readers.clear()
-        self._warm.clear()
+        self._drafts.clear()
         await asyncio.gather(*(reader.close() for reader in readers))
 
     def _count(self) -> int:
-        return len(self._readers) + len(self._warm)
+        return len(self._readers) + len(self._drafts)
 
     def _make_room(self) -> bool:
-        """Close a reader, if all are open, that is a draft's or has had its turn."""
+        """Return whether a slot is free, after closing a reader if all slots are taken.
+
+        Readers of drafts are closed first, then the least recently used reader that has served a
+        page.
+        """
         if self._count() < OPEN_READERS:
             return True
-        if self._warm:
-            _, reader = self._warm.pop(next(iter(self._warm)))
+        if self._drafts:
+            _, reader = self._drafts.pop(next(iter(self._drafts)))
             _close_later(reader)
             return True
         served = next((key for key, one in self._readers.items() if one.has_served), None)

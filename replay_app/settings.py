@@ -13,11 +13,23 @@ from typing import Annotated, Any, Literal
 import pydantic
 from aiokafka.helpers import create_ssl_context
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from replay_app.events import TOPIC_NAME, TOPIC_RULE, EventMapping
 from replay_app.exceptions import InvalidSettings
 
+REMOVED_SETTINGS = {
+    "REPLAY_DELIVERY": "every replay is published exactly once; remove the variable"
+}
+INTERNAL: dict[str, Any] = {"internal": True}
+"""Marks a setting that only tests and benchmarks change. The tables of settings leave it out."""
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
 
 
@@ -108,15 +120,21 @@ class Settings(BaseSettings):
     public_reads: bool = Field(default=False, description="Let anybody read the HTTP API.")
 
     # Speed and survival
-    slice_events: int = Field(100_000, ge=1, description="Events of one slice (one transaction).")
+    slice_events: int = Field(
+        100_000,
+        ge=1,
+        description="Events of one slice (one transaction).",
+        json_schema_extra=INTERNAL,
+    )
     slice_seconds: float = Field(2.0, gt=0, le=30, description="Longest slice.")
-    slice_bytes: int = Field(64 << 20, ge=1 << 20, description="Encoded bytes of one slice.")
-    page_events: int = Field(5_000, ge=1, le=100_000, description="Events of one page.")
+    slice_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="Encoded bytes of one slice.", json_schema_extra=INTERNAL
+    )
+    page_events: int = Field(
+        5_000, ge=1, le=100_000, description="Events of one page.", json_schema_extra=INTERNAL
+    )
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         "snappy", description="Codec of the published batches."
-    )
-    delivery: Literal["exactly_once", "at_least_once"] = Field(
-        "exactly_once", description="at_least_once for brokers without transactions."
     )
     plan_seconds: float = Field(60.0, gt=0, description="Longest count before matched is unknown.")
     stall_seconds: float = Field(30.0, gt=0, description="No progress for so long: stalled.")
@@ -188,16 +206,16 @@ class Settings(BaseSettings):
 
     @cached_property
     def mapping(self) -> EventMapping:
-        """How stored documents become events (design section 7)."""
+        """The rules by which stored documents become records (docs/mapping.md)."""
         return EventMapping(
-            id_field=self.field_id or None,
-            timestamp_field=self.field_timestamp,
-            type_field=self.field_type,
-            aggregate_field=self.field_aggregate,
-            topic_field=self.field_topic,
-            key_field=self.field_key or None,
-            value_field=self.field_value or None,
-            replayed_field=self.field_replayed or None,
+            field_id=self.field_id or None,
+            field_timestamp=self.field_timestamp,
+            field_type=self.field_type,
+            field_aggregate=self.field_aggregate,
+            field_topic=self.field_topic,
+            field_key=self.field_key or None,
+            field_value=self.field_value or None,
+            field_replayed=self.field_replayed or None,
             timestamp_type=self.timestamp_type,
             exclude_fields=self.exclude_fields,
             topics=self.topics,
@@ -250,6 +268,7 @@ def load_settings(**overrides: Any) -> Settings:
         With one line for each wrong variable.
 
     """
+    _refuse_removed()
     try:
         return Settings(**overrides)
     except pydantic.ValidationError as error:
@@ -259,6 +278,14 @@ def load_settings(**overrides: Any) -> Settings:
         variable = f"REPLAY_{named[1].upper()}" if named else "a REPLAY_ variable"
         msg = f'{variable}: not JSON; write an object such as {{"order_placed": "orders"}}'
         raise InvalidSettings(msg) from error
+
+
+def _refuse_removed() -> None:
+    """Refuse settings of former versions: to ignore one would change what the operator expects."""
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    for variable, remedy in REMOVED_SETTINGS.items():
+        if variable.lower() in given:
+            raise InvalidSettings(f"{variable} is no longer a setting: {remedy}")
 
 
 def _sentence(error: Any) -> str:

@@ -10,11 +10,8 @@ from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import bson
 from bson.errors import BSONError
-from bson.raw_bson import _RAW_ARRAY_BSON_OPTIONS, _RawArrayBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCursor
-from pymongo.cursor import RawBatchCursor
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
@@ -27,6 +24,7 @@ from pymongo.errors import (
 )
 
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
+from replay_app.internals import PageCursor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -170,7 +168,7 @@ class EventStore:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the matching events in order, as pages of concatenated raw BSON documents."""
         with self._errors():
-            find = _PageCursor(
+            find = PageCursor(
                 self._collection.delegate,
                 query,
                 sort=[(field, 1) for field in sort],
@@ -229,28 +227,6 @@ def _collect_stages(plan: Any, stages: set[str]) -> None:
     elif isinstance(plan, list):
         for part in plan:
             _collect_stages(part, stages)
-
-
-class _PageCursor(RawBatchCursor[Any]):  # what find_raw_batches() makes
-    """A cursor over raw batches, a few times cheaper than its base.
-
-    The base also makes an object of each document, only to throw it away: with the interpreter
-    lock held, and at the cost of half of the whole encoding.
-    """
-
-    def _unpack_response(
-        self,
-        response: Any,
-        cursor_id: int | None,  # noqa: ARG002 - the base's signature
-        codec_options: Any,  # noqa: ARG002
-        user_fields: Any = None,
-        legacy_response: bool = False,  # noqa: ARG002, FBT001, FBT002
-    ) -> list[Any]:
-        options: Any = _RAW_ARRAY_BSON_OPTIONS
-        reply = _RawArrayBSONDocument(response.payload_document, options)
-        fields = bson._decode_selective(reply, user_fields, options)  # noqa: SLF001
-        bson._convert_raw_document_lists_to_streams(fields)  # noqa: SLF001
-        return [fields]
 
 
 class PageReader:

@@ -1,37 +1,31 @@
-"""The counters of a shard while a slice adds to them."""
+"""The counters of a shard, while a slice adds pages to them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replay_app.progress import (
+from replay_app.reports import (
     MAX_LISTED_FAILURES,
     OTHER,
     Counters,
     Failure,
     Offsets,
     ShardProgress,
-    listed_name,
-    listed_offsets,
+    bound_offsets,
+    short_name,
 )
 
 if TYPE_CHECKING:
-    from replay_app.encoder import EncodedPage
+    from replay_app.pages import EncodedPage
 
-MAX_NAMES = 500
-"""Types, and topics, that a checkpoint counts one by one; the others together."""
+MAX_SHARD_NAMES = 500
+"""Types, and topics, that a checkpoint counts by name. The others are counted together."""
 
 
-@dataclass
 class Tally:
-    """The counters of a shard while a slice adds to them."""
+    """The counters of a shard, while a slice adds pages to them."""
 
-    base: ShardProgress
-
-    def __post_init__(self) -> None:
-        """Copy what is added to in place."""
-        base = self.base
+    def __init__(self, base: ShardProgress) -> None:
         self.read = base.counters.read
         self.published = base.counters.published
         self.skipped = base.counters.skipped
@@ -43,17 +37,20 @@ class Tally:
         self.by_topic = dict(base.by_topic)
         self.offsets: Offsets = {t: dict(partitions) for t, partitions in base.offsets.items()}
         self.failures = list(base.failures)
+        self.last_time = base.last_time
 
     def add(self, page: EncodedPage, *, dry_run: bool, on_error: str) -> None:
         """Add one page."""
         self.read += page.read
-        self.valid += page.published
+        self.valid += page.encoded
         self.bytes += page.bytes
         self.skipped += page.skipped_replays
         if not dry_run:
-            self.published += page.published
-        # Under "fail" the page ends before its failure, which is not counted.
-        failed = page.read - page.published - page.skipped_replays
+            self.published += page.encoded
+        if page.read:
+            self.last_time = page.last_time
+        # With on_error "fail" the page ends before its failure, which is not counted.
+        failed = page.read - page.encoded - page.skipped_replays
         self.failed += failed
         if on_error == "dead-letter" and not dry_run:
             self.dead_lettered += failed
@@ -63,14 +60,14 @@ class Tally:
         for failure in page.failures[: min(failed, room)]:
             self.failures.append(Failure(event_id=failure.event_id, reason=failure.reason))
         for total, more in ((self.by_type, page.by_type), (self.by_topic, page.by_topic)):
-            for name, count in more.items():
-                listed = listed_name(name)
-                if listed not in total and len(total) >= MAX_NAMES:
-                    listed = OTHER
-                total[listed] = total.get(listed, 0) + count
+            for long_name, count in more.items():
+                name = short_name(long_name)
+                if name not in total and len(total) >= MAX_SHARD_NAMES:
+                    name = OTHER
+                total[name] = total.get(name, 0) + count
 
     def progress(self, **update: Any) -> ShardProgress:
-        """Return the sum."""
+        """Return the shard's progress, with further fields from ``update``."""
         return ShardProgress(
             counters=Counters(
                 read=self.read,
@@ -83,7 +80,8 @@ class Tally:
             bytes=self.bytes,
             by_type=self.by_type,
             by_topic=self.by_topic,
-            offsets=listed_offsets(self.offsets),
+            offsets=bound_offsets(self.offsets),
             failures=tuple(self.failures),
+            last_time=self.last_time,
             **update,
         )

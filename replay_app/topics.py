@@ -1,4 +1,4 @@
-"""Every topic of this program: its name, partitions and configuration, declared in one place."""
+"""Every topic of this program: name, partitions and configuration, declared in one place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
@@ -18,6 +18,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import murmur2
 
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.internals import request_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,20 +30,24 @@ logger = logging.getLogger(__name__)
 _DAY_MS = 24 * 60 * 60 * 1000
 _COMPACTED = {
     "cleanup.policy": "compact",
-    # A worker that opens a partition reads it from the start: keep the uncompacted tail short.
+    # A worker that opens a partition reads the whole partition: keep the uncompacted part short.
     "segment.bytes": str(8 << 20),
     "segment.ms": str(10 * 60 * 1000),
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(_DAY_MS),
 }
-# In segments of a day: only whole ones are deleted, and no command may outlive its session.
+# In segments of a day: Kafka deletes whole segments only, and no command may outlive its session.
 _KEPT_A_WEEK = {
     "cleanup.policy": "delete",
     "retention.ms": str(6 * _DAY_MS),
     "segment.ms": str(_DAY_MS),
 }
+TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
+"""By API key (Kafka's protocol guide): the requests without which there are no transactions."""
 NOOP = b'{"kind":"noop"}'
-"""The record that primes a fresh partition; the agents ignore it."""
+"""The record that primes a new partition. The agents ignore it."""
+_HASHES: dict[bytes, int] = {}
+MAX_HASHES = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,17 @@ class Topic:
     partitions: int
     config: dict[str, str] = field(default_factory=dict)
     on_target: bool = False
-    """It lives on the cluster that receives the replayed records."""
+    """Whether the topic is on the cluster that receives the replayed records."""
     subscribed: bool = False
-    """A Faust agent reads it."""
+    """Whether a Faust agent reads the topic."""
+
+    def partition(self, key: str) -> int:
+        """Return the partition of a key.
+
+        A replay has the same partition number in ``replay.requests``, ``replay.progress`` and
+        ``replay.status``; a shard has it in ``replay.work`` and ``replay.checkpoints``.
+        """
+        return partition_of(key.encode(), self.partitions)
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,11 @@ class Topics:
 
     @classmethod
     def of(cls, settings: Settings) -> Topics:
-        """Name the topics of these settings."""
+        """Return the topics of an installation with these settings."""
         prefix, count = settings.topic_prefix, settings.partitions
         return cls(
-            # Shorter than the retention of sessions: a command that Kafka still holds always
-            # meets the session that it started, even after the group's offsets have expired.
+            # Kept for less time than sessions: a command that is read again, after the group's
+            # offsets have expired, always finds the session that it started.
             requests=Topic(f"{prefix}requests", count, _KEPT_A_WEEK, subscribed=True),
             work=Topic(f"{prefix}work", count, _KEPT_A_WEEK, subscribed=True),
             progress=Topic(f"{prefix}progress", count, _KEPT_A_WEEK, subscribed=True),
@@ -102,17 +115,24 @@ class Topics:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner gives to a key."""
-    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+    """Return the partition that Kafka's default partitioner (Java's, murmur2) gives to a key."""
+    # aiokafka's murmur2 is written in Python, and keys repeat: keep the hashes.
+    found = _HASHES.get(key)
+    if found is None:
+        found = int(murmur2(key) & 0x7FFFFFFF)
+        if len(_HASHES) >= MAX_HASHES:
+            _HASHES.clear()
+        _HASHES[key] = found
+    return found % partitions
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
-    """Create the topics that are missing and prime every partition; return the created names.
+    """Create the missing topics and prime every partition; return the names of the new topics.
 
     Raises
     ------
     InvalidSettings
-        When a topic exists with another partition count.
+        When a topic exists with another partition count, or a broker has no transactions.
     Unavailable
         When the broker does not answer.
 
@@ -120,6 +140,7 @@ async def ensure_topics(settings: Settings) -> list[str]:
     declared = Topics.of(settings).all()
     created: list[str] = []
     for bootstrap, on_target in _clusters(settings):
+        await _require_transactions(settings, bootstrap)
         wanted = [t for t in declared if on_target is None or t.on_target is on_target]
         created += await _create_missing(settings, bootstrap, wanted)
     await _prime(settings, [t for t in declared if t.subscribed])
@@ -129,7 +150,14 @@ async def ensure_topics(settings: Settings) -> list[str]:
 async def partition_counts(
     settings: Settings, bootstrap: str, names: Iterable[str] | None = None
 ) -> dict[str, int]:
-    """Return the partition count of each of the named topics that exists (None: of all)."""
+    """Return the partition counts of the named topics that exist; of all topics if None.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer.
+
+    """
     admin = await _admin(settings, bootstrap)
     try:
         existing = set(await admin.list_topics())
@@ -140,6 +168,25 @@ async def partition_counts(
     finally:
         await admin.close()
     return {t["topic"]: len(t["partitions"]) for t in described if not t["error_code"]}
+
+
+async def _require_transactions(settings: Settings, bootstrap: str) -> None:
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    try:
+        await client.bootstrap()
+        missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
+    except KafkaError as error:
+        raise _unavailable(bootstrap, error) from error
+    finally:
+        await client.close()
+    if missing:
+        named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
+        msg = (
+            f"Kafka at {bootstrap} (REPLAY_KAFKA) has no transactions, and a replay publishes in "
+            f"transactions only: the broker does not answer {named}. Use Apache Kafka 0.11 or "
+            "later, or another broker with transactions"
+        )
+        raise InvalidSettings(msg)
 
 
 def _clusters(settings: Settings) -> list[tuple[str, bool | None]]:
@@ -191,8 +238,8 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
 
     aiokafka seeks to offsets above 0 only, and Faust relies on that seek after it has discarded
     what it fetched during a rebalance: a record at offset 0 without a commit can be skipped for
-    ever (design section 6). So offset 0 is made a no-op. Where somebody else's command already
-    stands there, the records are put once more at the end, and the copies are what is read.
+    ever (docs/decisions.md, 10). So offset 0 gets a no-op. If a command stands there already, all
+    records of the partition are copied to its end, and the agents read the copies.
     """
     connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
@@ -211,7 +258,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
                 continue  # the reset to the earliest offset is a seek above 0
             end = ends[tp]
             if end == 0:
-                # Behind whatever somebody sent meanwhile.
+                # A client may have sent a command meanwhile: the no-op may not be the first record.
                 sent = await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
                 end = sent.offset
             if end > 0:
@@ -222,7 +269,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
             try:
                 await consumer.commit(commits)
             except CommitFailedError:
-                # A worker that started beside this one has primed them and joined already.
+                # Another worker, started at the same time, has primed them and joined the group.
                 if not all([await consumer.committed(tp) for tp in commits]):
                     raise
             logger.info("primed %d partitions", len(commits))

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
+from replay_app.board import Rejection
 from replay_app.commands import REPLAY_ID_RULE, Rate, ShortText, Start
-from replay_app.progress import Plan
+from replay_app.reports import Plan
 from replay_app.sessions import Session, State
-from replay_app.status import Rejection
 from replay_app.web.problems import CONTENT_TYPE
 
 JSON = "application/json"

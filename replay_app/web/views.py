@@ -36,12 +36,12 @@ from replay_app.commands import (
     Start,
     parse_command,
 )
-from replay_app.encoder import encoder_name
+from replay_app.context import WorkerContext
+from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
-from replay_app.plans import make_plan
-from replay_app.sessions import TERMINAL, Session, State, decode_session, on_command
-from replay_app.slices import Worker
-from replay_app.topics import partition_of
+from replay_app.plans import Planner
+from replay_app.sessions import TERMINAL, Session, State, decode_session
+from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX, require_access
 from replay_app.web.openapi import openapi
 from replay_app.web.problems import Problem, answer_problems, problem
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from faust.types.tables import TableT
 
-    from replay_app.status import Board
+    from replay_app.board import Board
 
 STATIC = Path(__file__).parent / "static"
 HEARTBEAT_SECONDS = 15.0
@@ -80,7 +80,7 @@ class _Shared:
     """What the views of one worker share."""
 
     app: faust.App
-    worker: Worker
+    context: WorkerContext
     table: TableT[bytes, bytes]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -91,7 +91,7 @@ class _Shared:
             missing.append("the group is rebalancing")
         elif not self.app.tables.actives_ready:
             missing.append("the sessions table is being recovered")
-        if not self.worker.board.is_complete:
+        if not self.context.board.is_complete:
             missing.append("the sessions on the status topic are being read")
         return missing
 
@@ -99,15 +99,15 @@ class _Shared:
 _SHARED = web.AppKey("shared", _Shared)
 
 
-def add_views(app: faust.App, worker: Worker, table: TableT[bytes, bytes]) -> None:
+def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes]) -> None:
     """Add every path to the app's web server."""
     web_app: web.Application = app.web.web_app  # type: ignore[attr-defined]
-    shared = web_app[_SHARED] = _Shared(app, worker, table)
+    shared = web_app[_SHARED] = _Shared(app, context, table)
 
     async def end_streams(_: web.Application) -> None:
         shared.stopping.set()
 
-    web_app.middlewares.extend([answer_problems, require_access(worker.settings)])
+    web_app.middlewares.extend([answer_problems, require_access(context.settings)])
     web_app.on_response_prepare.append(_add_headers)
     web_app.on_shutdown.append(end_streams)
 
@@ -187,7 +187,7 @@ class Health(_View):
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer, which is all that it takes."""
-        encoder = encoder_name(_shared(request).worker.settings.encoder)
+        encoder = encoder_name(_shared(request).context.settings.encoder)
         return web.json_response({"status": "ok", "encoder": encoder, "version": __version__})
 
 
@@ -207,7 +207,7 @@ class Metrics(_View):
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer the metrics in Prometheus' text format."""
-        body = _shared(request).worker.metrics.exposition()
+        body = _shared(request).context.metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -224,7 +224,7 @@ class Replays(_View):
 
     async def get(self, request: web.Request) -> web.Response:
         """List the newest replays and refused commands."""
-        board = _shared(request).worker.board
+        board = _shared(request).context.board
         states, limit = _list_options(request)
         sessions = [s for s in board.sessions.values() if not states or s.state in states]
         sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
@@ -251,9 +251,10 @@ class Plans(_View):
 
     async def post(self, request: web.Request) -> web.Response:
         """Plan a start without starting it."""
-        worker = _shared(request).worker
+        context = _shared(request).context
         start = await _read_start(request)
-        plan = await make_plan(start, worker.settings, worker.store, worker.partitions_of)
+        planner = Planner(start, context.settings, context.store, context.partition_counts)
+        plan = await planner.plan()
         return _json(plan.model_dump_json())
 
 
@@ -293,7 +294,7 @@ class Events(_View):
 
 
 async def _event_texts(shared: _Shared, replay_id: str) -> AsyncIterator[str]:
-    changes = shared.worker.board.changes(replay_id)
+    changes = shared.context.board.changes(replay_id)
     stopping = asyncio.ensure_future(shared.stopping.wait())
     change = asyncio.ensure_future(anext(changes))
     try:
@@ -326,7 +327,7 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
         row = decode_session(shared.table[replay_id.encode()])
     except KeyError:
         row = None
-    published = shared.worker.board.sessions.get(replay_id)
+    published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):
         row = published or await _known(shared, replay_id)
     return _json(row.model_dump_json())
@@ -393,8 +394,8 @@ async def _read_body(request: web.Request) -> bytes:
 
 async def _accept(shared: _Shared, command: Command) -> web.Response:
     """Produce a command that the board's session allows, and answer 202."""
-    worker, replay_id = shared.worker, command.replay_id
-    sessions = worker.board.sessions
+    context, replay_id = shared.context, command.replay_id
+    sessions = context.board.sessions
     if not isinstance(command, Start):
         await _known(shared, replay_id)
     try:
@@ -402,12 +403,9 @@ async def _accept(shared: _Shared, command: Command) -> web.Response:
     except Problem:
         await _catch_up(shared, replay_id)
         _judge(sessions.get(replay_id), command)
-    key = replay_id.encode()
     value = command.model_dump_json(exclude_unset=True).encode()
-    partition = partition_of(key, worker.settings.partitions)
-    topic = worker.topics.requests.name
     try:
-        await worker.outbox.try_send(topic, replay_id, value, partition, PRODUCE_SECONDS)
+        await context.outbox.try_send(context.topics.requests, replay_id, value, PRODUCE_SECONDS)
     except Unavailable as error:
         # It may have been taken all the same; commands can be repeated under the same id.
         raise Problem(
@@ -417,7 +415,7 @@ async def _accept(shared: _Shared, command: Command) -> web.Response:
         ) from error
     answer: dict[str, Any] = {"replay_id": replay_id}
     if isinstance(command, Start):
-        session = await _published(worker.board, replay_id)
+        session = await _published(context.board, replay_id)
         _judge(session, command)  # another start may have been faster
         answer["revision"] = session.revision if session else None
     return web.json_response(
@@ -465,7 +463,7 @@ def _not_found(replay_id: str) -> Problem:
 
 async def _known(shared: _Shared, replay_id: str) -> Session:
     """Return a published session, or raise the problem that there is none."""
-    board = shared.worker.board
+    board = shared.context.board
     if replay_id not in board.sessions:
         await _catch_up(shared, replay_id)
     session = board.sessions.get(replay_id)
@@ -480,10 +478,10 @@ async def _known(shared: _Shared, replay_id: str) -> Session:
 
 async def _catch_up(shared: _Shared, replay_id: str) -> None:
     """Before a client is refused: it may have seen more, on another worker, than the board here."""
-    partition = partition_of(replay_id.encode(), shared.worker.settings.partitions)
+    partition = shared.context.topics.status.partition(replay_id)
     with suppress(TimeoutError):
         async with asyncio.timeout(ANSWER_SECONDS):
-            await shared.worker.board.caught_up(partition)
+            await shared.context.board.caught_up(partition)
 
 
 def _list_options(request: web.Request) -> tuple[set[str], int]:

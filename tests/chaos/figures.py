@@ -25,7 +25,7 @@ from workers import Cluster, Worker
 
 from replay_app.checkpoints import decode_checkpoint
 from replay_app.demo.stack import EmbeddedServers, free_port
-from replay_app.encoder import encoder_name
+from replay_app.encoders import encoder_name
 from replay_app.queries import after, all_of, from_json
 from replay_app.settings import Settings
 

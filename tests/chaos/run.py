@@ -27,7 +27,7 @@ from chaos.scenarios import Impossible, Scenario
 from chaos.trials import Outcome, Trial
 
 from replay_app.demo.stack import EmbeddedServers, StackError, free_port
-from replay_app.encoder import encoder_name
+from replay_app.encoders import encoder_name
 from replay_app.settings import Settings
 
 COLUMNS = (

@@ -10,11 +10,11 @@ import pytest
 from pymongo.collection import Collection
 from support import AWARE, unique_name
 
+from replay_app.board import Board
+from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings, load_settings
-from replay_app.slices import Worker
-from replay_app.status import Board
 from replay_app.store import EventStore
 from replay_app.topics import Topics, ensure_topics
 
@@ -44,16 +44,16 @@ async def store(settings: Settings) -> AsyncIterator[EventStore]:
 @pytest.fixture
 async def start_worker(
     settings: Settings, stack: Stack
-) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+) -> AsyncIterator[Callable[..., Awaitable[WorkerContext]]]:
     """Give what makes a worker, without its Faust app, with topics of one partition of its own."""
     name = unique_name("worker")
     own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
     settings = settings.model_copy(update=own)
-    started: list[Worker] = []
+    started: list[WorkerContext] = []
 
-    async def start(store: type[EventStore], outbox: type[Outbox]) -> Worker:
+    async def start(store: type[EventStore], outbox: type[Outbox]) -> WorkerContext:
         await ensure_topics(settings)
-        worker = Worker(
+        worker = WorkerContext(
             settings=settings,
             topics=Topics.of(settings),
             store=store(settings),

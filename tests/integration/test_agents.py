@@ -8,10 +8,10 @@ from typing import NoReturn
 
 import pytest
 
-from replay_app.agents import SessionPartitions
 from replay_app.commands import Command, Pause, Start
+from replay_app.context import WorkerContext
 from replay_app.publisher import Outbox
-from replay_app.slices import Worker
+from replay_app.sessions_agent import SessionPartitions
 from replay_app.store import EventStore
 
 
@@ -23,7 +23,7 @@ class FullDisk(dict[bytes, bytes]):
 
 
 async def test_a_command_behind_one_whose_row_could_not_be_written_finds_its_session(
-    start_worker: Callable[..., Awaitable[Worker]], caplog: pytest.LogCaptureFixture
+    start_worker: Callable[..., Awaitable[WorkerContext]], caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = await start_worker(EventStore, Outbox)
     agent = SessionPartitions(worker, FullDisk())

@@ -15,10 +15,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import DefaultRecordBatch
 from support import Record, create_topics, read_topic, unique_name
 
+from replay_app.commands import Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.demo.stack import Stack, _cache_folder, _kafka_libraries
-from replay_app.encoder import Batch, EncodedPage, EncodeSpec, make_encoder
-from replay_app.events import EventMapping, Target
+from replay_app.encoders import make_encoder
+from replay_app.events import EventMapping
+from replay_app.pages import Batch, EncodedPage, EncodeSpec
 
 pytestmark = pytest.mark.native
 
@@ -64,11 +66,10 @@ def encode(kind: str, prefix: str, codec: str) -> EncodedPage:
         include_replayed=False,
         record_timestamp="append",
         compression=codec,
-        transactional=True,
         max_record_bytes=50_000,  # small, so that there are many batches a partition
     )
     encoded = make_encoder(spec, kind).encode(PAGE, NOW_MS)
-    assert encoded.published == EVENTS
+    assert encoded.encoded == EVENTS
     return encoded
 
 

@@ -13,13 +13,16 @@ from pymongo.collection import Collection
 
 from replay_app.checkpoints import Origin, Token
 from replay_app.commands import Pause, Resume, Start
-from replay_app.progress import Progress, decode_progress
+from replay_app.context import WorkerContext
 from replay_app.publisher import Outbox
 from replay_app.queries import Query
-from replay_app.sessions import Session, on_command, on_progress
+from replay_app.reports import Report, decode_report
+from replay_app.sessions import Session
 from replay_app.settings import Settings
-from replay_app.slices import Worker, WorkPartition
 from replay_app.store import EventStore
+from replay_app.topics import Topic
+from replay_app.transitions import on_command, on_report
+from replay_app.work_agent import WorkPartition
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NUMBERS = itertools.count(1)
@@ -47,24 +50,24 @@ class Told(Outbox):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.reports: list[Progress] = []
+        self.reports: list[Report] = []
 
-    async def send(self, topic: str, key: str, value: bytes, partition: int) -> None:
-        await super().send(topic, key, value, partition)
-        report = decode_progress(value)
+    async def send(self, topic: Topic, key: str, value: bytes) -> None:
+        await super().send(topic, key, value)
+        report = decode_report(value)
         if report is not None and report.kind == "plan":
             self.reports.append(report)
 
 
 @pytest.fixture
 async def partition(
-    start_worker: Callable[..., Awaitable[Worker]], events: Collection[dict[str, Any]]
+    start_worker: Callable[..., Awaitable[WorkerContext]], events: Collection[dict[str, Any]]
 ) -> AsyncIterator[WorkPartition]:
     events.insert_one({"_id": 1, "timestamp": T0, "event_type": "none"})
     worker = await start_worker(SlowStore, Told)
     following = asyncio.create_task(worker.board.follow())
     partition = WorkPartition(worker, 0)
-    await partition.opened()
+    await partition.wait_until_open()
     yield partition
     await partition.close()
     following.cancel()
@@ -74,7 +77,7 @@ async def plan(
     partition: WorkPartition, session: Session, until: Callable[[Session], bool]
 ) -> Session:
     """Run one plan token after the other; return the session that takes in the reports."""
-    worker = partition.worker
+    worker = partition.context
     assert isinstance(worker.outbox, Told)
     worker.board.sessions[session.replay_id] = session
     async with asyncio.timeout(20):
@@ -86,7 +89,7 @@ async def plan(
             told = len(worker.outbox.reports)
             await partition.run(token, Origin(0, number))
             for report in worker.outbox.reports[told:]:
-                session = stepped(on_progress(session, report, T0).session)
+                session = stepped(on_report(session, report, T0).session)
     return session
 
 
@@ -101,7 +104,7 @@ async def test_the_shards_are_reported_while_events_are_counted_and_the_plan_aft
     session = stepped(on_command(None, Start(replay_id="r1", dry_run=True), T0).session)
     session = await plan(partition, session, lambda session: bool(session.draft))
     assert (session.state, len(session.draft)) == ("planning", 1)
-    store = partition.worker.store
+    store = partition.context.store
     assert isinstance(store, SlowStore)
     store.go_on.set()
     session = await plan(partition, session, lambda session: session.state != "planning")
@@ -113,7 +116,7 @@ async def test_the_shards_are_reported_while_events_are_counted_and_the_plan_aft
 async def test_a_pause_ends_the_count_and_a_resume_begins_a_new_one(
     partition: WorkPartition,
 ) -> None:
-    store = partition.worker.store
+    store = partition.context.store
     assert isinstance(store, SlowStore)
     session = stepped(on_command(None, Start(replay_id="r1"), T0).session)
     session = await plan(partition, session, lambda _: store.counts == 1)

@@ -19,9 +19,9 @@ from support import AWARE
 from replay_app.commands import Filter, Start, Target
 from replay_app.demo.stack import free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.plans import MAX_NAMES, make_plan, quantiles
-from replay_app.progress import OTHER, Plan, ShardPlan
+from replay_app.plans import MAX_PLAN_NAMES, Planner, quantiles
 from replay_app.queries import all_of, compile_filter, from_json
+from replay_app.reports import OTHER, Plan, ShardPlan
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore
 
@@ -44,7 +44,7 @@ def event(number: int, **fields: Any) -> Document:
 
 
 async def planned(store: EventStore, settings: Settings, **fields: Any) -> Plan:
-    return await make_plan(Start(replay_id="r1", **fields), settings, store, partitions_of)
+    return await Planner(Start(replay_id="r1", **fields), settings, store, partitions_of).plan()
 
 
 async def shards(
@@ -206,13 +206,13 @@ async def test_a_scan_and_a_sort_are_warned_of(
 async def test_a_plan_of_very_many_types_stays_small(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
-    dirty = [event(n, event_type=f"type-{n}") for n in range(MAX_NAMES + 100)]
+    dirty = [event(n, event_type=f"type-{n}") for n in range(MAX_PLAN_NAMES + 100)]
     events.insert_many([*dirty, *(event(1000 + n, event_type="often") for n in range(5))])
     plan = await planned(store, settings, target=Target(topic="rebuild"))
-    assert len(plan.by_type) == MAX_NAMES + 1
+    assert len(plan.by_type) == MAX_PLAN_NAMES + 1
     assert plan.by_type["often"] == 5
     assert plan.by_type[OTHER] == 101
-    assert plan.matched == sum(plan.by_type.values()) == MAX_NAMES + 105
+    assert plan.matched == sum(plan.by_type.values()) == MAX_PLAN_NAMES + 105
 
 
 async def test_a_store_that_is_away_can_be_planned_again_later(
@@ -314,7 +314,7 @@ async def test_the_shards_are_told_before_the_events_are_counted(
     for ordering in ("global", "aggregate"):
         drafts: list[tuple[ShardPlan, ...]] = []
         start = Start.model_validate({"replay_id": "r1", "ordering": ordering})
-        plan = await make_plan(start, settings, store, partitions_of, drafts.append)
+        plan = await Planner(start, settings, store, partitions_of).plan(drafts.append)
         assert drafts == [plan.shards]
 
 

@@ -11,12 +11,13 @@ import pytest
 from pymongo.collection import Collection
 
 from replay_app.commands import Cancel, Start
-from replay_app.progress import Plan, Progress, ShardPlan
 from replay_app.queries import Query, to_json
 from replay_app.readers import OPEN_READERS, Readers
-from replay_app.sessions import Session, on_command, on_progress
+from replay_app.reports import Plan, Report, ShardPlan
+from replay_app.sessions import Session
 from replay_app.settings import Settings
 from replay_app.store import EventStore, PageReader
+from replay_app.transitions import on_command, on_report
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SHARDS = tuple(
@@ -71,8 +72,8 @@ async def readers(settings: Settings, store: CountingStore) -> AsyncIterator[Rea
 
 
 def reported(session: Session, **fields: Any) -> Session:
-    report = Progress(replay_id="r1", kind="plan", shard="plan", epoch=session.epoch, **fields)
-    after = on_progress(session, report, T0).session
+    report = Report(replay_id="r1", kind="plan", shard="plan", epoch=session.epoch, **fields)
+    after = on_report(session, report, T0).session
     assert after is not None
     return after
 
@@ -140,8 +141,8 @@ async def test_readers_opened_for_nothing_are_closed(
         ended = on_command(session, Cancel(replay_id="r1"), T0).session
     else:
         ended = planned(session)
-        report = Progress(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
-        ended = on_progress(ended, report, T0).session
+        report = Report(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
+        ended = on_report(ended, report, T0).session
     assert ended is not None
     readers.on_session(ended)
     assert await store.comes_to(opened=1, closed=1)

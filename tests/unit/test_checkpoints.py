@@ -16,7 +16,7 @@ from replay_app.checkpoints import (
     decode_token,
     judge,
 )
-from replay_app.progress import Counters, Progress, ShardProgress, decode_progress
+from replay_app.reports import Counters, Report, ShardProgress, decode_report
 from replay_app.topics import NOOP
 
 HERE, ELSEWHERE = Origin(3, 40), Origin(3, 41)
@@ -28,7 +28,7 @@ def token(epoch: int = 5, number: int = 7, **fields: Any) -> Token:
 
 def checkpoint(state: Any = "live", **fields: Any) -> Checkpoint:
     progress = ShardProgress(state=state, counters=Counters(read=3, published=3))
-    report = Progress(replay_id="r1", kind="shard", epoch=5, slice=7, shard=2, progress=progress)
+    report = Report(replay_id="r1", kind="shard", epoch=5, slice=7, shard=2, progress=progress)
     return Checkpoint(**{"token": token(), "src": HERE, "report": report} | fields)
 
 
@@ -85,7 +85,7 @@ def test_a_token_survives_its_record(record: Token) -> None:
 def test_a_checkpoint_survives_its_record() -> None:
     offsets = {"orders": {0: (5, 9), 11: (0, 0)}}
     progress = ShardProgress(offsets=offsets, by_type={"order_placed": 3}, failed=1)
-    report = Progress(replay_id="r1", kind="shard", epoch=5, slice=7, shard=2, progress=progress)
+    report = Report(replay_id="r1", kind="shard", epoch=5, slice=7, shard=2, progress=progress)
     record = checkpoint(report=report, cursor='["a", {"$oid": "..."}]', due_at=1234.5)
     decoded = decode_checkpoint(record.encode())
     assert decoded == record
@@ -111,7 +111,7 @@ def test_a_shard_that_does_not_go_on_has_no_continuation(state: str) -> None:
 
 @pytest.mark.parametrize(("state", "goes_on"), [("live", True), ("done", False), ("failed", False)])
 def test_a_step_goes_on_only_while_it_is_live(state: Any, goes_on: bool) -> None:
-    report = Progress(replay_id="r1", kind="plan", shard="plan", state=state)
+    report = Report(replay_id="r1", kind="plan", shard="plan", state=state)
     assert (checkpoint(report=report).continuation is not None) is goes_on
 
 
@@ -139,17 +139,17 @@ def test_a_record_that_is_no_token_is_none(value: bytes | None) -> None:
     "value", [None, b"", b"{", b"[]", b'{"kind": "shard", "shard": -1}', b'{"kind": "unknown"}']
 )
 def test_a_record_that_is_no_progress_is_none(value: bytes | None) -> None:
-    assert decode_progress(value) is None
+    assert decode_report(value) is None
 
 
 def test_a_command_is_no_progress() -> None:
-    assert decode_progress(b'{"command": "pause", "replay_id": "r1"}') is None
+    assert decode_report(b'{"command": "pause", "replay_id": "r1"}') is None
 
 
 def test_the_priming_record_is_a_noop_to_every_reader() -> None:
     assert decode_token(NOOP) == Token()
-    assert decode_progress(NOOP) == Progress()
-    assert (Token().kind, Progress().kind) == ("noop", "noop")
+    assert decode_report(NOOP) == Report()
+    assert (Token().kind, Report().kind) == ("noop", "noop")
 
 
 def test_a_tombstone_is_no_checkpoint_and_an_unreadable_one_is_an_error() -> None:

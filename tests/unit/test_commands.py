@@ -75,7 +75,7 @@ def test_a_full_start_is_understood() -> None:
     assert command.filter.aggregate_ids == ("o-1", 7)
     assert command.filter.fields == FULL["filter"]["fields"]
     assert command.filter.fields["paid"] is True
-    assert command.target.for_events().topics == {"order_placed": "orders.rebuild"}
+    assert command.target.topics == {"order_placed": "orders.rebuild"}
     assert (command.rate, command.max_events, command.after) == (100.0, 10, ("first",))
 
 

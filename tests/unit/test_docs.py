@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from replay_app.settings import Settings
+from replay_app.settings import INTERNAL, Settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -91,9 +91,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def settings_table() -> str:
-    """Return the table of all settings, in the order of the code."""
+    """Return the table of the settings that are not internal, in the order of the code."""
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
+        if field.json_schema_extra == INTERNAL:
+            continue
         cells = (f"`REPLAY_{name.upper()}`", default_of(field), values_of(field))
         meaning = (field.description or "").removesuffix(".")
         rows.append(f"| {' | '.join(cells)} | {meaning} |")

@@ -16,24 +16,19 @@ from bson import Code
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_app import encoder
+from replay_app import encoders
+from replay_app.commands import Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
-from replay_app.encoder import (
-    EncodedPage,
-    EncodeSpec,
-    count_documents,
-    encoder_name,
-    make_encoder,
-    partition_hash,
-    split_page,
-)
-from replay_app.events import EventMapping, Target
+from replay_app.encoders import encoder_name, make_encoder
+from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
+from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
+from replay_app.topics import partition_of
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 SPEC = EncodeSpec(
-    mapping=EventMapping(replayed_field="headers.replay-id"),
+    mapping=EventMapping(field_replayed="headers.replay-id"),
     target=Target(),
     replay_id="r-1",
     attempt=2,
@@ -45,7 +40,6 @@ SPEC = EncodeSpec(
     include_replayed=False,
     record_timestamp="append",
     compression="none",
-    transactional=True,
     max_record_bytes=100_000,
 )
 
@@ -88,7 +82,7 @@ def records(encoded: EncodedPage) -> list[tuple[str, int, Any]]:
 def test_a_page_becomes_records_with_key_value_headers_and_the_append_time(encode: Encode) -> None:
     (found,) = records(encode(page_of(event(1, event_id="e-1", aggregate_id="ü"))))
     topic, partition, record = found
-    assert (topic, partition) == ("t", partition_hash("ü".encode()) % 3)
+    assert (topic, partition) == ("t", partition_of("ü".encode(), 3))
     assert record.key == "ü".encode()
     assert json.loads(record.value) == {
         "event_id": "e-1",
@@ -126,7 +120,7 @@ def test_the_record_may_carry_the_original_time(encode: Encode) -> None:
 def test_a_shop_keeps_its_order_in_each_partition_over_many_batches(encode: Encode) -> None:
     events = list(shop_events(3_000))
     encoded = encode(page_of(*events), max_record_bytes=20_000)
-    assert (encoded.read, encoded.published, encoded.failures) == (3_000, 3_000, [])
+    assert (encoded.read, encoded.encoded, encoded.failures) == (3_000, 3_000, [])
     assert len(encoded.batches) > 30
     assert encoded.cursor == [events[-1]["timestamp"], events[-1]["_id"]]
     assert sum(encoded.by_type.values()) == sum(encoded.by_topic.values()) == 3_000
@@ -136,7 +130,7 @@ def test_a_shop_keeps_its_order_in_each_partition_over_many_batches(encode: Enco
     for topic, partition, record in records(encoded):
         body = json.loads(record.value)
         assert body["topic"] == topic
-        assert partition == partition_hash(record.key) % 3
+        assert partition == partition_of(record.key, 3)
         assert last.get((topic, partition), -1) < place[body["event_id"]]
         last[topic, partition] = place[body["event_id"]]
         total += len(record.value)
@@ -155,7 +149,7 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("missing", BAD)
 def test_under_fail_the_page_ends_before_the_bad_event(encode: Encode, missing: str) -> None:
     encoded = encode(page_of(event(1), event(2), event(3, **BAD[missing]), event(4)))
-    assert (encoded.read, encoded.published) == (2, 2)
+    assert (encoded.read, encoded.encoded) == (2, 2)
     assert encoded.cursor == [NOON, 2]
     assert [(one.index, one.event_id) for one in encoded.failures] == [
         (2, None if missing == "an id" else "3")
@@ -166,7 +160,7 @@ def test_under_fail_the_page_ends_before_the_bad_event(encode: Encode, missing: 
 def test_otherwise_bad_events_are_listed_and_the_page_goes_on(encode: Encode, missing: str) -> None:
     bad = event(3, **BAD[missing])
     encoded = encode(page_of(event(1), event(2), bad, event(4)), stop_at_failure=False)
-    assert (encoded.read, encoded.published) == (4, 3)
+    assert (encoded.read, encoded.encoded) == (4, 3)
     assert encoded.cursor == [NOON, 4]
     assert [bson.decode(one.document) for one in encoded.failures] == [
         bson.decode(bson.encode(bad))
@@ -182,7 +176,7 @@ def test_invalid_utf8_is_an_error_for_that_event_alone(encode: Encode) -> None:
     bad = bson.encode(event(2, body="xyz")).replace(b"xyz", b"x\xffz")
     page = page_of(event(1)) + bad + page_of(event(3))
     encoded = encode(page, stop_at_failure=False)
-    assert (encoded.read, encoded.published) == (3, 2)
+    assert (encoded.read, encoded.encoded) == (3, 2)
     assert [one.event_id for one in encoded.failures] == ["2"]
     assert "it is no valid BSON" in encoded.failures[0].reason
 
@@ -203,8 +197,8 @@ def damaged(kind: str) -> bytes:
 def test_a_damaged_document_is_an_error_for_that_event_alone(encode: Encode, kind: str) -> None:
     page = page_of(event(1)) + damaged(kind) + page_of(event(3))
     skipped, stopped = encode(page, stop_at_failure=False), encode(page)
-    assert (skipped.read, skipped.published, skipped.cursor) == (3, 2, [NOON, 3])
-    assert (stopped.read, stopped.published, stopped.cursor) == (1, 1, [NOON, 1])
+    assert (skipped.read, skipped.encoded, skipped.cursor) == (3, 2, [NOON, 3])
+    assert (stopped.read, stopped.encoded, stopped.cursor) == (1, 1, [NOON, 1])
     assert skipped.failures == stopped.failures
     (failure,) = skipped.failures
     assert (failure.index, failure.event_id, failure.document) == (1, None, damaged(kind))
@@ -227,14 +221,14 @@ def test_an_event_larger_than_the_broker_takes_is_an_error(encode: Encode) -> No
     encoded = encode(page_of(event(1, body="x" * 200_000), event(2)), stop_at_failure=False)
     assert [one.event_id for one in encoded.failures] == ["1"]
     assert "REPLAY_MAX_RECORD_BYTES=100000" in encoded.failures[0].reason
-    assert encoded.published == 1
+    assert encoded.encoded == 1
 
 
 def test_replayed_events_are_left_out_unless_asked_for(encode: Encode) -> None:
     page = page_of(event(1, headers={"replay-id": "old"}), event(2, headers={"trace": "x"}))
     guarded, asked = encode(page), encode(page, include_replayed=True)
-    assert (guarded.read, guarded.published, guarded.skipped_replays) == (2, 1, 1)
-    assert (asked.read, asked.published, asked.skipped_replays) == (2, 2, 0)
+    assert (guarded.read, guarded.encoded, guarded.skipped_replays) == (2, 1, 1)
+    assert (asked.read, asked.encoded, asked.skipped_replays) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
@@ -281,16 +275,16 @@ def test_a_page_splits_between_documents(sizes: list[int], first: int) -> None:
     ],
 )
 def test_keys_go_where_kafkas_own_partitioner_sends_them(key: bytes, hashed: int) -> None:
-    assert partition_hash(key) == hashed & 0x7FFFFFFF
+    assert partition_of(key, 2**31) == hashed & 0x7FFFFFFF
 
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the native encoder's wheel were not installed."""
     monkeypatch.setitem(sys.modules, "replay_native", None)
-    encoder._native_trouble.cache_clear()
+    encoders._native_obstacle.cache_clear()
     yield
-    encoder._native_trouble.cache_clear()
+    encoders._native_obstacle.cache_clear()
 
 
 def test_auto_takes_the_python_encoder_where_there_is_no_other(without_native: None) -> None:

@@ -17,10 +17,10 @@ from bson import Timestamp as BsonTimestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from replay_app.commands import Target
 from replay_app.events import (
     STRICT,
     EventMapping,
-    Target,
     as_text,
     decimal_text,
     destination,
@@ -169,7 +169,7 @@ def _expected(value: Any) -> Any:
         ({"_id": OID, "event_id": None}, MAPPING, str(OID)),
         ({"_id": 7}, MAPPING, "7"),
         ({"_id": UID}, MAPPING, str(UID)),
-        ({"_id": 1, "meta": {"id": Int64(9)}}, EventMapping(id_field="meta.id"), "9"),
+        ({"_id": 1, "meta": {"id": Int64(9)}}, EventMapping(field_id="meta.id"), "9"),
     ],
 )
 def test_the_event_id_is_found(document: dict[str, Any], mapping: EventMapping, found: str) -> None:
@@ -180,7 +180,7 @@ def test_the_event_id_is_found(document: dict[str, Any], mapping: EventMapping, 
     ("document", "mapping", "reason"),
     [
         ({}, MAPPING, "has no id in field '_id'"),
-        ({"_id": 1}, EventMapping(id_field="meta.id"), "no id in field 'meta.id'"),
+        ({"_id": 1}, EventMapping(field_id="meta.id"), "no id in field 'meta.id'"),
         ({"_id": {"a": 1}}, MAPPING, "has no text form"),
     ],
 )
@@ -242,7 +242,7 @@ def test_the_key_is_the_aggregate_else_the_event_id_else_the_configured_field() 
     assert event_key({"aggregate_id": b"\x01"}, MAPPING, "e-1") == b"\x01"
     assert event_key({"aggregate_id": None}, MAPPING, "e-1") == b"e-1"
     assert event_key({}, MAPPING, "e-1") == b"e-1"
-    keyed = EventMapping(key_field="data.customer")
+    keyed = EventMapping(field_key="data.customer")
     assert event_key({"data": {"customer": "ü"}}, keyed, "e-1") == "ü".encode()
     with pytest.raises(EventError, match=r"field 'data.customer' \(REPLAY_FIELD_KEY\) is missing"):
         event_key({"aggregate_id": "o-1"}, keyed, "e-1")
@@ -290,14 +290,14 @@ def test_excluded_fields_are_left_out_at_any_depth() -> None:
 
 @pytest.mark.parametrize("stored", [b"\x00raw", Binary(b"\x00raw", 5), "\x00raw"])
 def test_a_kept_body_passes_through_as_it_is(stored: Any) -> None:
-    mapping = EventMapping(value_field="body.bytes")
+    mapping = EventMapping(field_value="body.bytes")
     assert event_value({"body": {"bytes": stored}}, mapping) == b"\x00raw"
 
 
 @pytest.mark.parametrize("stored", [None, 5, {"a": 1}])
 def test_a_kept_body_that_is_no_body_is_an_error(stored: Any) -> None:
     with pytest.raises(EventError, match="only bytes and text can be passed through"):
-        event_value({"body": stored}, EventMapping(value_field="body"))
+        event_value({"body": stored}, EventMapping(field_value="body"))
 
 
 @pytest.mark.parametrize(
@@ -347,4 +347,4 @@ def test_header_times_have_milliseconds_and_a_z(time: dt.datetime, is_naive: boo
 
 
 def test_a_mapping_is_a_value() -> None:
-    assert replace(MAPPING, type_field="kind") != MAPPING
+    assert replace(MAPPING, field_type="kind") != MAPPING

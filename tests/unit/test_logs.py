@@ -84,11 +84,11 @@ def test_libraries_are_heard_from_warnings_on(
     capsys: pytest.CaptureFixture[str], level: str, ours: bool, theirs: bool
 ) -> None:
     configure_logging(level)
-    logging.getLogger("replay_app.slices").info("ours")
+    logging.getLogger("replay_app.work_agent").info("ours")
     logging.getLogger("faust.worker").info("theirs")
     logging.getLogger("aiokafka.client").error("an error of theirs")
     written = capsys.readouterr().err
-    assert ("replay_app.slices: ours" in written) is ours
+    assert ("replay_app.work_agent: ours" in written) is ours
     assert ("faust.worker: theirs" in written) is theirs
     assert "ERROR   aiokafka.client: an error of theirs" in written
 
@@ -98,7 +98,7 @@ def test_only_the_kafka_client_is_cut_short(capsys: pytest.CaptureFixture[str]) 
     configure_logging("INFO")
     for number in range(30):
         logging.getLogger("aiokafka.conn").error("away %d", number)
-        logging.getLogger("replay_app.agents").error("ours %d", number)
+        logging.getLogger("replay_app.sessions_agent").error("ours %d", number)
     written = capsys.readouterr().err
     assert written.count("away") == 5
     assert written.count("ours") == 30

@@ -75,7 +75,7 @@ def test_a_filter_becomes_a_query(wanted: dict[str, Any], query: dict[str, Any])
 
 
 def test_a_filter_goes_by_the_mapping() -> None:
-    mapping = replace(MAPPING, id_field="meta.id", type_field="meta.type", aggregate_field="stream")
+    mapping = replace(MAPPING, field_id="meta.id", field_type="meta.type", field_aggregate="stream")
     wanted = Filter(event_types=("a",), aggregate_ids=("s",), event_ids=("e",))
     assert compile_filter(wanted, mapping) == {
         "$and": [

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, event, given, settings
 from replay_app.checkpoints import Checkpoint, Origin, Token, Verdict, judge
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, Start
 from replay_app.exceptions import CommandConflict
-from replay_app.progress import Counters, Plan, Progress, ShardPlan, ShardProgress
-from replay_app.sessions import SETTLED, TERMINAL, Session, on_command, on_nudge, on_progress
+from replay_app.reports import Counters, Plan, Report, ShardPlan, ShardProgress
+from replay_app.sessions import SETTLED, TERMINAL, Session
+from replay_app.transitions import on_command, on_nudge, on_report
 
 REPLAY = "r"
 STALL = timedelta(seconds=30)
@@ -39,7 +40,7 @@ class World:
         self.session: Session | None = None
         self.history: list[Session] = []
         self.commands: list[Command] = [Start(replay_id=REPLAY, control_records=control_records)]
-        self.reports: list[Progress] = []
+        self.reports: list[Report] = []
         self.tokens: dict[str, list[tuple[Origin, Token]]] = {}
         self.read: dict[str, int] = {"commands": 0, "reports": 0}
         """Log, or token key: how far it has been read."""
@@ -66,7 +67,7 @@ class World:
             if report.kind == "nudge":
                 step = on_nudge(self.session, self.now, STALL, RETENTION)
             else:
-                step = on_progress(self.session, report, self.now)
+                step = on_report(self.session, report, self.now)
             self._store("reports", step, crash=crash)
 
     def ask(self, command: type[Pause | Resume | Cancel | Retry]) -> None:
@@ -74,7 +75,7 @@ class World:
 
     def nudge(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
-        self.reports.append(Progress(replay_id=REPLAY, kind="nudge"))
+        self.reports.append(Report(replay_id=REPLAY, kind="nudge"))
 
     def _store(self, log: str, step: Any, *, crash: bool) -> None:
         """Send the tokens, then publish the session; a crash in between loses the session."""
@@ -183,7 +184,7 @@ class World:
             report["state"] = "done"
             if session.start.control_records:
                 self.announced.append("begin" if token.kind == "gate" else token.outcome)
-        return Checkpoint(token=token, src=origin, report=Progress(**report))
+        return Checkpoint(token=token, src=origin, report=Report(**report))
 
     def _emit(self, shard: int, progress: ShardProgress, most: int, *, fail: bool) -> ShardProgress:
         read = progress.counters.read

@@ -12,7 +12,7 @@ import pytest
 from replay_app.checkpoints import Token
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
-from replay_app.progress import (
+from replay_app.reports import (
     MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     MAX_LISTED_OFFSETS,
@@ -20,22 +20,19 @@ from replay_app.progress import (
     Counters,
     Failure,
     Plan,
-    Progress,
+    Report,
     ShardPlan,
     ShardProgress,
-    listed_offsets,
+    bound_offsets,
 )
-from replay_app.sessions import (
-    MAX_PATIENCE,
+from replay_app.sessions import TERMINAL, Session, decode_session, fit_record
+from replay_app.transitions import (
+    MAX_SILENCE_FACTOR,
     STOP_SLICE,
-    TERMINAL,
-    Session,
     Step,
-    decode_session,
-    fitted,
     on_command,
     on_nudge,
-    on_progress,
+    on_report,
 )
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,8 +58,8 @@ def plan(shards: int = 2, matched: int | None = 10, **fields: Any) -> Plan:
     )
 
 
-def step_report(session: Session, kind: Any, state: Any = "done", **fields: Any) -> Progress:
-    return Progress(
+def step_report(session: Session, kind: Any, state: Any = "done", **fields: Any) -> Report:
+    return Report(
         **{"replay_id": REPLAY, "kind": kind, "shard": kind, "state": state, "slice": 1}
         | {"epoch": session.epoch}
         | fields
@@ -78,8 +75,8 @@ def shard_report(
     slice: int = 1,  # noqa: A002 - the field's name
     epoch: int | None = None,
     **fields: Any,
-) -> Progress:
-    return Progress(
+) -> Report:
+    return Report(
         replay_id=REPLAY,
         kind="shard",
         epoch=session.epoch if epoch is None else epoch,
@@ -89,10 +86,10 @@ def shard_report(
     )
 
 
-def after(session: Session | None, *inputs: Command | Progress, seconds: float = 1) -> Session:
+def after(session: Session | None, *inputs: Command | Report, seconds: float = 1) -> Session:
     """Return the session after those inputs."""
     for given in inputs:
-        decide: Any = on_progress if isinstance(given, Progress) else on_command
+        decide: Any = on_report if isinstance(given, Report) else on_command
         session = decide(session, given, at(seconds)).session
     assert session is not None
     return session
@@ -163,18 +160,17 @@ class To:
     """What a command is expected to do."""
 
     state: str
-    desired: str
     tokens: tuple[str, ...] = ()
     epochs: int = 1
 
 
 SAME, REFUSED = "nothing happens", "refused"
 RATED = "only the rate changes"
-PAUSED = To("paused", "paused")
-CANCELLED = To("cancelled", "cancelled")
-CANCELLING = To("cancelling", "cancelled", ("stop", "stop"))
-PLANNED_AGAIN = To("pending", "running", ("plan",))
-EMITTING = To("running", "running", ("emit", "emit"))
+PAUSED = To("paused")
+CANCELLED = To("cancelled")
+CANCELLING = To("cancelling", ("stop", "stop"))
+PLANNED_AGAIN = To("pending", ("plan",))
+EMITTING = To("running", ("emit", "emit"))
 
 # fmt: off
 OUTCOMES: dict[str, tuple[To | str, ...]] = {
@@ -182,7 +178,7 @@ OUTCOMES: dict[str, tuple[To | str, ...]] = {
     "pending":           (PAUSED,  SAME,          CANCELLED,  SAME,     RATED),
     "planning":          (PAUSED,  SAME,          CANCELLED,  SAME,     RATED),
     "waiting":           (PAUSED,  SAME,          CANCELLING, SAME,     RATED),
-    "running":           (To("pausing", "paused", ("stop", "stop")),
+    "running":           (To("pausing", ("stop", "stop")),
                                    SAME,          CANCELLING, SAME,     RATED),
     "finishing":         (REFUSED, SAME,          REFUSED,    SAME,     RATED),
     "pausing":           (SAME,    EMITTING,      CANCELLING, REFUSED,  RATED),
@@ -221,7 +217,6 @@ def test_every_command_in_every_state(state: str, command: str, outcome: To | st
         case To():
             found = To(
                 step.session.state,
-                step.session.desired,
                 tuple(token.kind for token in step.tokens),
                 step.session.epoch - session.epoch,
             )
@@ -254,7 +249,7 @@ def test_a_command_for_no_session_is_refused(command: str) -> None:
 def test_a_start_makes_a_session_and_asks_for_its_plan() -> None:
     step = on_command(None, start(rate=100), T0)
     assert step.session is not None
-    assert (step.session.state, step.session.desired) == ("pending", "running")
+    assert step.session.state == "pending"
     assert (step.session.epoch, step.session.attempt, step.session.rate) == (1, 1, 100)
     assert [(t.kind, t.shard, t.epoch, t.slice) for t in step.tokens] == [("plan", "plan", 1, 1)]
 
@@ -275,7 +270,7 @@ def test_a_refusal_names_the_remedy(state: str, command: str, remedy: str) -> No
         on_command(SESSIONS[state](), COMMANDS[command], at(2))
 
 
-def report_of(name: str, session: Session) -> Progress:
+def report_of(name: str, session: Session) -> Report:
     kind, state = name.split()
     if kind == "shard":
         return shard_report(session, 0, state, read=3, slice=STOP_SLICE + 1, error="bad")
@@ -329,7 +324,7 @@ REPORT_CASES = [
 @pytest.mark.parametrize(("state", "name"), REPORT_CASES)
 def test_every_report_in_every_state(state: str, name: str) -> None:
     session = SESSIONS[state]()
-    step = on_progress(session, report_of(name, session), at(2))
+    step = on_report(session, report_of(name, session), at(2))
     expected = EFFECTS.get(state, {}).get(name)
     if expected is None:
         assert step == Step.nothing(session)
@@ -342,8 +337,8 @@ def test_every_report_in_every_state(state: str, name: str) -> None:
 def test_a_report_that_comes_again_changes_nothing_more(state: str, name: str) -> None:
     session = SESSIONS[state]()
     report = report_of(name, session)
-    once = on_progress(session, report, at(2))
-    twice = on_progress(once.session, report, at(2))
+    once = on_report(session, report, at(2))
+    twice = on_report(once.session, report, at(2))
     assert twice.session == once.session
     assert twice.tokens == ()
 
@@ -353,28 +348,26 @@ def test_a_report_that_comes_again_changes_nothing_more(state: str, name: str) -
 def test_a_step_of_an_older_epoch_changes_nothing(state: str, name: str) -> None:
     session = SESSIONS[state]()
     report = report_of(name, session).model_copy(update={"epoch": session.epoch - 1})
-    assert on_progress(session, report, at(2)) == Step.nothing(session)
+    assert on_report(session, report, at(2)) == Step.nothing(session)
 
 
 def test_reports_about_unknown_replays_and_shards_change_nothing() -> None:
     session = running()
-    assert on_progress(None, shard_report(session, 0), T0) == Step.nothing(None)
-    assert on_progress(session, shard_report(session, 2), T0) == Step.nothing(session)
+    assert on_report(None, shard_report(session, 0), T0) == Step.nothing(None)
+    assert on_report(session, shard_report(session, 2), T0) == Step.nothing(session)
     no_progress = shard_report(session, 0).model_copy(update={"progress": None})
-    assert on_progress(session, no_progress, T0) == Step.nothing(session)
+    assert on_report(session, no_progress, T0) == Step.nothing(session)
     for kind in ("noop", "nudge"):
-        assert on_progress(session, Progress(replay_id=REPLAY, kind=kind), T0) == Step.nothing(
-            session
-        )
+        assert on_report(session, Report(replay_id=REPLAY, kind=kind), T0) == Step.nothing(session)
 
 
 def test_late_and_repeated_shard_reports_change_nothing() -> None:
     session = running()
     second = shard_report(session, 0, read=4, slice=2)
     session = after(session, second)
-    assert on_progress(session, second, at(9)) == Step.nothing(session)
+    assert on_report(session, second, at(9)) == Step.nothing(session)
     first = shard_report(session, 0, read=2, slice=1)
-    assert on_progress(session, first, at(9)) == Step.nothing(session)
+    assert on_report(session, first, at(9)) == Step.nothing(session)
     assert session.has_heard(second)
     assert session.has_heard(first)
     assert not session.has_heard(shard_report(session, 0, slice=3))
@@ -386,14 +379,14 @@ def test_after_a_retry_equal_slice_numbers_of_the_old_epoch_are_late() -> None:
     session = after(session, Retry(replay_id=REPLAY))
     session = after(session, shard_report(session, 0, slice=1, read=7))
     late = shard_report(session, 0, "failed", slice=6, epoch=1, error="bad", read=6)
-    assert on_progress(session, late, at(9)) == Step.nothing(session)
+    assert on_report(session, late, at(9)) == Step.nothing(session)
 
 
 def test_counters_alone_are_not_urgent_but_a_new_reason_is() -> None:
     session = running()
-    assert not on_progress(session, shard_report(session, 0, read=3), at(2)).urgent
+    assert not on_report(session, shard_report(session, 0, read=3), at(2)).urgent
     waiting_for_store = shard_report(session, 0, reason="the store does not answer")
-    step = on_progress(session, waiting_for_store, at(2))
+    step = on_report(session, waiting_for_store, at(2))
     assert step.urgent
     assert step.session is not None
     assert step.session.reason == "the store does not answer"
@@ -404,7 +397,7 @@ def test_counters_alone_are_not_urgent_but_a_new_reason_is() -> None:
 
 def test_zero_matches_complete_without_a_shard() -> None:
     session = after(None, start())
-    step = on_progress(session, step_report(session, "plan", plan=plan(0, 0)), at(1))
+    step = on_report(session, step_report(session, "plan", plan=plan(0, 0)), at(1))
     assert [token.kind for token in step.tokens] == ["finish"]
     session = after(step.session, step_report(session, "finish"))
     assert (session.state, session.percent, session.matched) == ("completed", 100.0, 0)
@@ -413,7 +406,7 @@ def test_zero_matches_complete_without_a_shard() -> None:
 def test_all_shards_done_ask_for_the_end_and_then_it_is_completed() -> None:
     session = running()
     session = after(session, shard_report(session, 0, "done", read=4, bytes=40))
-    step = on_progress(session, shard_report(session, 1, "done", read=6, bytes=60), at(5))
+    step = on_report(session, shard_report(session, 1, "done", read=6, bytes=60), at(5))
     assert [(token.kind, token.outcome) for token in step.tokens] == [("finish", "end")]
     assert step.session is not None
     assert step.session.state == "running"
@@ -452,7 +445,7 @@ def test_what_is_unknown_is_none_and_not_zero() -> None:
 def test_a_failed_shard_stops_the_others_under_a_new_epoch() -> None:
     session = running(3)
     session = after(session, shard_report(session, 1, "done", read=2))
-    step = on_progress(session, shard_report(session, 0, "failed", error="no topic"), at(4))
+    step = on_report(session, shard_report(session, 0, "failed", error="no topic"), at(4))
     assert step.session is not None
     assert (step.session.state, step.session.error) == ("failed", "no topic")
     assert step.session.epoch == session.epoch + 1
@@ -545,7 +538,7 @@ def test_a_late_slice_that_ends_a_shard_while_pausing_ends_the_replay() -> None:
     session = running()
     last = [shard_report(session, n, "done", slice=7, read=5) for n in (0, 1)]
     session = after(session, Pause(replay_id=REPLAY), *last)
-    assert (session.state, session.desired, session.finishing) == ("running", "running", True)
+    assert (session.state, session.finishing) == ("running", True)
 
 
 def test_shards_that_are_done_need_no_stop() -> None:
@@ -561,7 +554,7 @@ def test_a_resume_while_pausing_goes_on_and_late_stops_do_not_matter() -> None:
     pausing = after(running(), Pause(replay_id=REPLAY))
     late = [shard_report(pausing, n, "stopped", read=2, slice=STOP_SLICE) for n in (0, 1)]
     session = after(pausing, Resume(replay_id=REPLAY), *late)
-    assert (session.state, session.desired, session.epoch) == ("running", "running", 3)
+    assert (session.state, session.epoch) == ("running", 3)
     session = after(session, shard_report(session, 0, "done", read=5))
     session = after(session, shard_report(session, 1, "done", read=5))
     assert session.finishing
@@ -588,7 +581,7 @@ def test_a_cancel_while_planning_cancels_at_once_and_the_plan_comes_too_late() -
     session = after(session, Cancel(replay_id=REPLAY))
     assert session.state == "cancelled"
     assert session.receipt is not None
-    assert on_progress(session, late, at(9)) == Step.nothing(session)
+    assert on_report(session, late, at(9)) == Step.nothing(session)
 
 
 def test_a_stop_stands_behind_every_slice_of_its_epoch() -> None:
@@ -602,11 +595,11 @@ def test_a_stop_stands_behind_every_slice_of_its_epoch() -> None:
 
 def test_control_records_begin_before_the_first_event() -> None:
     session = after(None, start(control_records=True))
-    step = on_progress(session, step_report(session, "plan", plan=plan()), at(1))
+    step = on_report(session, step_report(session, "plan", plan=plan()), at(1))
     assert step.session is not None
     assert step.session.state == "waiting"
     assert [token.kind for token in step.tokens] == ["gate"]
-    step = on_progress(step.session, step_report(session, "gate"), at(2))
+    step = on_report(step.session, step_report(session, "gate"), at(2))
     assert step.session is not None
     assert (step.session.state, step.session.started_at) == ("running", at(2))
     assert [token.kind for token in step.tokens] == ["emit", "emit"]
@@ -651,7 +644,7 @@ def test_a_gate_passed_under_an_older_epoch_opens_the_way() -> None:
     session = waiting()
     late = step_report(session, "gate")
     repaired = on_nudge(session, at(100), STALL, RETENTION).session
-    step = on_progress(repaired, late, at(101))
+    step = on_report(repaired, late, at(101))
     assert step.session is not None
     assert repaired is not None
     assert (step.session.state, step.session.epoch) == ("running", repaired.epoch + 1)
@@ -662,7 +655,7 @@ def test_a_cancel_is_announced_where_the_beginning_was() -> None:
     session = waiting()
     session = after(session, step_report(session, "gate"), Cancel(replay_id=REPLAY))
     session = after(session, shard_report(session, 0, "stopped", slice=STOP_SLICE))
-    step = on_progress(session, shard_report(session, 1, "stopped", slice=STOP_SLICE), at(2))
+    step = on_report(session, shard_report(session, 1, "stopped", slice=STOP_SLICE), at(2))
     assert step.session is not None
     assert [(token.kind, token.outcome) for token in step.tokens] == [("finish", "cancelled")]
     assert after(step.session, step_report(session, "finish")).state == "cancelled"
@@ -765,24 +758,24 @@ def test_a_session_too_large_for_a_record_loses_its_long_lists_but_no_counter() 
         )
     session = after(session, step_report(session, "finish"))
     assert len(session.encode()) > MAX_INTERNAL_BYTES
-    small, record = fitted(session)
+    small, record = fit_record(session)
     assert record == small.encode()
     assert len(small.encode()) < MAX_INTERNAL_BYTES / 10
     assert small.counters == session.counters
     assert small.receipt is not None
     assert sum(small.receipt.by_type.values()) == 1000
     assert "the lists are shortened" in small.warnings[-1]
-    assert fitted(small) == (small, record)
+    assert fit_record(small) == (small, record)
 
 
 def test_a_usual_session_is_published_as_it_is() -> None:
     session = running()
-    assert fitted(session) == (session, session.encode())
+    assert fit_record(session) == (session, session.encode())
 
 
 def test_offsets_of_more_partitions_than_a_record_holds_are_left_out() -> None:
     many = {topic: {n: (0, n) for n in range(3000)} for topic in ("a", "b")}
-    listed = listed_offsets(many)
+    listed = bound_offsets(many)
     assert listed["a"] == many["a"]
     assert sum(map(len, listed.values())) == MAX_LISTED_OFFSETS
 
@@ -896,7 +889,7 @@ def test_each_repair_waits_longer_up_to_a_limit() -> None:
             if repaired:
                 break
         waits.append(now - began)
-    assert waits == [30, 60, 120, 240, 30 * MAX_PATIENCE, 30 * MAX_PATIENCE]
+    assert waits == [30, 60, 120, 240, 30 * MAX_SILENCE_FACTOR, 30 * MAX_SILENCE_FACTOR]
 
 
 def test_it_is_stalled_while_workers_answer_and_nothing_moves() -> None:
@@ -910,7 +903,7 @@ def test_it_is_stalled_while_workers_answer_and_nothing_moves() -> None:
     assert step.session.events_per_second is None
     assert step.session.reason == "the store does not answer"
     assert on_nudge(step.session, at(41), STALL, RETENTION) == Step.nothing(step.session)
-    moved = on_progress(step.session, shard_report(session, 0, read=5, slice=50), at(42))
+    moved = on_report(step.session, shard_report(session, 0, read=5, slice=50), at(42))
     assert moved.session is not None
     assert (moved.session.stalled, moved.urgent) == (False, True)
 

@@ -63,7 +63,7 @@ def test_lists_and_maps_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> N
         ("PARTITIONS", "0", "REPLAY_PARTITIONS: Input should be greater than or equal to 1"),
         ("SLICE_SECONDS", "-1", "REPLAY_SLICE_SECONDS: Input should be greater than 0"),
         ("SLICE_SECONDS", "nan", "REPLAY_SLICE_SECONDS: Input should be"),
-        ("DELIVERY", "twice", "REPLAY_DELIVERY: Input should be 'exactly_once' or"),
+        ("DELIVERY", "at_least_once", "REPLAY_DELIVERY is no longer a setting: every replay is"),
         ("TIMESTAMP_TYPE", "unix", "REPLAY_TIMESTAMP_TYPE: Input should be 'date', 'iso' or"),
         ("COMPRESSION", "lzo", "REPLAY_COMPRESSION: Input should be 'none', 'gzip', 'snappy'"),
         ("APP_ID", "a b", "REPLAY_APP_ID: String should match pattern"),
@@ -175,12 +175,12 @@ def test_the_target_is_the_same_cluster_unless_another_is_named() -> None:
 
 def test_empty_fields_mean_the_mappings_own_rules() -> None:
     mapping = load_settings(field_replayed="").mapping
-    assert mapping.id_field is None
-    assert mapping.key_field is None
-    assert mapping.value_field is None
-    assert mapping.replayed_field is None
+    assert mapping.field_id is None
+    assert mapping.field_key is None
+    assert mapping.field_value is None
+    assert mapping.field_replayed is None
     mapping = load_settings(field_id="id", field_key="k", field_value="v").mapping
-    assert (mapping.id_field, mapping.key_field, mapping.value_field) == ("id", "k", "v")
+    assert (mapping.field_id, mapping.field_key, mapping.field_value) == ("id", "k", "v")
 
 
 def test_plaintext_needs_no_options() -> None:

@@ -1,8 +1,8 @@
-"""The board: every session as last published on ``replay.status``, kept in memory on each worker.
+"""The board: the newest session of each replay from ``replay.status``, in memory on each worker.
 
-``replay.status`` is compacted and written in fenced transactions, so a read_committed reader that
-has reached the end knows the newest durable state of every session. The list view, the control
-broadcast and the healing of a lost table row all come from here.
+``replay.status`` is compacted and written in fenced transactions. A read_committed reader at its
+end knows the newest durable state of every session. The board gives the list of replays, tells
+workers of new orders, and restores a table row that was lost.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from replay_app.compacted import CompactedReader
 from replay_app.sessions import Session, decode_session
 from replay_app.topics import Topics
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REJECTED = "/rejected/"
-"""In the key of a rejection: replay_id, this, partition-offset of the command."""
+"""Part of a rejection's key: replay_id, this text, partition-offset of the command."""
 MAX_REJECTIONS = 1000
-RETRY_SECONDS = 1.0
+RECONNECT_SECONDS = 1.0
 FETCH_MS = 100
-"""How long the broker may hold a fetch when there is nothing new. `caught_up` asks over the same
-connection, and every first command of a partition waits for it."""
+"""How long the broker may hold a fetch without new records. `Board.caught_up` asks over the same
+connection, and the first command of each partition waits for the answer."""
 
 
 class Rejection(BaseModel):
@@ -44,7 +44,7 @@ class Rejection(BaseModel):
 
     replay_id: str
     rejected: str
-    """Why."""
+    """Why the command was rejected."""
     command: str | None
     partition: int
     offset: int
@@ -52,7 +52,7 @@ class Rejection(BaseModel):
 
     @property
     def key(self) -> str:
-        """The record's key, of its own, so that it never replaces a session."""
+        """The record's key. It differs from the session's key, so no session is replaced."""
         return f"{self.replay_id}{REJECTED}{self.partition}-{self.offset}"
 
 
@@ -61,69 +61,55 @@ class Board:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._topic = Topics.of(settings).status.name
-        self._partitions = [
-            TopicPartition(self._topic, number) for number in range(settings.partitions)
-        ]
+        self._topic = Topics.of(settings).status
         self.sessions: dict[str, Session] = {}
         self.rejections: dict[str, Rejection] = {}
         self.is_complete = False
-        """Whether all that was published before this worker's start has been read."""
+        """Whether the board has read all that was published before this worker's start."""
         self._changed = asyncio.Condition()
         self._positions: dict[int, int] = {}
-        self._consumer: AIOKafkaConsumer | None = None
+        self._reader: CompactedReader | None = None
         self._listeners: list[Callable[[Session], None]] = []
 
     def on_session(self, listener: Callable[[Session], None]) -> None:
-        """Call ``listener`` with every session whose orders are new from now on."""
+        """Call ``listener`` with each session whose orders have changed, from now on."""
         self._listeners.append(listener)
 
     async def follow(self) -> None:
-        """Read the topic for ever."""
+        """Read the topic until the task is cancelled, over as many connections as needed."""
         while True:
-            consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._settings.kafka,
-                isolation_level="read_committed",
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
+            reader = CompactedReader(
+                self._settings,
+                self._settings.kafka,
+                self._topic.name,
+                range(self._topic.partitions),
                 fetch_max_wait_ms=FETCH_MS,
-                **self._settings.kafka_security(),
             )
             try:
-                await consumer.start()
-                consumer.assign(self._partitions)
-                for tp in self._partitions:
-                    if tp.partition in self._positions:  # an earlier connection stopped there
-                        consumer.seek(tp, self._positions[tp.partition])
-                    else:
-                        await consumer.seek_to_beginning(tp)
-                self._consumer = consumer
-                await self._read(consumer)
+                await reader.start(self._positions)
+                self._reader = reader
+                await self._read(reader)
             except KafkaError as error:
-                logger.warning("cannot read %s: %r; trying again", self._topic, error)
-                await asyncio.sleep(RETRY_SECONDS)
+                logger.warning("cannot read %s: %r; trying again", self._topic.name, error)
+                await asyncio.sleep(RECONNECT_SECONDS)
             finally:
-                self._consumer = None
-                with contextlib.suppress(KafkaError):
-                    await consumer.stop()
+                self._reader = None
+                await reader.stop()
 
-    async def _read(self, consumer: AIOKafkaConsumer) -> None:
-        ends = await consumer.end_offsets(self._partitions)
+    async def _read(self, reader: CompactedReader) -> None:
+        ends = await reader.ends()
         while True:
-            batches = await consumer.getmany(timeout_ms=200)
-            for records in batches.values():
-                for record in records:
-                    self._take((record.key or b"").decode(errors="replace"), record.value)
-            for tp in self._partitions:
-                self._positions[tp.partition] = await consumer.position(tp)
+            for record in await reader.read():
+                self._add((record.key or b"").decode(errors="replace"), record.value)
+            self._positions |= reader.positions
             if not self.is_complete:
                 self.is_complete = all(
-                    self._positions[tp.partition] >= end for tp, end in ends.items()
+                    self._positions[number] >= end for number, end in ends.items()
                 )
             async with self._changed:
                 self._changed.notify_all()
 
-    def _take(self, key: str, value: bytes | None) -> None:
+    def _add(self, key: str, value: bytes | None) -> None:
         try:
             if REJECTED in key:
                 self.rejections.pop(key, None)
@@ -135,7 +121,7 @@ class Board:
             session = decode_session(value)
         except ValidationError:
             logger.exception(
-                "%s: the record %r is unreadable and was passed over", self._topic, key
+                "%s: the record %r is unreadable and was passed over", self._topic.name, key
             )
             return
         if session is None:
@@ -147,35 +133,34 @@ class Board:
                 listener(session)
 
     async def caught_up(self, partition: int) -> None:
-        """Wait until all that was committed on a partition up to now has been read."""
-        tp = TopicPartition(self._topic, partition)
+        """Wait until the board has read all that is committed on a partition up to now."""
         while True:
-            consumer = self._consumer
-            if consumer is not None:
+            reader = self._reader
+            if reader is not None:
                 with contextlib.suppress(KafkaError):
-                    end = (await consumer.end_offsets([tp]))[tp]
+                    end = (await reader.ends(partition))[partition]
                     break
-            await asyncio.sleep(RETRY_SECONDS / 10)
+            await asyncio.sleep(RECONNECT_SECONDS / 10)
         async with self._changed:
             await self._changed.wait_for(lambda: self._positions.get(partition, -1) >= end)
 
     async def session_for(self, token: Token, seconds: float) -> Session | None:
-        """Return the session once it is as new as the token; None if it is not in that time.
+        """Return the session that sent a token, or a later state; None if it does not come in time.
 
-        Tokens are sent before the session that they belong to is published.
+        Tokens are sent before their session is published.
         """
 
-        def has_it() -> bool:
+        def has_session() -> bool:
             session = self.sessions.get(token.replay_id)
             return session is not None and session.has_sent(token)
 
         with contextlib.suppress(asyncio.TimeoutError):
             async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(has_it)
-        return self.sessions.get(token.replay_id) if has_it() else None
+                await self._changed.wait_for(has_session)
+        return self.sessions.get(token.replay_id) if has_session() else None
 
     async def changes(self, replay_id: str) -> AsyncIterator[Session | None]:
-        """Yield the session now and after each change; None once it is not there."""
+        """Yield the session now and after each change. None comes last, if the session is gone."""
         last: Session | None = None
         first = True
         while True:

@@ -1,6 +1,6 @@
-"""Progress: what the work agent tells the sessions agent on ``replay.progress``.
+"""Reports: what the work agent tells the sessions agent on ``replay.progress``.
 
-Counters are absolute, so that a repeated or reordered record changes nothing.
+Counters are absolute: a repeated or late report changes nothing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LISTED_FAILURES = 100
 MAX_INTERNAL_BYTES = 1_000_000
-"""Of a session or a checkpoint as one record; with what is around it, the broker's default limit
-of 1,048,588 is not reached."""
-MAX_NAME = 249
-"""Characters of an event type, where events are counted by type; no topic's name is longer."""
+"""Bytes of a session or checkpoint as one record. With its headers and its batch, the record stays
+below the broker's default limit of 1,048,588 bytes."""
+MAX_TYPE_NAME = 249
+"""Characters of an event type in the counts by type. A topic's name has at most as many."""
 MAX_LISTED_OFFSETS = 5000
-"""Partitions whose offsets are listed: a record stays below the broker's limit."""
+"""Partitions whose offsets a record lists."""
 OTHER = "(other)"
-"""Where the events of further types and topics are counted: records stay small."""
+"""The name under which further types and topics are counted, so that a record stays small."""
 
 ShardId = Annotated[int, Field(ge=0)] | Literal["plan", "gate", "finish"]
 """A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
 Offsets = dict[str, dict[int, tuple[int, int]]]
-"""Topic, partition: the first and the last offset written."""
+"""By topic and partition: the first and the last offset written."""
 
 
 class _Record(BaseModel):
@@ -35,7 +35,10 @@ class _Record(BaseModel):
 
 
 class Counters(_Record):
-    """Events so far; at the end read = published + skipped + dead_lettered, but for dry runs."""
+    """Numbers of events.
+
+    At the end of a replay, read = published + skipped + dead_lettered. A dry run publishes nothing.
+    """
 
     read: int = 0
     published: int = 0
@@ -43,7 +46,7 @@ class Counters(_Record):
     dead_lettered: int = 0
 
     def __add__(self, other: Counters) -> Counters:
-        """Add up two shards."""
+        """Return the sum of two shards' counters."""
         return Counters(
             read=self.read + other.read,
             published=self.published + other.published,
@@ -52,7 +55,7 @@ class Counters(_Record):
         )
 
     def __sub__(self, other: Counters) -> Counters:
-        """Return what came to ``other``."""
+        """Return the increase since ``other``."""
         return Counters.model_construct(
             read=self.read - other.read,
             published=self.published - other.published,
@@ -74,53 +77,53 @@ class ShardProgress(_Record):
     state: ShardState = "live"
     counters: Counters = Counters()
     valid: int = 0
-    """Events mapped and encoded; in a dry run they were not published."""
+    """Events that were mapped and encoded. A dry run does not publish them."""
     failed: int = 0
-    """Events that could not be mapped or encoded; counted under skipped or dead_lettered too."""
+    """Events that could not be mapped or encoded. They also count as skipped or dead_lettered."""
     bytes: int = 0
-    """Of encoded values."""
+    """Bytes of the encoded values."""
     by_type: dict[str, int] = Field(default_factory=dict)
     """Valid events of each type."""
     by_topic: dict[str, int] = Field(default_factory=dict)
-    """Valid events of each destination topic."""
+    """Valid events for each destination topic."""
     offsets: Offsets = Field(default_factory=dict)
-    """Topic, partition: the first and the last offset written."""
     failures: tuple[Failure, ...] = ()
     """The first MAX_LISTED_FAILURES."""
     last_time: datetime | None = None
-    """Timestamp of the last event read."""
+    """Time of the last event read. None if no event was read, or if that event has no time."""
     error: str | None = None
     """Why the shard failed."""
     reason: str | None = None
-    """Why it is not moving right now, as far as the worker knows."""
+    """Why the shard waits, as far as the worker knows."""
 
 
 class ShardPlan(_Record):
-    """The part of a replay that keeps its own order and checkpoint."""
+    """A part of a replay, with an order and a checkpoint of its own."""
 
     match: dict[str, Any]
-    """MongoDB filter of this part, as extended JSON; and-ed with the replay's own filter."""
+    """MongoDB filter of this part, as extended JSON. An event must match the replay's own filter
+    too."""
     sort: tuple[str, ...]
-    """Field paths that order it, all ascending."""
+    """Field paths of the order, all ascending."""
 
 
 class Plan(_Record):
     """What a replay will do."""
 
     end: datetime
-    """The frozen upper bound, exclusive."""
+    """The frozen upper bound of the events' times, exclusive."""
     matched: int | None
-    """Null when counting took too long."""
+    """Events that match. None if counting took too long."""
     by_type: dict[str, int] = Field(default_factory=dict)
     by_topic: dict[str, int] = Field(default_factory=dict)
     partitions: dict[str, int] = Field(default_factory=dict)
-    """Destination topic: its partition count when planned."""
+    """Partition count of each destination topic at planning."""
     warnings: tuple[str, ...] = ()
     shards: tuple[ShardPlan, ...] = ()
 
 
-class Progress(_Record):
-    """One record on ``replay.progress``."""
+class Report(_Record):
+    """One record on ``replay.progress``: what a slice did."""
 
     replay_id: str = ""
     kind: Literal["plan", "gate", "shard", "finish", "nudge", "noop"] = "noop"
@@ -128,11 +131,11 @@ class Progress(_Record):
     slice: int = 0
     shard: ShardId = 0
     state: Literal["live", "done", "failed"] = "live"
-    """Of a plan, gate or finish step; a shard's is in its progress."""
+    """State of a plan, gate or finish step. A shard has its state in ``progress``."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
     draft: tuple[ShardPlan, ...] = ()
-    """The shards with which the plan will begin, while the events are still being counted."""
+    """The first shards of the plan, while the worker still counts events."""
     error: str | None = None
     reason: str | None = None
 
@@ -143,7 +146,7 @@ class Progress(_Record):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the step, or the shard, cannot move right now."""
+        """Whether the step, or the shard, cannot go on right now."""
         return (self.progress or self).reason is not None
 
     def encode(self) -> bytes:
@@ -151,34 +154,34 @@ class Progress(_Record):
         return self.model_dump_json(exclude_defaults=True).encode()
 
 
-def decode_progress(value: bytes | None) -> Progress | None:
-    """Return the progress of a record; None for one that is none (it is then ignored)."""
+def decode_report(value: bytes | None) -> Report | None:
+    """Return the report in a record's value; None if the value is not a report."""
     try:
-        return Progress.model_validate_json(value or b"")
+        return Report.model_validate_json(value or b"")
     except ValueError:
         return None
 
 
-def listed_name(name: str) -> str:
-    """Return the name under which events of a type, or to a topic, are counted."""
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+def short_name(name: str) -> str:
+    """Return the name under which events of a type, or for a topic, are counted."""
+    return name if len(name) <= MAX_TYPE_NAME else name[: MAX_TYPE_NAME - 1] + "…"
 
 
-def listed_offsets(offsets: Offsets) -> Offsets:
-    """Return the offsets of as many partitions as a record has room for."""
+def bound_offsets(offsets: Offsets) -> Offsets:
+    """Return the offsets of the first MAX_LISTED_OFFSETS partitions."""
     if sum(map(len, offsets.values())) <= MAX_LISTED_OFFSETS:
         return offsets
     every = [(topic, number) for topic, numbers in offsets.items() for number in sorted(numbers)]
-    listed: Offsets = {}
+    bounded: Offsets = {}
     for topic, number in every[:MAX_LISTED_OFFSETS]:
-        listed.setdefault(topic, {})[number] = offsets[topic][number]
-    return listed
+        bounded.setdefault(topic, {})[number] = offsets[topic][number]
+    return bounded
 
 
 def most_common(counts: Mapping[str, int], names: int) -> dict[str, int]:
-    """Return the counts of that many names, the rest added up under `OTHER`."""
+    """Return the counts of the ``names`` most common names, and the sum of the rest as `OTHER`."""
     if len(counts) <= names:
         return dict(counts)
-    listed = dict(Counter(counts).most_common(names))
-    rest = sum(counts.values()) - sum(listed.values())
-    return listed | {OTHER: listed.get(OTHER, 0) + rest}
+    common = dict(Counter(counts).most_common(names))
+    rest = sum(counts.values()) - sum(common.values())
+    return common | {OTHER: common.get(OTHER, 0) + rest}

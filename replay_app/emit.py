@@ -1,0 +1,333 @@
+"""One slice of one shard: publish from the checkpoint's cursor until a limit is reached.
+
+A slice ends at a number of events, bytes or seconds, when the session changes, when the worker
+leaves, or when a rate allows no more events for now. The store sends the next page while a page is
+encoded, and the broker takes the page before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import bson
+from bson import json_util
+from bson.errors import InvalidBSON
+
+from replay_app.checkpoints import progress_of
+from replay_app.encoders import make_encoder
+from replay_app.events import LENIENT
+from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.pacing import allowance, charge, due
+from replay_app.pages import EncodeSpec, count_documents, split_page
+from replay_app.publisher import PRODUCER_ERRORS
+from replay_app.queries import encode_cursor
+from replay_app.tally import Tally
+
+if TYPE_CHECKING:
+    from replay_app.checkpoints import Checkpoint, Token
+    from replay_app.context import WorkerContext
+    from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
+    from replay_app.publisher import FencedProducer
+    from replay_app.readers import Readers
+    from replay_app.reports import ShardProgress
+    from replay_app.sessions import Session
+    from replay_app.store import PageReader
+
+PAGE_WAIT_SECONDS = 0.25
+"""How long a slice waits for a page before other shards of the partition may work."""
+AWAITS_READER = "waiting for its turn at the store"
+AWAITS_STORE = "waiting for the store's first events"
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a slice did. The partition makes the checkpoint from it."""
+
+    progress: ShardProgress
+    """Absolute, all slices of the shard included."""
+    cursor: str | None
+    due_at: float
+    """Seconds since 1970. A throttled shard publishes nothing before this time."""
+    read: int
+    """Events of this slice."""
+
+
+class EmitSlice:
+    """One slice of one shard."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a slice works with
+        self,
+        context: WorkerContext,
+        producer: FencedProducer,
+        readers: Readers,
+        session: Session,
+        token: Token,
+        old: Checkpoint | None,
+    ) -> None:
+        self._context = context
+        self._producer = producer
+        self._readers = readers
+        self._session = session
+        self._token = token
+        if session.plan is None or not isinstance(token.shard, int):
+            msg = f"replay {session.replay_id!r} has no plan"
+            raise ReplayFailed(msg)
+        self._shard = session.plan.shards[token.shard]
+        self._known_topics = set(session.plan.partitions)
+        self._cursor = old.cursor if old else None
+        self._due_at = old.due_at if old else 0.0
+        self._tally = Tally(progress_of(old))
+        self._sending: asyncio.Task[None] | None = None
+        self._events = 0
+        self._bytes = 0
+
+    async def run(self) -> Emitted:
+        """Publish, and leave the transaction open for the checkpoint.
+
+        Raises
+        ------
+        ReplayFailed
+            When nothing can be published.
+        Exception
+            One of PRODUCER_ERRORS, when the producer must be discarded.
+
+        """
+        state, error, reason = "live", None, None
+        try:
+            state, error, reason = await self._publish_pages()
+        except Unavailable as away:
+            await self._readers.drop(self._token.key)
+            reason = str(away)
+        except ReplayFailed as failure:
+            state, error = "failed", str(failure)
+        except BaseException:
+            await self._drop_sending()
+            raise
+        await self._await_acks()
+        if state != "live":
+            await self._readers.drop(self._token.key)
+        progress = self._tally.progress(state=state, error=error, reason=reason)
+        return Emitted(progress, self._cursor, self._due_at, self._events)
+
+    async def _publish_pages(self) -> tuple[str, str | None, str | None]:
+        """Publish page after page. Return the shard's state, its error, and why it waits."""
+        reader: PageReader | None = None
+        encoder = await self._make_encoder()
+        deadline = time.monotonic() + self._context.settings.slice_seconds
+        while True:
+            limit = self._event_limit()
+            if limit == 0:
+                return ("done", None, None) if self._is_at_max() else ("live", None, None)
+            # Only now: a shard that may not read yet must not take another shard's reader.
+            reader = reader or self._readers.take(
+                self._token.key, self._session.start, self._shard, self._cursor
+            )
+            if reader is None:
+                return "live", None, AWAITS_READER
+            try:
+                with self._context.metrics.waiting("read"):
+                    page = await reader.next(PAGE_WAIT_SECONDS)
+            except TimeoutError:
+                return "live", None, None if self._events else AWAITS_STORE
+            if page is None:
+                return "done", None, None
+            page, rest = self._cut(page, limit, reader)
+            encoded = await self._encode(encoder, page)
+            if any(failure.missing_topic for failure in encoded.failures):
+                encoder, encoded = await self._encode_again(page, encoded)
+            reader.put_back(rest)
+            error = self._fatal_error(encoded)
+            await self._publish(encoded, reader)
+            if error is not None:
+                return "failed", error, None
+            if self._is_over(deadline):
+                return "live", None, None
+
+    # Limits
+
+    def _cut(self, page: bytes, limit: int, reader: PageReader) -> tuple[bytes, bytes]:
+        """Return the part of a page that may be published now, and the rest."""
+        rest = b""
+        if limit < reader.page_events:  # else the page is not longer: counting takes time
+            page, rest = split_page(page, limit)
+        most = self._context.settings.slice_bytes
+        if len(page) > most:  # keep the transaction small
+            share = count_documents(page) * most // len(page)
+            page, more = split_page(page, max(1, share))
+            rest = more + rest
+        return page, rest
+
+    def _event_limit(self) -> int:
+        """Return how many events the slice may read now."""
+        settings, session = self._context.settings, self._session
+        limit = settings.slice_events - self._events
+        if session.start.max_events is not None:
+            limit = min(limit, session.start.max_events - self._tally.read)
+        rate, now = self._shard_rate(), time.time()
+        self._due_at = due(rate, self._due_at, now)
+        allowed = allowance(rate, self._due_at, now)
+        return max(0, limit if allowed is None else min(limit, allowed))
+
+    def _shard_rate(self) -> float | None:
+        """Return this shard's part of the replay's rate, in events per second."""
+        session = self._context.board.sessions.get(self._session.replay_id, self._session)
+        if session.rate is None:
+            return None
+        unfinished = sum(shard.progress.state != "done" for shard in session.shards)
+        return session.rate / max(1, unfinished)
+
+    def _is_at_max(self) -> bool:
+        most = self._session.start.max_events
+        return most is not None and self._tally.read >= most
+
+    def _is_over(self, deadline: float) -> bool:
+        """Whether the slice ends here: time, size, a changed session, or a leaving worker."""
+        settings = self._context.settings
+        newest = self._context.board.sessions.get(self._session.replay_id)
+        return (
+            time.monotonic() >= deadline
+            or self._events >= settings.slice_events
+            or self._bytes >= settings.slice_bytes
+            or newest is None
+            or newest.epoch != self._token.epoch
+            or self._context.is_leaving()
+        )
+
+    # Encoding
+
+    async def _make_encoder(self) -> PageEncoder:
+        session, settings = self._session, self._context.settings
+        start = session.start
+        known = self._known_topics | set(self._tally.by_topic)
+        spec = EncodeSpec(
+            mapping=settings.mapping,
+            target=start.target,
+            replay_id=session.replay_id,
+            attempt=session.attempt,
+            name=start.name,
+            reason=start.reason,
+            # For each slice again: a topic may have more partitions now.
+            partitions=await self._context.partition_counts(known),
+            cursor_fields=self._shard.sort,
+            stop_at_failure=start.on_error == "fail" and not start.dry_run,
+            include_replayed=start.include_replayed,
+            record_timestamp=settings.record_timestamp,
+            compression=settings.compression,
+            max_record_bytes=settings.max_record_bytes,
+        )
+        return make_encoder(spec, settings.encoder)
+
+    async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
+        """Encode a page in a thread. The loop sends the page before and reads the next page."""
+        with self._context.metrics.waiting("encode"):
+            return await asyncio.to_thread(encoder.encode, page, _now_ms())
+
+    async def _encode_again(
+        self, page: bytes, encoded: EncodedPage
+    ) -> tuple[PageEncoder, EncodedPage]:
+        """Ask the broker for topics that the plan did not know, and encode the page again.
+
+        If a topic does not exist, the page ends before the first event for the topic.
+        """
+        wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
+        found = await self._context.partition_counts(wanted)
+        self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)
+        encoder = await self._make_encoder()
+        encoded = await self._encode(encoder, page)
+        missing = next((f for f in encoded.failures if f.missing_topic), None)
+        if missing is None or self._session.start.dry_run:
+            return encoder, encoded
+        before, _ = split_page(page, missing.index)
+        encoded = await self._encode(encoder, before)
+        encoded.failures.append(missing)
+        return encoder, encoded
+
+    def _fatal_error(self, encoded: EncodedPage) -> str | None:
+        """Return the error of the event that ended the page, if the error fails the replay."""
+        start = self._session.start
+        if not encoded.failures or start.dry_run:
+            return None
+        failure = encoded.failures[-1]
+        if failure.missing_topic:
+            # With every on_error: the event is good, and must not be left out.
+            return f"event {failure.event_id!r}: {failure.reason}; create the topic, then retry"
+        if start.on_error == "fail":
+            return (
+                f"event {failure.event_id!r}: {failure.reason}; mend it and retry, or start "
+                "again with on_error skip or dead-letter"
+            )
+        return None
+
+    # Publishing
+
+    async def _publish(self, encoded: EncodedPage, reader: PageReader) -> None:
+        """Give a page's batches to the producer, and move the cursor behind the page."""
+        start = self._session.start
+        await self._await_acks()
+        if not start.dry_run:
+            if not self._producer.in_transaction:
+                await self._producer.begin()
+            self._sending = asyncio.create_task(self._send(encoded))
+        if encoded.cursor is not None:
+            self._cursor = encode_cursor(encoded.cursor)
+        reader.position = self._cursor
+        self._tally.add(encoded, dry_run=start.dry_run, on_error=start.on_error)
+        self._events += encoded.read
+        self._bytes += encoded.bytes
+        self._due_at = charge(self._shard_rate(), self._due_at, time.time(), encoded.read)
+
+    async def _send(self, encoded: EncodedPage) -> None:
+        await self._producer.send_batches(encoded.batches, self._tally.offsets)
+        if self._session.start.on_error == "dead-letter":
+            for failure in encoded.failures:
+                await self._send_dead_letter(failure)
+
+    async def _send_dead_letter(self, failure: FailedEvent) -> None:
+        topic = self._context.topics.dead_letters
+        key = failure.event_id or ""
+        value: bytes | None = _to_extended_json(failure.document)
+        reason = failure.reason
+        size = len(value or b"") + len(key.encode())
+        if size > self._context.settings.max_record_bytes:
+            value = None
+            reason += " (the document is too large to be kept here: find it in the store by its id)"
+        await self._producer.send(
+            topic.name,
+            partition=topic.partition(key),
+            key=key.encode(),
+            value=value,
+            headers=[
+                ("replay-id", self._session.replay_id.encode()),
+                ("replay-error", reason.encode()),
+            ],
+        )
+
+    async def _await_acks(self) -> None:
+        """Await the acks of the page that is being sent."""
+        if self._sending is not None:
+            sending, self._sending = self._sending, None
+            with self._context.metrics.waiting("send"):
+                await sending
+
+    async def _drop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, *PRODUCER_ERRORS):
+                await self._sending
+
+
+def _now_ms() -> int:
+    """Return the time in milliseconds since 1970, as in Kafka's record timestamps."""
+    return time.time_ns() // 1_000_000
+
+
+def _to_extended_json(document: bytes) -> bytes:
+    """Return a stored event as extended JSON; the raw bytes if the event cannot be decoded."""
+    try:
+        return json_util.dumps(bson.decode(document, codec_options=LENIENT)).encode()
+    except (InvalidBSON, ValueError, OverflowError):
+        return document

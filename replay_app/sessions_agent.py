@@ -1,0 +1,327 @@
+"""The sessions agent: it carries out the steps of `replay_app.transitions`.
+
+For each record: 1. take the newest session, from the row or from the board; 2. compute the step;
+3. send the step's tokens and await their acks; 4. publish the session on ``replay.status`` in a
+fenced transaction; 5. write the row. After a crash between two of these, the record comes again:
+the step is repeated, and the repetition changes nothing.
+
+Source: docs/protocol.md, "A step of the sessions agent".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import MessageSizeTooLargeError
+
+from replay_app import crashpoints
+from replay_app.board import Rejection
+from replay_app.commands import parse_command, usable_replay_id
+from replay_app.exceptions import CommandConflict, InvalidCommand
+from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
+from replay_app.reports import Report, decode_report
+from replay_app.sessions import SETTLED, Session, decode_session, fit_record
+from replay_app.topics import NOOP
+from replay_app.transitions import Step, on_command, on_nudge, on_report
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+
+    from replay_app.context import WorkerContext
+
+    Decide = Callable[[Session | None, datetime], Step]
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_SECONDS = 0.3
+"""Least time between two publications of a session of which only counters changed."""
+WATCH_SECONDS = 1.0
+"""Interval at which the watchdog looks at the sessions."""
+MAX_REASON = 2000
+"""Characters of a rejection's reason."""
+
+
+class SessionPartition:
+    """One owned partition of ``replay.requests`` and ``replay.progress``."""
+
+    def __init__(
+        self, context: WorkerContext, table: MutableMapping[bytes, bytes], partition: int
+    ) -> None:
+        self._context = context
+        self._table = table
+        self._partition = partition
+        settings = context.settings
+        name = f"{settings.app_id}-sessions-{partition}"
+        self._producer = FencedProducer(settings, settings.kafka, name)
+        self._lock = asyncio.Lock()
+        self._is_open = False
+        self._open_after = 0.0
+        """Monotonic seconds. The producer is not started again before this time."""
+        self._latest: dict[str, Session] = {}
+        """The newest state, published or not, of each session that is not settled, or whose row
+        could not be written."""
+        self._published_at: dict[str, float] = {}
+        """By replay: monotonic seconds of the last publication."""
+        self._unpublished: set[str] = set()
+        """Replays whose newest state is not published yet."""
+
+    async def discard(self) -> None:
+        """Give the partition up."""
+        await self._producer.discard()
+
+    async def apply(self, replay_id: str, decide: Decide, *, flush: bool = False) -> None:
+        """Take one step of a session, and return when the step is durable.
+
+        ``flush`` publishes the session even if the step changes nothing.
+        """
+        await self._durably(lambda: self._step(replay_id, decide, flush=flush))
+
+    async def reject(self, offset: int, replay_id: str, why: str, command: str | None) -> None:
+        """Publish why a command changes nothing."""
+        rejection = Rejection(
+            replay_id=replay_id,
+            rejected=why[:MAX_REASON],
+            command=command,
+            partition=self._partition,
+            offset=offset,
+            at=datetime.now(UTC),
+        )
+        value = rejection.model_dump_json().encode()
+        await self._durably(lambda: self._publish(rejection.key, value))
+
+    def needs_nudge(
+        self, session: Session, now: datetime, stall: timedelta, retention: timedelta
+    ) -> bool:
+        """Whether time alone changes a session, or its counters wait too long for publication."""
+        replay_id = session.replay_id
+        if (
+            replay_id in self._unpublished
+            and time.monotonic() - self._published_at.get(replay_id, 0.0) > PUBLISH_SECONDS
+        ):
+            return True
+        newest = self._latest.get(replay_id, session)
+        return on_nudge(newest, now, stall, retention).changed
+
+    async def _durably(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write as the partition's only writer, and try until the broker has committed.
+
+        Each try starts the producer first, if needed, and so begins with the newest state.
+        """
+        async with self._lock:
+            while True:
+                try:
+                    if not self._is_open:
+                        await self._open()
+                    await write()
+                except MessageSizeTooLargeError:
+                    # The record would never fit, and the whole partition would wait.
+                    logger.exception(
+                        "sessions of partition %d: a record is too large", self._partition
+                    )
+                    await self._close()
+                    return
+                except PRODUCER_ERRORS as error:
+                    logger.warning(
+                        "sessions of partition %d: %r; trying again", self._partition, error
+                    )
+                    await self._close()
+                else:
+                    return
+
+    async def _open(self) -> None:
+        """Fence the former owner, then read what the former owner published last."""
+        await asyncio.sleep(max(0.0, self._open_after - time.monotonic()))
+        await self._producer.start()
+        await self._context.board.caught_up(self._partition)
+        self._is_open = True
+
+    async def _close(self) -> None:
+        """Discard the producer. The next write starts a new one."""
+        self._is_open = False
+        self._open_after = time.monotonic() + REOPEN_SECONDS
+        await self._producer.discard()
+        self._producer = self._producer.renewed()
+
+    async def _step(self, replay_id: str, decide: Decide, *, flush: bool) -> None:
+        before = self._take(replay_id)
+        step = decide(before, datetime.now(UTC))
+        if not step.changed and not (flush and replay_id in self._unpublished):
+            if before is not None and before.state not in SETTLED:
+                self._latest.setdefault(replay_id, before)
+            return
+        outbox, work = self._context.outbox, self._context.topics.work
+        await asyncio.gather(
+            *(outbox.send(work, token.key, token.encode()) for token in step.tokens)
+        )
+        crashpoints.reach("after-tokens")
+        session, value = step.session, None
+        since = time.monotonic() - self._published_at.get(replay_id, 0.0)
+        is_due = step.urgent or flush or since >= PUBLISH_SECONDS
+        if session is not None:
+            if is_due:
+                session = session.model_copy(update={"revision": session.revision + 1})
+            session, value = fit_record(session)
+        if is_due:
+            await self._publish(replay_id, value)
+            self._published_at[replay_id] = time.monotonic()
+            self._unpublished.discard(replay_id)
+            crashpoints.reach("after-status")
+        else:
+            self._unpublished.add(replay_id)
+        self._put(replay_id, session, value)
+
+    def _take(self, replay_id: str) -> Session | None:
+        """Return the newest of: the state in memory, the row, the session on the board."""
+        row = decode_session(self._table.get(replay_id.encode()))
+        published = self._context.board.sessions.get(replay_id)
+        known = [one for one in (self._latest.get(replay_id), row, published) if one]
+        return max(known, key=lambda session: session.revision, default=None)
+
+    def _put(self, replay_id: str, session: Session | None, value: bytes | None) -> None:
+        """Write or remove the row."""
+        is_written = True
+        try:
+            if value is None:
+                self._table.pop(replay_id.encode(), None)
+            else:
+                self._table[replay_id.encode()] = value
+        except Exception:
+            # The row is a cache. Faust would ack the record even if this raised.
+            logger.exception(
+                "the row of replay %r cannot be written: is the disk of REPLAY_DATA_DIR full? "
+                "The replay goes on; the state that counts is on replay.status",
+                replay_id,
+            )
+            is_written = False
+        if session is None or (is_written and session.state in SETTLED):
+            self._latest.pop(replay_id, None)
+            self._published_at.pop(replay_id, None)
+        else:
+            self._latest[replay_id] = session
+
+    async def _publish(self, key: str, value: bytes | None) -> None:
+        await self._producer.begin()
+        await self._producer.send(
+            self._context.topics.status.name,
+            partition=self._partition,
+            key=key.encode(),
+            value=value,
+        )
+        await self._producer.commit()
+
+
+class SessionPartitions:
+    """The partitions of ``replay.requests`` and ``replay.progress`` that this worker owns now."""
+
+    def __init__(self, context: WorkerContext, table: MutableMapping[bytes, bytes]) -> None:
+        self._context = context
+        self._table = table
+        self._owned: dict[int, SessionPartition] = {}
+        context.metrics.show_sessions(self._count_by_state)
+
+    async def assign(self, partitions: Iterable[int]) -> None:
+        """Own exactly these partitions from now on."""
+        await self.revoke()
+        for partition in partitions:
+            self._own(partition)
+
+    async def revoke(self) -> None:
+        """Give every partition up."""
+        owned, self._owned = self._owned, {}
+        await asyncio.gather(*(partition.discard() for partition in owned.values()))
+
+    def _own(self, partition: int) -> SessionPartition:
+        # A record may come before Faust's listener has assigned the partition.
+        if partition not in self._owned:
+            self._owned[partition] = SessionPartition(self._context, self._table, partition)
+        return self._owned[partition]
+
+    async def handle_request(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Apply one record of ``replay.requests``. The record may be acked afterwards."""
+        if value == NOOP:
+            return
+        try:
+            command = parse_command(value or b"")
+        except InvalidCommand as error:
+            await self._refuse_malformed(partition, offset, value, str(error))
+            return
+        replay_id, requests = command.replay_id, self._context.topics.requests
+        if requests.partition(replay_id) != partition:
+            # A client with another partitioner sent the command to a wrong partition.
+            await self._context.outbox.send(requests, replay_id, value or b"")
+            return
+        owned = self._own(partition)
+        try:
+            await owned.apply(replay_id, lambda session, now: on_command(session, command, now))
+        except CommandConflict as error:
+            logger.info("refused %s: %s", command.command, error)
+            self._context.metrics.refused_commands.labels("conflict").inc()
+            await owned.reject(offset, replay_id, str(error), command.command)
+
+    async def _refuse_malformed(
+        self, partition: int, offset: int, value: bytes | None, error: str
+    ) -> None:
+        self._context.metrics.refused_commands.labels("malformed").inc()
+        topic = self._context.topics.requests.name
+        logger.error("%s %d:%d is no command: %s", topic, partition, offset, error)
+        replay_id = usable_replay_id(value)
+        if replay_id is not None:
+            await self._own(partition).reject(offset, replay_id, error, None)
+
+    async def handle_report(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Apply one record of ``replay.progress``. The record may be acked afterwards."""
+        report = decode_report(value)
+        if report is None:
+            topic = self._context.topics.progress.name
+            logger.error("%s %d:%d is no report and was passed over", topic, partition, offset)
+            return
+        if report.kind == "noop":
+            return
+        owned = self._own(partition)
+        if report.kind == "nudge":
+            stall, retention = self._limits()
+            await owned.apply(
+                report.replay_id,
+                lambda session, now: on_nudge(session, now, stall, retention),
+                flush=True,
+            )
+            return
+        await owned.apply(report.replay_id, lambda session, now: on_report(session, report, now))
+
+    def _limits(self) -> tuple[timedelta, timedelta]:
+        """Return the time without progress until a replay is stalled, and the retention."""
+        settings = self._context.settings
+        return (
+            timedelta(seconds=settings.stall_seconds),
+            timedelta(days=settings.retention_days),
+        )
+
+    def _count_by_state(self) -> Counter[str]:
+        """Return the number of owned sessions in each state."""
+        status = self._context.topics.status
+        return Counter(
+            session.state
+            for replay_id, session in self._context.board.sessions.items()
+            if status.partition(replay_id) in self._owned
+        )
+
+    async def watch(self) -> None:
+        """Be the watchdog: send a nudge for each session that time alone changes.
+
+        Only an agent can write a table, so the nudge is a record on ``replay.progress``.
+        """
+        stall, retention = self._limits()
+        progress = self._context.topics.progress
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = datetime.now(UTC)
+            for replay_id, session in list(self._context.board.sessions.items()):
+                owned = self._owned.get(progress.partition(replay_id))
+                if owned is not None and owned.needs_nudge(session, now, stall, retention):
+                    nudge = Report(replay_id=replay_id, kind="nudge")
+                    await self._context.outbox.send(progress, replay_id, nudge.encode())

@@ -1,0 +1,82 @@
+"""The steps that a replay has once: plan, gate and finish."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from replay_app.exceptions import ReplayFailed
+from replay_app.internals import BatchBuilder
+from replay_app.pages import Batch
+from replay_app.plans import Planner
+
+if TYPE_CHECKING:
+    from replay_app.board import Board
+    from replay_app.commands import Start
+    from replay_app.context import WorkerContext
+    from replay_app.reports import ShardPlan
+    from replay_app.sessions import Session
+
+CONTROL_BATCH_BYTES = 4096
+"""Room for a control record: the ids and names in its headers are shorter."""
+
+
+class Planning:
+    """A plan that is being made, in a task."""
+
+    def __init__(self, context: WorkerContext, start: Start) -> None:
+        self.draft: tuple[ShardPlan, ...] = ()
+        self._drafted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        planner = Planner(start, context.settings, context.store, context.partition_counts)
+        self.task = asyncio.create_task(planner.plan(self._on_draft))
+
+    def _on_draft(self, shards: tuple[ShardPlan, ...]) -> None:
+        self.draft = shards
+        if shards:
+            self._drafted.set_result(None)
+
+    async def news(self, draft: tuple[ShardPlan, ...]) -> None:
+        """Wait for the plan. Without a known ``draft``, wait for plan or draft."""
+        waits: list[asyncio.Future[Any]] = [self.task]
+        if not draft:
+            waits.append(self._drafted)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
+
+def gate_reason(session: Session, board: Board) -> str | None:
+    """Return why the gate is closed; None once every replay of ``after`` has completed.
+
+    Raises
+    ------
+    ReplayFailed
+        When a replay of ``after`` was cancelled.
+
+    """
+    waiting_for: list[str] = []
+    for replay_id in session.start.after:
+        other = board.sessions.get(replay_id)
+        state = "unknown" if other is None else other.state
+        if state == "cancelled":
+            msg = f"replay {replay_id!r}, which this one waits for, was cancelled"
+            raise ReplayFailed(msg)
+        if state not in {"completed", "completed_with_errors"}:
+            waiting_for.append(f"{replay_id!r} ({state})")
+    return f"waiting for replay {', '.join(waiting_for)}" if waiting_for else None
+
+
+async def control_batches(session: Session, context: WorkerContext, outcome: str) -> list[Batch]:
+    """Return a control record for every partition of every destination topic.
+
+    The list is empty if the command did not ask for control records, and in a dry run.
+    """
+    if not session.start.control_records or session.start.dry_run or session.plan is None:
+        return []
+    counts = await context.partition_counts(session.plan.partitions)
+    headers = [("replay-id", session.replay_id.encode()), ("replay-control", outcome.encode())]
+    batches: list[Batch] = []
+    for topic, count in counts.items():
+        for partition in range(count):
+            builder = BatchBuilder(CONTROL_BATCH_BYTES, 0, is_transactional=1)
+            builder.append(timestamp=None, key=None, value=None, headers=headers)
+            batches.append(Batch(topic, partition, builder, 1, builder.size()))
+    return batches

@@ -1,0 +1,522 @@
+"""The state machine of a session: pure functions, without I/O and without a clock.
+
+`on_command`, `on_report` and `on_nudge` take a session and an input. They return a `Step`: the new
+session and the tokens to send. `replay_app.sessions_agent` carries a step out in the order that
+survives crashes (docs/protocol.md, "A step of the sessions agent").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from replay_app.checkpoints import Token
+from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.exceptions import CommandConflict
+from replay_app.reports import (
+    MAX_LISTED_FAILURES,
+    Report,
+    ShardId,
+    ShardProgress,
+    most_common,
+)
+from replay_app.sessions import (
+    TERMINAL,
+    Session,
+    Shard,
+    State,
+    make_receipt,
+    merge_offsets,
+)
+
+SMOOTHING_SECONDS = 5.0
+"""Time constant of the moving average of the events per second."""
+MAX_SILENCE_FACTOR = 8
+"""Each repair waits twice as long as the one before, up to the stall time multiplied by this.
+Where many replays share a worker, silence may only mean a long queue, and a repair makes the queue
+longer."""
+STOP_SLICE = 2**31
+"""The slice number of a stop token: higher than every other slice of its epoch. A crash before a
+session's publication can leave emit tokens of the same epoch on Kafka. The stop ends them too."""
+MAX_SESSION_NAMES = 1000
+"""Types, and topics, that a session counts by name over all shards: a session must fit into one
+record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The outcome of one input."""
+
+    session: Session | None
+    """The new session. None: the session is forgotten."""
+    tokens: tuple[Token, ...] = ()
+    urgent: bool = True
+    """Publish at once. False: only counters changed, and the publication may wait."""
+    changed: bool = True
+
+    @classmethod
+    def nothing(cls, session: Session | None) -> Step:
+        """Return the step that changes nothing."""
+        return cls(session, urgent=False, changed=False)
+
+
+# Commands
+
+
+def on_command(session: Session | None, command: Command, now: datetime) -> Step:
+    """Apply a command.
+
+    Raises
+    ------
+    CommandConflict
+        When the state does not allow the command. Nothing changes then.
+
+    """
+    if isinstance(command, Start):
+        return _on_start(session, command, now)
+    if session is None:
+        msg = f"there is no replay {command.replay_id!r}; start it first"
+        raise CommandConflict(msg)
+    match command:
+        case Pause():
+            return _on_pause(session, now)
+        case Resume():
+            return _on_resume(session, now)
+        case Cancel():
+            return _on_cancel(session, now)
+        case Retry():
+            return _on_retry(session, now)
+        case SetRate(rate=rate):
+            return _on_set_rate(session, rate, now)
+
+
+def _on_start(session: Session | None, start: Start, now: datetime) -> Step:
+    if session is not None:
+        if session.start.canonical() == start.canonical():
+            return Step.nothing(session)
+        msg = (
+            f"replay {start.replay_id!r} exists with another body (state {session.state}); "
+            "choose a new replay_id"
+        )
+        raise CommandConflict(msg)
+    session = Session(
+        replay_id=start.replay_id,
+        start=start,
+        rate=start.rate,
+        created_at=now,
+        updated_at=now,
+        progressed_at=now,
+        heard_at=now,
+    )
+    return Step(session, _first_tokens(session))
+
+
+def _on_pause(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "pausing" | "paused":
+            return Step.nothing(session)
+        case "pending" | "planning" | "waiting":
+            return Step(_raise_epoch(session, now, "paused"))
+        case "running" if not session.finishing:
+            session = _raise_epoch(session, now, "pausing")
+            return _settle(Step(session, _stop_tokens(session)), now)
+        case _:
+            raise _conflict(session, "pause")
+
+
+def _on_resume(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "pending" | "planning" | "waiting" | "running":
+            return Step.nothing(session)
+        case "paused" | "pausing":
+            return _settle(_restart(session, now), now)
+        case "failed":
+            raise _conflict(session, "resume", "use retry")
+        case _:
+            raise _conflict(session, "resume")
+
+
+def _on_retry(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "failed":
+            step = _restart(session, now, attempt=session.attempt + 1, error=None, ended_at=None)
+            return _settle(step, now)
+        case "pending" | "planning" | "waiting" | "running":
+            return Step.nothing(session)
+        case "paused" | "pausing":
+            raise _conflict(session, "retry", "use resume")
+        case _:
+            raise _conflict(session, "retry")
+
+
+def _on_cancel(session: Session, now: datetime) -> Step:
+    match session.state:
+        case "cancelling" | "cancelled":
+            return Step.nothing(session)
+        case "completed" | "completed_with_errors":
+            raise _conflict(session, "cancel")
+        case "running" if session.finishing:
+            raise _conflict(session, "cancel")
+        case _:
+            session = _raise_epoch(session, now, "cancelling", ended_at=None)
+            return _settle(Step(session, _stop_tokens(session)), now)
+
+
+def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
+    if session.state in TERMINAL or session.state == "cancelling":
+        raise _conflict(session, "set-rate")
+    if session.rate == rate:
+        return Step.nothing(session)
+    return Step(session.model_copy(update={"rate": rate, "updated_at": now}))
+
+
+def _conflict(session: Session, command: str, remedy: str | None = None) -> CommandConflict:
+    if session.finishing and session.state == "running":
+        remedy = "its last event is published and its end is being written"
+    return CommandConflict(
+        f"cannot {command} replay {session.replay_id!r}: it is {session.state}"
+        + (f"; {remedy}" if remedy else "")
+    )
+
+
+# Reports
+
+
+def on_report(session: Session | None, report: Report, now: datetime) -> Step:
+    """Apply a worker's report. A late, repeated or unknown report changes nothing."""
+    step = Step.nothing(session)
+    if session is None or session.state in TERMINAL:
+        return step
+    is_current = report.epoch == session.epoch
+    match report.kind:
+        case "plan" if is_current and session.state in {"pending", "planning"}:
+            step = _on_plan(session, report, now)
+        case "gate" if is_current and session.state == "waiting":
+            step = _on_gate(session, report, now)
+        case "gate" if report.state == "done" and session.plan and session.started_at is None:
+            step = _on_late_gate(session, now)
+        case "finish" if is_current and session.finishing:
+            step = _on_finish(session, report, now)
+        case "shard" if isinstance(report.shard, int) and report.shard < len(session.shards):
+            step = _on_shard(session, report, report.shard, now)
+    return step
+
+
+def _on_plan(session: Session, report: Report, now: datetime) -> Step:
+    session = _update(session, now, state="planning", reason=report.reason)
+    if report.state == "failed":
+        return Step(_fail(session, now, report.error))
+    plan = report.plan
+    if plan is None:
+        draft = () if session.is_gated else report.draft or session.draft
+        return Step(session.model_copy(update={"draft": draft}))
+    session = session.model_copy(
+        update={
+            "plan": plan,
+            "warnings": plan.warnings,
+            "shards": tuple(Shard(heard_at=now) for _ in plan.shards),
+        }
+    )
+    if session.is_gated:
+        session = session.model_copy(update={"state": "waiting"})
+        return Step(session, _first_tokens(session))
+    return _settle(_run(session, now), now)
+
+
+def _on_gate(session: Session, report: Report, now: datetime) -> Step:
+    session = _update(session, now, reason=report.reason)
+    if report.state == "failed":
+        return Step(_fail(session, now, report.error))
+    return _settle(_run(session, now), now) if report.state == "done" else Step(session)
+
+
+def _on_late_gate(session: Session, now: datetime) -> Step:
+    """Note, in any state, that the gate is open and the begin records are written.
+
+    A later resume then does not write the begin records again.
+    """
+    session = session.model_copy(update={"started_at": now, "updated_at": now})
+    return _settle(_restart(session, now), now) if session.state == "waiting" else Step(session)
+
+
+def _run(session: Session, now: datetime) -> Step:
+    session = _update(session, now, state="running", reason=None)
+    if session.started_at is None:
+        session = session.model_copy(update={"started_at": now})
+    return Step(session, _first_tokens(session))
+
+
+def _on_shard(session: Session, report: Report, number: int, now: datetime) -> Step:
+    before, old, progress = session, session.shards[number], report.progress
+    if progress is None or (report.epoch, report.slice) <= (old.epoch, old.slice):
+        return Step.nothing(session)
+    shard = Shard(
+        epoch=report.epoch,
+        slice=report.slice,
+        progress=_trim(progress, len(session.shards)),
+        heard_at=now,
+    )
+    update: dict[str, Any] = {
+        "shards": (*session.shards[:number], shard, *session.shards[number + 1 :]),
+        "offsets": merge_offsets(session.offsets, progress.offsets),
+        "updated_at": now,
+        "heard_at": now,
+    }
+    if (progress.counters, progress.state) != (old.progress.counters, old.progress.state):
+        update |= {"progressed_at": now, "stalled": False}
+        if session.state == "running":
+            read = progress.counters.read - old.progress.counters.read
+            update["events_per_second"] = _average_speed(session, old, read, now)
+    if session.state == "running":
+        update["reason"] = progress.reason
+    session = session.model_copy(update=update)
+    # A failure of an older epoch decides nothing: the shard has a newer token.
+    failed = progress.state == "failed" and report.epoch == session.epoch
+    if failed and session.state in {"running", "pausing"}:
+        session = _fail(session, now, progress.error)
+        session = session.model_copy(update={"epoch": session.epoch + 1})
+        return Step(session, _stop_tokens(session))
+    visible = (before.stalled, before.reason) != (session.stalled, session.reason)
+    return _settle(Step(session, urgent=visible), now)
+
+
+def _trim(progress: ShardProgress, shards: int) -> ShardProgress:
+    """Return a shard's progress, small enough for a session with this number of shards."""
+    names = max(10, MAX_SESSION_NAMES // shards)
+    return progress.model_copy(
+        update={
+            "offsets": {},
+            "failures": progress.failures[: max(1, MAX_LISTED_FAILURES // shards)],
+            "by_type": most_common(progress.by_type, names),
+            "by_topic": most_common(progress.by_topic, names),
+        }
+    )
+
+
+def _on_finish(session: Session, report: Report, now: datetime) -> Step:
+    if report.state == "live":
+        return Step(_update(session, now, reason=report.reason))
+    if report.state == "failed" and session.state != "cancelling":
+        return Step(_fail(session, now, report.error))
+    if report.state == "failed":  # the cancelled replay publishes nothing more all the same
+        warning = f"the cancellation could not be announced: {report.error}"
+        session = session.model_copy(update={"warnings": (*session.warnings, warning)})
+    return Step(_end(session, now))
+
+
+def _settle(step: Step, now: datetime) -> Step:
+    """Return the step that follows once every shard has answered; else the step itself."""
+    session = step.session
+    if session is None or session.finishing:
+        return step
+    done = all(shard.progress.state == "done" for shard in session.shards)
+    if session.state in {"running", "pausing"} and done:
+        # A pause that comes after the last event has nothing left to stop.
+        session = _update(session, now, state="running", finishing=True, reason=None)
+        return Step(session, _first_tokens(session))
+    if session.state not in {"pausing", "cancelling"} or any(
+        _must_answer(session, shard) for shard in session.shards
+    ):
+        return step
+    if session.state == "pausing":
+        return Step(_update(session, now, state="paused", reason=None))
+    if session.start.control_records and session.plan is not None:
+        # The begin records may be written, even if the session has not heard of them.
+        session = _update(session, now, finishing=True)
+        return Step(session, _first_tokens(session))
+    return Step(_end(session, now))
+
+
+def _must_answer(session: Session, shard: Shard) -> bool:
+    """Whether the session waits for a report of a shard, in its present epoch."""
+    if shard.progress.state == "done":
+        return False
+    return (
+        session.state == "running" or shard.progress.state == "live" or shard.epoch < session.epoch
+    )
+
+
+# Nudges
+
+
+def on_nudge(
+    session: Session | None, now: datetime, stall: timedelta, retention: timedelta
+) -> Step:
+    """Apply the passing of time: repair a silent replay, forget an old session."""
+    if session is None or session.state == "paused":
+        return Step.nothing(session)
+    if session.state in TERMINAL or session.state == "failed":
+        old = now - session.updated_at >= retention
+        return Step(None, _forget_tokens(session)) if old else Step.nothing(session)
+    stalled = session.state != "waiting" and now - session.progressed_at >= stall
+    silence = now - _last_heard(session)
+    if silence < stall * min(2**session.repairs, MAX_SILENCE_FACTOR):
+        if stalled == session.stalled:
+            return Step.nothing(session)
+        return Step(_flag_stall(session, now, stalled=stalled))
+    session = _flag_stall(session, now, stalled=stalled).model_copy(
+        update={
+            "epoch": session.epoch + 1,
+            "repairs": session.repairs + 1,
+            "heard_at": now,
+            "shards": _hear_shards(session, now),
+            "reason": f"no worker was heard for {silence.total_seconds():.0f} s; the work was "
+            "sent out again. Are enough workers running?",
+        }
+    )
+    return Step(session, _first_tokens(session))
+
+
+def _flag_stall(session: Session, now: datetime, *, stalled: bool) -> Session:
+    speed = None if stalled else session.events_per_second
+    return session.model_copy(
+        update={"stalled": stalled, "updated_at": now, "events_per_second": speed}
+    )
+
+
+def _last_heard(session: Session) -> datetime:
+    """Return when the session last heard of its present step, or of its most silent shard."""
+    if session.state not in {"running", "pausing", "cancelling"} or session.finishing:
+        return session.heard_at
+    return min(
+        (
+            shard.heard_at or session.heard_at
+            for shard in session.shards
+            if _must_answer(session, shard)
+        ),
+        default=session.heard_at,
+    )
+
+
+# Sessions
+
+
+def _update(session: Session, now: datetime, **update: Any) -> Session:
+    """Return the session with new fields, and with the times of a change of state."""
+    times: dict[str, Any] = {
+        "updated_at": now,
+        "progressed_at": now,
+        "heard_at": now,
+        "stalled": False,
+        "shards": _hear_shards(session, now),
+    }
+    state = update.get("state", session.state)
+    if state != "running":
+        times["events_per_second"] = None
+    if state != "planning":
+        times["draft"] = ()
+    return session.model_copy(update=times | update)
+
+
+def _hear_shards(session: Session, now: datetime) -> tuple[Shard, ...]:
+    """Return the shards, each with ``heard_at`` set to now: they are about to get tokens."""
+    return tuple(shard.model_copy(update={"heard_at": now}) for shard in session.shards)
+
+
+def _raise_epoch(session: Session, now: datetime, state: State, **update: Any) -> Session:
+    """Return the session in a new state and epoch, in which every shard must answer again."""
+    return _update(session, now, state=state, epoch=session.epoch + 1, reason=None, **update)
+
+
+def _average_speed(session: Session, shard: Shard, read: int, now: datetime) -> float:
+    """Return the average events per second after ``read`` more events.
+
+    Shards may report at any interval: the weight of the old average falls with time.
+    """
+    seconds = max((now - session.progressed_at).total_seconds(), 1e-3)
+    if session.events_per_second is None:
+        # Not from the change of state on: the store may need time for the first event.
+        since = max((now - (shard.heard_at or session.heard_at)).total_seconds(), 1e-3)
+        return read / min(seconds, since)
+    weight = math.exp(-seconds / SMOOTHING_SECONDS)
+    return session.events_per_second * weight + read / seconds * (1 - weight)
+
+
+def _fail(session: Session, now: datetime, error: str | None) -> Session:
+    return _update(
+        session,
+        now,
+        state="failed",
+        finishing=False,
+        error=error or "the worker gave no reason",
+        reason=None,
+        ended_at=now,
+    )
+
+
+def _end(session: Session, now: datetime) -> Session:
+    """Return the session in its terminal state, with the receipt."""
+    if session.state == "cancelling":
+        state = "cancelled"
+    elif any(shard.progress.failed for shard in session.shards):
+        state = "completed_with_errors"
+    else:
+        state = "completed"
+    return _update(
+        session,
+        now,
+        state=state,
+        reason=None,
+        finishing=False,
+        ended_at=now,
+        receipt=make_receipt(session, now),
+    )
+
+
+def _restart(session: Session, now: datetime, **update: Any) -> Step:
+    """Start every unfinished step again, in a higher epoch."""
+    plan = session.plan
+    state: State = "pending"
+    if plan is not None:
+        state = "waiting" if session.is_gated and session.started_at is None else "running"
+    session = _raise_epoch(session, now, state, **update)
+    if state == "running":
+        return _run(session, now)
+    return Step(session, _first_tokens(session))
+
+
+# Tokens
+
+
+def _token(session: Session, kind: Any, shard: ShardId, **fields: Any) -> Token:
+    return Token(replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields)
+
+
+def _first_tokens(session: Session) -> tuple[Token, ...]:
+    """Return the tokens that start what the session's state waits for."""
+    if session.finishing:
+        outcome = "cancelled" if session.state == "cancelling" else "end"
+        return (_token(session, "finish", "finish", outcome=outcome),)
+    match session.state:
+        case "pending" | "planning":
+            return (_token(session, "plan", "plan"),)
+        case "waiting":
+            return (_token(session, "gate", "gate"),)
+        case "running":
+            return _shard_tokens(session, "emit")
+        case "pausing" | "cancelling":
+            return _stop_tokens(session)
+        case _:
+            return ()
+
+
+def _shard_tokens(
+    session: Session, kind: Literal["emit", "stop"], **fields: Any
+) -> tuple[Token, ...]:
+    """Return a token for each unfinished shard."""
+    return tuple(
+        _token(session, kind, number, **fields)
+        for number, shard in enumerate(session.shards)
+        if shard.progress.state != "done"
+    )
+
+
+def _stop_tokens(session: Session) -> tuple[Token, ...]:
+    return _shard_tokens(session, "stop", slice=STOP_SLICE)
+
+
+def _forget_tokens(session: Session) -> tuple[Token, ...]:
+    parts: tuple[ShardId, ...] = ("plan", "gate", "finish", *range(len(session.shards)))
+    return tuple(_token(session, "forget", part) for part in parts)

@@ -1,0 +1,447 @@
+"""The work agent: what a worker does with a token of ``replay.work`` (docs/protocol.md, "A slice").
+
+Faust delivers a token at least once. Exactly once comes from Kafka: each owned partition of
+``replay.work`` has one fenced transactional producer, and a slice publishes its events and its
+checkpoint in one transaction. The steps of a slice:
+
+1. compare the token with the checkpoint; 2. begin; 3. publish from the checkpoint's cursor;
+4. write the checkpoint; 5. commit; 6. send the report and await its ack; 7. send the continuation
+and await its ack; 8. let the Faust event end, which acks the token.
+
+A crash before step 5 leaves nothing behind. After a crash behind step 5, the redelivered token, or
+the worker that opens the partition next, does steps 6 and 7 again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import (
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+
+from replay_app import crashpoints
+from replay_app.checkpoints import (
+    Checkpoint,
+    Origin,
+    Token,
+    Verdict,
+    add_checkpoint,
+    decode_token,
+    judge,
+    progress_of,
+)
+from replay_app.compacted import CompactedReader
+from replay_app.delays import BACKOFF_SECONDS, MAX_DELAY_SECONDS, DelayedTokens
+from replay_app.emit import EmitSlice
+from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
+from replay_app.readers import Readers
+from replay_app.steps import Planning, control_batches, gate_reason
+
+if TYPE_CHECKING:
+    from replay_app.context import WorkerContext
+    from replay_app.sessions import Session
+    from replay_app.store import PageReader
+
+logger = logging.getLogger(__name__)
+
+PLAN_WAIT_SECONDS = 0.05
+"""How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
+SESSION_WAIT_SECONDS = 0.5
+"""How long a token waits for its session to appear on the board, before the token is requeued."""
+MAX_REQUEUES = 60
+"""How often a token is requeued while its session is unknown. Then the token is dropped, and the
+watchdog repairs the replay."""
+#: Answers of the broker that stay the same however often the worker tries.
+REFUSALS = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    InvalidTopicError,
+)
+
+
+class WorkPartition:
+    """One owned partition of ``replay.work``: its producer, checkpoints and open readers."""
+
+    def __init__(self, context: WorkerContext, partition: int) -> None:
+        self.context = context
+        self.partition = partition
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.producer = FencedProducer(
+            context.settings,
+            context.settings.target_bootstrap,
+            f"{context.settings.app_id}-work-{partition}",
+        )
+        self.delays = DelayedTokens(self._send_token)
+        self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
+        self._plans: dict[str, Planning] = {}
+        self._opening: asyncio.Task[None] | None = None
+
+    # Opening and closing
+
+    def open(self, delay_seconds: float = 0.0) -> None:
+        """Start opening in the background; `wait_until_open` waits for the end."""
+        self._opening = asyncio.create_task(self._open(delay_seconds))
+
+    async def wait_until_open(self) -> None:
+        """Wait until the former owner is fenced and the checkpoints are read."""
+        if self._opening is None:
+            self.open()
+        await asyncio.shield(self._opening)  # type: ignore[arg-type]
+
+    async def _open(self, delay_seconds: float) -> None:
+        await asyncio.sleep(delay_seconds)
+        while True:
+            try:
+                await self.producer.start()  # first fence, then read: nothing comes in between
+                self.checkpoints = await self._read_checkpoints()
+            except Exception as error:  # noqa: BLE001 - tokens wait for the opening: it must not fail
+                logger.warning("partition %d cannot be opened: %r", self.partition, error)
+                await self.producer.discard()
+                self.producer = self.producer.renewed()
+                await asyncio.sleep(BACKOFF_SECONDS[2])
+            else:
+                break
+        # Each partition once: every call asks the broker.
+        status = self.context.topics.status
+        partitions = {status.partition(one.token.replay_id) for one in self.checkpoints.values()}
+        await asyncio.gather(*map(self.context.board.caught_up, partitions))
+        for checkpoint in list(self.checkpoints.values()):
+            await self._resend(checkpoint)
+
+    async def _read_checkpoints(self) -> dict[str, Checkpoint]:
+        reader = CompactedReader(
+            self.context.settings,
+            self.context.settings.target_bootstrap,
+            self.context.topics.checkpoints.name,
+            [self.partition],
+        )
+        found: dict[str, Checkpoint] = {}
+        try:
+            await reader.start()
+            async for record in reader.read_to_end():
+                add_checkpoint(found, record)
+        finally:
+            await reader.stop()
+        return found
+
+    async def _resend(self, checkpoint: Checkpoint) -> None:
+        """Send the report and the continuation again, if a crash may have lost them."""
+        token = checkpoint.token
+        session = self.context.board.sessions.get(token.replay_id)
+        if session is None:
+            return
+        if not session.has_heard(checkpoint.report):
+            await self._report(checkpoint)
+        if session.epoch <= token.epoch and checkpoint.continuation is not None:
+            await self._send_token(checkpoint.continuation)
+
+    async def close(self) -> None:
+        """Stop everything. Uncommitted work is discarded."""
+        plans = [planning.task for planning in self._plans.values()]
+        tasks = [task for task in (self._opening, *plans) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(self.delays.close(), *tasks, return_exceptions=True)
+        await self.readers.close()
+        await self.producer.discard()
+
+    def on_session(self, session: Session) -> None:
+        """Act on a session with new orders: end an unwanted plan, wake delayed tokens."""
+        if session.state not in {"pending", "planning"}:
+            planning = self._plans.pop(f"{session.replay_id}/plan", None)
+            if planning is not None:
+                planning.task.cancel()
+        self.readers.on_session(session)
+        for key in self.delays.waiting():
+            replay_id, _, part = key.rpartition("/")
+            gated = self.context.board.sessions.get(replay_id) if part == "gate" else None
+            if replay_id == session.replay_id or (
+                gated is not None and session.replay_id in gated.start.after
+            ):
+                self.delays.wake(key)
+
+    # Tokens
+
+    async def run(self, token: Token, origin: Origin) -> None:
+        """Do what a token asks for, in the order of the module's docstring.
+
+        Raises
+        ------
+        Exception
+            One of PRODUCER_ERRORS, when the partition must be closed and the token requeued.
+
+        """
+        if token.kind == "forget":
+            await self._forget(token)
+            return
+        checkpoint = self.checkpoints.get(token.key)
+        match judge(token, origin, checkpoint):
+            case Verdict.DROP:
+                logger.debug("dropped %s", token)
+            case Verdict.RESEND if checkpoint is not None:
+                await self._report(checkpoint)
+                await self._continue(checkpoint)
+            case _:
+                await self._run(token, origin, checkpoint)
+
+    async def _run(self, token: Token, origin: Origin, old: Checkpoint | None) -> None:
+        session = await self.context.board.session_for(token, SESSION_WAIT_SECONDS)
+        if session is None:
+            if token.requeues < MAX_REQUEUES:
+                await self.requeue(token, origin, token.requeues + 1)
+            else:
+                logger.warning("dropped %s: its session is unknown", token)
+            return
+        if not session.wants(token):
+            return  # the tokens of the newer epoch, or state, are on their way
+        began = time.monotonic()
+        try:
+            new = await self._slice(session, token, origin, old)
+        except REFUSALS as error:
+            await self._abandon(token.key)
+            new = Checkpoint.of_failure(token, origin, old, _refusal(error))
+        except (asyncio.CancelledError, *PRODUCER_ERRORS):
+            raise
+        except Unavailable as error:  # of a gate or finish step; the other kinds catch their own
+            await self._abandon(token.key)
+            new = Checkpoint.of_step(token, origin, reason=str(error))
+        except Exception as error:
+            # Whatever an event or a command holds: the worker must go on and keep the token.
+            if not isinstance(error, ReplayFailed):
+                logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
+            await self._abandon(token.key)
+            new = Checkpoint.of_failure(token, origin, old, str(error) or repr(error))
+        with self.context.metrics.waiting("commit"):
+            await self._commit(new)
+        before, after = progress_of(old), progress_of(new)
+        self.context.metrics.count_slice(
+            token.kind,
+            time.monotonic() - began,
+            after.counters - before.counters,
+            after.bytes - before.bytes,
+        )
+        await self._report(new)
+        crashpoints.reach("after-progress")
+        await self._continue(new)
+        crashpoints.reach("after-continuation")
+
+    async def _slice(
+        self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
+    ) -> Checkpoint:
+        """Do the slice's work, and return the checkpoint to commit."""
+        match token.kind:
+            case "plan":
+                return await self._plan(session, token, origin)
+            case "gate":
+                return await self._gate(session, token, origin)
+            case "stop":
+                return await self._stop(token, origin, old)
+            case "finish":
+                return await self._finish(session, token, origin)
+            case _ if progress_of(old).state == "done":  # only the report was lost
+                return Checkpoint.of_shard(token, origin, old, progress_of(old))
+            case _:
+                return await self._emit(session, token, origin, old)
+
+    async def _abandon(self, key: str) -> None:
+        """Drop what a failed slice has begun."""
+        await self.readers.drop(key)
+        if self.producer.in_transaction:
+            await self.producer.abort()
+
+    async def requeue(self, token: Token, origin: Origin, requeues: int = 0) -> None:
+        """Put a token back on Kafka, so that its Faust event may end."""
+        await self._send_token(token.model_copy(update={"origin": origin, "requeues": requeues}))
+
+    async def _send_token(self, token: Token) -> None:
+        await self.context.outbox.send(self.context.topics.work, token.key, token.encode())
+
+    async def _commit(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint as the last record of the slice's transaction, and commit."""
+        if not self.producer.in_transaction:
+            await self.producer.begin()
+        key = checkpoint.token.key
+        await self.producer.send(
+            self.context.topics.checkpoints.name,
+            partition=self.partition,
+            key=key.encode(),
+            value=checkpoint.encode(),
+        )
+        crashpoints.reach("before-commit")
+        await self.producer.commit()
+        self.checkpoints[key] = checkpoint
+        crashpoints.reach("after-commit")
+
+    async def _report(self, checkpoint: Checkpoint) -> None:
+        report = checkpoint.report
+        await self.context.outbox.send(
+            self.context.topics.progress, report.replay_id, report.encode()
+        )
+
+    async def _continue(self, checkpoint: Checkpoint) -> None:
+        """Send the continuation, now or later. Until then the checkpoint stands for the token."""
+        token = checkpoint.continuation
+        if token is None:
+            return
+        reader = self.readers.get(token.key)
+        plan = self._plans.get(token.key)
+        delay = min(checkpoint.due_at - time.time(), MAX_DELAY_SECONDS)
+        if delay > 0:
+            self.delays.put_off(token, delay)
+        elif not checkpoint.report.is_waiting:
+            await self._send_token(token)
+        elif reader is not None:
+            self.delays.put_off(token, MAX_DELAY_SECONDS, self._first_page(reader))
+        elif plan is not None:
+            self.delays.put_off(token, MAX_DELAY_SECONDS, plan.news(checkpoint.report.draft))
+        elif token.kind == "gate" or self.readers.is_waiting(token.key):
+            self.delays.put_off(token, MAX_DELAY_SECONDS)
+        else:
+            self.delays.put_off(token, self.delays.back_off(token.key))
+
+    async def _first_page(self, reader: PageReader) -> None:
+        with self.context.metrics.waiting("read"):
+            await reader.ready()
+
+    # The kinds of slices
+
+    async def _plan(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        planning = self._plans.get(token.key)
+        if planning is None:
+            planning = self._plans[token.key] = Planning(self.context, session.start)
+        await asyncio.wait([planning.task], timeout=PLAN_WAIT_SECONDS)
+        if not planning.task.done() or planning.task.cancelled():  # `on_session` cancels the task
+            reason = "counting the matching events"
+            return Checkpoint.of_step(token, origin, reason=reason, draft=planning.draft)
+        self._plans.pop(token.key, None)
+        try:
+            return Checkpoint.of_step(token, origin, "done", plan=planning.task.result())
+        except Unavailable as error:
+            return Checkpoint.of_step(token, origin, reason=str(error))
+
+    async def _gate(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        reason = gate_reason(session, self.context.board)
+        if reason is not None:
+            return Checkpoint.of_step(token, origin, reason=reason)
+        await self._announce(session, "begin")
+        return Checkpoint.of_step(token, origin, "done")
+
+    async def _finish(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        await self._announce(session, token.outcome)
+        return Checkpoint.of_step(token, origin, "done")
+
+    async def _announce(self, session: Session, outcome: str) -> None:
+        batches = await control_batches(session, self.context, outcome)
+        if batches:
+            await self.producer.begin()
+            await self.producer.send_batches(batches, {})
+
+    async def _emit(
+        self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
+    ) -> Checkpoint:
+        emitted = await EmitSlice(
+            self.context, self.producer, self.readers, session, token, old
+        ).run()
+        if emitted.read:
+            self.delays.reset(token.key)
+            self.readers.wake_next()
+        return Checkpoint.of_shard(
+            token, origin, old, emitted.progress, cursor=emitted.cursor, due_at=emitted.due_at
+        )
+
+    async def _stop(self, token: Token, origin: Origin, old: Checkpoint | None) -> Checkpoint:
+        await self.readers.drop(token.key)
+        progress = progress_of(old)
+        if progress.state != "done":
+            progress = progress.model_copy(update={"state": "stopped", "reason": None})
+        return Checkpoint.of_shard(token, origin, old, progress)
+
+    async def _forget(self, token: Token) -> None:
+        if token.key not in self.checkpoints:
+            return
+        await self.producer.begin()
+        await self.producer.send(
+            self.context.topics.checkpoints.name,
+            partition=self.partition,
+            key=token.key.encode(),
+            value=None,
+        )
+        await self.producer.commit()
+        del self.checkpoints[token.key]
+
+
+def _refusal(error: BaseException) -> str:
+    if isinstance(error, MessageSizeTooLargeError):
+        return (
+            f"the broker refuses a batch of this size: set REPLAY_MAX_RECORD_BYTES below the "
+            f"topic's max.message.bytes and retry ({error})"
+        )
+    return f"the broker refuses to take the events: {error!r}; allow it, then retry"
+
+
+class WorkPartitions:
+    """All partitions of ``replay.work`` that this worker owns now."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._owned: dict[int, WorkPartition] = {}
+        context.board.on_session(self._on_session)
+
+    def _on_session(self, session: Session) -> None:
+        for owned in self._owned.values():
+            owned.on_session(session)
+
+    async def assign(self, partitions: Iterable[int]) -> None:
+        """Own exactly these partitions from now on. They open in the background.
+
+        A partition that the worker keeps is opened again: another worker may have owned the
+        partition in between.
+        """
+        await self.revoke()
+        for partition in partitions:
+            self._open(partition)
+
+    async def revoke(self) -> None:
+        """Close every partition."""
+        owned, self._owned = self._owned, {}
+        await asyncio.gather(*(partition.close() for partition in owned.values()))
+
+    def _open(self, partition: int, delay_seconds: float = 0.0) -> WorkPartition:
+        opening = self._owned[partition] = WorkPartition(self._context, partition)
+        opening.open(delay_seconds)
+        return opening
+
+    async def handle(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Do what one record of ``replay.work`` asks for. The record may be acked afterwards."""
+        token = decode_token(value)
+        if token is None:
+            logger.error("replay.work %d:%d is no token and was passed over", partition, offset)
+            return
+        if token.kind == "noop":
+            return
+        origin = token.origin or Origin(partition, offset)
+        # A record may come before Faust's listener has assigned the partition.
+        owned = self._owned.get(partition) or self._open(partition)
+        try:
+            await owned.wait_until_open()
+            await owned.run(token, origin)
+        except (asyncio.CancelledError, *PRODUCER_ERRORS) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            logger.warning("partition %d gives a token back: %r", partition, error)
+            self._context.metrics.requeued_tokens.inc()
+            await owned.requeue(token, origin)
+            if self._owned.get(partition) is owned:
+                self._open(partition, delay_seconds=REOPEN_SECONDS)
+            await owned.close()

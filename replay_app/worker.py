@@ -1,0 +1,115 @@
+"""A worker process: checks, memory, the event loop, and the end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import faust
+import uvloop
+from faust.exceptions import ConsistencyError
+
+from replay_app.app import create_app
+from replay_app.encoders import encoder_name
+from replay_app.internals import check_versions, has_lost_membership
+from replay_app.logs import configure_logging
+from replay_app.topics import ensure_topics
+
+if TYPE_CHECKING:
+    from replay_app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MMAP_THRESHOLD = 16 << 20
+"""Bytes. A larger buffer is mapped, and unmapped when it is freed. A page is smaller."""
+TRIM_THRESHOLD = 64 << 20
+"""Freed bytes at the top of a heap, from which on the C library gives memory back."""
+ARENAS = 2
+"""Heaps from which all threads allocate. Each heap keeps its freed memory."""
+MEMBERSHIP_SECONDS = 1.0
+"""Interval at which a worker checks its membership in the group."""
+
+
+def run_worker(settings: Settings) -> int:
+    """Create the missing topics, then run a worker until SIGTERM or Ctrl-C; return the exit code.
+
+    Raises
+    ------
+    InvalidSettings
+        When the topics do not fit the settings, the broker has no transactions, a library has
+        another version than the tested one, or the encoder is not installed.
+    Unavailable
+        When the broker does not answer.
+
+    """
+    check_versions()
+    configure_logging(settings.log_level)
+    logger.info("pages are encoded by the %s encoder", encoder_name(settings.encoder))
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    tune_memory()
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(ensure_topics(settings))
+    app = create_app(settings)
+    worker = faust.Worker(
+        app,
+        loop=loop,
+        loglevel=settings.log_level,
+        quiet=True,
+        redirect_stdouts=False,
+        override_logging=False,
+    )
+    watch = loop.create_task(_end_without_membership(app))
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as ended:
+        if isinstance(worker.crash_reason, ConsistencyError):
+            _start_over(Path(app.conf.tabledir))
+        return ended.code if isinstance(ended.code, int) else 1
+    finally:
+        watch.cancel()
+
+
+def tune_memory() -> None:
+    """Fit the cycle collector and the C library's allocator to pages that come and go."""
+    # Reference counting frees documents: the collector would search them in vain.
+    gc.set_threshold(250_000, 50, 100)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    # By default, glibc gives large buffers back to the system at once, and the system clears each
+    # memory page when it is used again: a quarter of the cost of encoding.
+    libc = ctypes.CDLL(None)
+    # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h.
+    for option, value in ((-3, MMAP_THRESHOLD), (-1, TRIM_THRESHOLD), (-8, ARENAS)):
+        libc.mallopt(option, value)
+
+
+async def _end_without_membership(app: faust.App) -> None:
+    """End the process once aiokafka has given up the group. Nothing else would show the loss.
+
+    This is no task of a Faust service: services start with the first assignment, which would never
+    come.
+    """
+    while True:
+        await asyncio.sleep(MEMBERSHIP_SECONDS)
+        if has_lost_membership(app) and not app.should_stop:
+            logger.critical("the membership in the group is lost: ending, to be started again")
+            os._exit(1)
+
+
+def _start_over(tables: Path) -> NoReturn:
+    """Run this command again without the local rows, which are newer than the table's changelog.
+
+    Faust never accepts such rows. They are a cache: ``replay.status`` has every session.
+    """
+    logger.warning("the table's changelog was lost: starting again without %s", tables)
+    shutil.rmtree(tables)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command
