@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import struct
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -207,3 +209,65 @@ def test_a_key_goes_where_every_client_puts_it(settings: Settings) -> None:
 
 def names(settings: Settings) -> list[str]:
     return [topic.name for topic in Topics.of(settings).all()]
+
+
+class BrokerWithoutTransactions:
+    """A proxy that hides the requests of transactions from the broker's list of requests."""
+
+    HIDDEN = frozenset({22, 24, 26})
+
+    def __init__(self, kafka: str) -> None:
+        self._host, _, port = kafka.partition(":")
+        self._port = int(port)
+        self.port = free_port()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection(self._host, self._port)
+        requests: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+        async def ask() -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    frame = await self._frame(reader)
+                    requests.put_nowait(struct.unpack_from(">hh", frame))
+                    broker_writer.write(len(frame).to_bytes(4) + frame)
+            broker_writer.close()
+
+        async def answer() -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    frame = self._with_own_port(await self._frame(broker_reader))
+                    if await requests.get() == (18, 0):  # ApiVersions, version 0
+                        frame = self._with_less_requests(frame)
+                    writer.write(len(frame).to_bytes(4) + frame)
+            writer.close()
+
+        await asyncio.gather(ask(), answer())
+
+    async def _frame(self, reader: asyncio.StreamReader) -> bytes:
+        return await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
+
+    def _with_own_port(self, frame: bytes) -> bytes:
+        host = self._host.encode()
+        return frame.replace(host + self._port.to_bytes(4), host + self.port.to_bytes(4))
+
+    def _with_less_requests(self, frame: bytes) -> bytes:
+        head, body = frame[:6], frame[10:]  # correlation id and error code; then the count
+        entries = [body[at : at + 6] for at in range(0, len(body), 6)]
+        shown = [entry for entry in entries if int.from_bytes(entry[:2]) not in self.HIDDEN]
+        assert len(shown) == len(entries) - len(self.HIDDEN)
+        return head + len(shown).to_bytes(4) + b"".join(shown)
+
+
+async def test_a_broker_without_transactions_is_refused_by_name(settings: Settings) -> None:
+    proxy = BrokerWithoutTransactions(settings.kafka)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", proxy.port)
+    hidden = settings.model_copy(update={"kafka": f"127.0.0.1:{proxy.port}"})
+    told = "has no transactions.*InitProducerId, AddPartitionsToTxn, EndTxn"
+    try:
+        with pytest.raises(InvalidSettings, match=told):
+            await ensure_topics(hidden)
+    finally:
+        server.close()
+    names = [topic.name for topic in Topics.of(settings).all()]
+    assert await partition_counts(settings, settings.kafka, names) == {}
