@@ -1,4 +1,4 @@
-"""Write pages from which the fuzzer starts into the folder that is named."""
+"""Write the pages from which the fuzzer starts into a folder, the first argument."""
 
 import datetime as dt
 import sys

@@ -1,17 +1,18 @@
-//! Kafka record batches of version 2 (KIP-98): records, compression, and the sealed header.
+//! Kafka record batches of version 2 (KIP-98): records, compression, header.
 
 use std::io::Write;
 
-/// The header of a batch, up to its records.
+/// Size of the header, which stands before the records.
 pub const HEADER_BYTES: usize = 61;
-/// What the length field does not count.
+/// Size of the first two header fields: the length field does not count them.
 const BEFORE_LENGTH_BYTES: usize = 12;
+/// The attribute of a batch that belongs to a transaction.
 const TRANSACTIONAL: i16 = 0x10;
-/// Of each snappy block, as the xerial library cuts them.
+/// Size of a block before snappy compresses it; the xerial library has the same.
 const SNAPPY_BLOCK_BYTES: usize = 32 << 10;
 const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 
-/// As the record batch's attributes count them.
+/// How records are compressed, with the number of each codec in a batch's attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i16)]
 pub enum Codec {
@@ -22,16 +23,19 @@ pub enum Codec {
     Zstd = 4,
 }
 
-/// Records of one partition.
+/// A batch that takes more records; all records go to one partition.
 #[derive(Debug)]
 pub struct OpenBatch {
+    /// Place of the topic in the page's list.
     pub topic: usize,
     pub partition: i32,
+    /// Number of records.
     pub records: i32,
-    /// Of all values.
+    /// Bytes of all values.
     pub bytes: u64,
     first_ms: i64,
     max_ms: i64,
+    /// The records as Kafka stores them, not compressed.
     section: Vec<u8>,
 }
 
@@ -42,7 +46,10 @@ impl OpenBatch {
         Self { topic, partition, records: 0, bytes: 0, first_ms: 0, max_ms: 0, section }
     }
 
-    /// Append a record; `headers` are serialized. False: the batch would reach its limit.
+    /// Append a record; `headers` are the number of headers and the headers, as Kafka stores them.
+    ///
+    /// Return false, and append nothing, if the batch would get `limit` bytes or more. An empty
+    /// batch takes a record of any size.
     pub fn append(
         &mut self,
         ms: i64,
@@ -81,7 +88,7 @@ impl OpenBatch {
         true
     }
 
-    /// Compress the records, if that makes them smaller.
+    /// Compress the records. They stay as they are if compression does not make them smaller.
     #[must_use]
     pub fn close(self, codec: Codec) -> Batch {
         let packed = compressed(codec, &self.section).filter(|p| p.len() < self.section.len());
@@ -95,27 +102,28 @@ impl OpenBatch {
     }
 }
 
-/// A finished batch that lacks only what is known when it is sent.
+/// A batch that takes no more records; only the producer's state is missing in the header.
 #[derive(Debug)]
 pub struct Batch {
+    /// Number of records.
     pub records: i32,
     first_ms: i64,
     max_ms: i64,
     codec: Codec,
-    /// The records, compressed.
+    /// The records, compressed with `codec`.
     pub section: Vec<u8>,
-    /// Of the section.
+    /// CRC-32C of the section.
     crc: u32,
 }
 
 impl Batch {
-    /// The size that it has when it is sealed.
+    /// Bytes of the header and the section.
     #[must_use]
     pub fn size(&self) -> usize {
         HEADER_BYTES + self.section.len()
     }
 
-    /// The header with the producer's state; the section goes behind it.
+    /// Return the header with the producer's state; the section follows the header.
     #[must_use]
     pub fn header(
         &self,
@@ -132,7 +140,7 @@ impl Batch {
             at += bytes.len();
         };
         put(&attributes.to_be_bytes());
-        put(&(self.records - 1).to_be_bytes()); // last offset
+        put(&(self.records - 1).to_be_bytes()); // offset of the last record
         put(&self.first_ms.to_be_bytes());
         put(&self.max_ms.to_be_bytes());
         put(&producer_id.to_be_bytes());
@@ -140,7 +148,7 @@ impl Batch {
         put(&base_sequence.to_be_bytes());
         put(&self.records.to_be_bytes());
         let crc = crc32c::crc32c_combine(crc32c::crc32c(&checked), self.crc, self.section.len());
-        let mut header = [0; HEADER_BYTES]; // the base offset is the broker's to set
+        let mut header = [0; HEADER_BYTES]; // the broker sets the base offset
         let length = (self.size() - BEFORE_LENGTH_BYTES) as i32;
         header[8..12].copy_from_slice(&length.to_be_bytes());
         header[12..16].copy_from_slice(&(-1_i32).to_be_bytes()); // partition leader epoch
@@ -162,7 +170,7 @@ fn compressed(codec: Codec, section: &[u8]) -> Option<Vec<u8>> {
         }
         Codec::Snappy => snappy(section),
         Codec::Lz4 => {
-            // Independent blocks: Kafka's readers know no others (KIP-57).
+            // Kafka's consumers read independent blocks only (KIP-57).
             let info = lz4_flex::frame::FrameInfo::new()
                 .block_mode(lz4_flex::frame::BlockMode::Independent)
                 .block_size(lz4_flex::frame::BlockSize::Max64KB);
@@ -174,7 +182,7 @@ fn compressed(codec: Codec, section: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Snappy in the frame that Kafka's clients write.
+/// Compress with snappy, in the xerial frame that Kafka's clients write.
 fn snappy(section: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = snap::raw::Encoder::new();
     let mut packed = vec![0; snap::raw::max_compress_len(SNAPPY_BLOCK_BYTES)];
@@ -188,7 +196,7 @@ fn snappy(section: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Append a zigzag varint, as Kafka's records have them.
+/// Append a zigzag varint, the form of the integers in Kafka's records.
 pub fn varint(out: &mut Vec<u8>, value: i64) {
     let mut rest = (value << 1 ^ value >> 63) as u64;
     while rest >= 0x80 {
@@ -198,17 +206,19 @@ pub fn varint(out: &mut Vec<u8>, value: i64) {
     out.push(rest as u8);
 }
 
+/// The size of `value` as a varint.
 fn varint_bytes(value: i64) -> usize {
     let zigzag = (value << 1 ^ value >> 63) as u64;
     (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// Append the number of bytes, then the bytes.
+/// Append the number of bytes, and then the bytes.
 pub fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
     varint(out, bytes.len() as i64);
     out.extend_from_slice(bytes);
 }
 
+/// The size of what `sized` appends.
 fn sized_bytes(bytes: &[u8]) -> usize {
     varint_bytes(bytes.len() as i64) + bytes.len()
 }
@@ -218,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_varint_has_the_size_that_was_reckoned() {
+    fn a_varint_has_the_calculated_size() {
         for shift in 0..63 {
             for value in [1_i64 << shift, -(1 << shift), (1 << shift) - 1] {
                 let mut out = Vec::new();
@@ -229,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_that_of_the_sealed_bytes() {
+    fn the_checksum_covers_the_bytes_behind_it() {
         let mut open = OpenBatch::new(0, 0);
         assert!(open.append(5, b"k", b"v", b"\0", 1000));
         let batch = open.close(Codec::None);
@@ -239,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_batch_refuses_but_the_first_record_always_goes_in() {
+    fn a_full_batch_refuses_a_record_and_an_empty_batch_never_does() {
         let mut open = OpenBatch::new(0, 0);
         assert!(open.append(0, b"", &[0; 100], b"\0", 50));
         assert!(!open.append(0, b"", b"", b"\0", 50));

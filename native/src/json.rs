@@ -1,19 +1,19 @@
-//! BSON values as JSON text (the table is in docs/mapping.md).
+//! Write BSON values as JSON text; docs/mapping.md has the table.
 
 use crate::{Declined, time};
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-/// A one in each byte of a word.
+/// A word with the number 1 in each byte.
 pub const ONES: u64 = 0x0101_0101_0101_0101;
-/// The highest bit of each byte of a word.
+/// A word with the highest bit set in each byte.
 pub const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// Write a string with its quotes.
 ///
 /// # Errors
 ///
-/// When it is no UTF-8.
+/// Declined if the text is not UTF-8.
 pub fn string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Declined> {
     out.reserve(text.len() + 2);
     out.push(b'"');
@@ -26,16 +26,18 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Declined> {
     Ok(())
 }
 
-/// Check that a text that is not written is UTF-8.
+/// Check that a text is UTF-8, where the text is not written.
 ///
 /// # Errors
 ///
-/// When it is not.
+/// Declined if the text is not UTF-8.
 pub fn check(text: &[u8]) -> Result<(), Declined> {
     std::str::from_utf8(text).map(|_| ()).map_err(|_| Declined)
 }
 
-/// How many bytes from the start on are ASCII that needs no escape, at least; judged by words.
+/// Return how many bytes at the start are ASCII and need no escape.
+///
+/// The function looks at words of eight bytes, so the true number can be up to seven higher.
 fn plain_prefix(text: &[u8]) -> usize {
     let mut at = 0;
     while let Some(word) = text[at..].first_chunk() {
@@ -47,14 +49,14 @@ fn plain_prefix(text: &[u8]) -> usize {
     if at == text.len() {
         return at;
     }
-    // The last word again, as far as it has not been judged.
+    // Up to seven bytes are left: look at the last eight bytes of the text.
     if let Some(word) = text.last_chunk() {
         return if needs_care(u64::from_le_bytes(*word)) { at } else { text.len() };
     }
     text.iter().position(|&byte| is_special(byte) || !byte.is_ascii()).unwrap_or(text.len())
 }
 
-/// Whether any byte of a word is a control character, a quote, a backslash, or not ASCII.
+/// Return whether any byte of a word is a control character, a quote, a backslash or not ASCII.
 #[must_use]
 pub fn needs_care(word: u64) -> bool {
     let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
@@ -101,7 +103,7 @@ pub fn integer(out: &mut Vec<u8>, value: i64) {
 ///
 /// # Errors
 ///
-/// For NaN and infinities, which JSON does not have.
+/// Declined for NaN and infinities: JSON does not have them.
 pub fn double(out: &mut Vec<u8>, value: f64) -> Result<(), Declined> {
     if !value.is_finite() {
         return Err(Declined);
@@ -110,11 +112,11 @@ pub fn double(out: &mut Vec<u8>, value: f64) -> Result<(), Declined> {
     Ok(())
 }
 
-/// Write a date: with six digits of fraction if there is one.
+/// Write a date: six digits of fraction, or no fraction for whole seconds.
 ///
 /// # Errors
 ///
-/// Outside the years 1 to 9999.
+/// Declined outside the years 1 to 9999.
 pub fn date(out: &mut Vec<u8>, ms: i64) -> Result<(), Declined> {
     if !time::MILLISECONDS.contains(&ms) {
         return Err(Declined);
@@ -161,11 +163,11 @@ pub fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Write a Decimal128 as Python's `decimal` writes it.
 ///
-/// The layout is that of IEEE 754-2008's binary integer decimal encoding.
+/// The bytes are IEEE 754-2008's binary integer decimal encoding.
 ///
 /// # Errors
 ///
-/// For NaN, infinities, and more than 34 digits.
+/// Declined for NaN, infinities and more than 34 digits.
 pub fn decimal(out: &mut Vec<u8>, bytes: [u8; 16]) -> Result<(), Declined> {
     let bits = u128::from_le_bytes(bytes);
     if bits >> 125 & 3 == 3 {
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_utf8_is_declined_wherever_it_stands() {
+    fn text_that_is_not_utf8_is_declined_at_every_place() {
         for place in 0..30 {
             let mut text = vec![b'a'; 30];
             text[place] = 0xff;
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn large_and_small_doubles_are_written_as_the_reference_writes_them() {
+    fn large_and_small_doubles_are_written_as_in_the_reference() {
         for (value, text) in [
             (1e15, "1000000000000000.0"),
             (9_999_999_999_999_998.0, "9999999999999998.0"),

@@ -1,10 +1,10 @@
 //! The native page encoder: a raw page of BSON documents in, finished Kafka record batches out.
 //!
 //! The reference is `replay_app/encoder.py` with `replay_app/events.py`. This crate encodes the
-//! documents that it is sure about and *declines* every other document: damaged documents, documents
-//! that break a rule, documents with rare types. The reference then encodes the declined document
-//! or says what is wrong with it. So all errors come from the reference, and hostile bytes cannot
-//! do harm here.
+//! documents that it is sure about and *declines* all others: damaged documents, documents that
+//! break a rule, documents with values of rare types. The reference then encodes the declined
+//! document, or says why the document cannot be encoded. So all errors come from the reference,
+//! and hostile bytes reach only simple code here.
 //!
 //! The modules, in the order of the data's way; a module uses only modules that stand below it:
 //!

@@ -1,10 +1,11 @@
-//! The rules by which a document's fields make a record (`replay_app/events.py`).
+//! The rules that make a record of a document's fields (in Python: `replay_app/events.py`).
 
 use std::collections::HashMap;
 
 use crate::walk::{Node, Slots, Value};
 use crate::{Declined, json, time};
 
+// The slot that `walk` fills with the value of each field.
 pub const EVENT_ID: usize = 0;
 pub const ID: usize = 1;
 pub const TIME: usize = 2;
@@ -14,39 +15,46 @@ pub const TOPIC: usize = 5;
 pub const VALUE: usize = 6;
 pub const REPLAYED: usize = 7;
 
-/// Beyond this a double has no exact whole numbers.
+/// Below this limit a double is exact for every whole number.
 const EXACT: i64 = 1 << 53;
 
+/// The form in which documents store the time of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestampType {
+    /// A BSON date.
     Date,
+    /// ISO 8601 text.
     Iso,
+    /// A number of milliseconds after 1970.
     EpochMs,
 }
 
-/// The event mapping, the command's target and what is fixed for a replay.
+/// What the encoder has to know of a replay (in Python: `EncodeSpec`).
 #[derive(Debug)]
 pub struct Spec {
     pub fields: Fields,
     pub timestamp_type: TimestampType,
-    /// Event type to topic.
+    /// The mapping's topic for each event type.
     pub topics: HashMap<String, String>,
     pub topic_template: String,
     pub target_topic: Option<String>,
+    /// The target's topic for each event type.
     pub target_topics: HashMap<String, String>,
     pub target_prefix: String,
     pub replay_id: String,
-    /// The headers that every record has, without the two of its own.
+    /// The headers that are equal on all records of the replay.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// What a record may have beside its key, value and id.
+    /// The most bytes that a record can have in addition to its key, value and id.
     pub overhead_bytes: usize,
+    /// The number of partitions of each topic.
     pub partitions: HashMap<String, i32>,
+    /// Records get the time of the event as timestamp, not the append time.
     pub original_timestamps: bool,
     pub codec: crate::batches::Codec,
     pub max_record_bytes: usize,
 }
 
-/// The paths of a mapping.
+/// The fields that `walk` looks for.
 #[derive(Debug)]
 pub struct Fields {
     root: Node,
@@ -57,17 +65,17 @@ pub struct Fields {
 /// The dotted paths of the fields, under the names that the settings have.
 #[derive(Debug, Default)]
 pub struct FieldPaths {
-    /// None: `event_id` where the document has it, else `_id`.
+    /// None: `event_id` if the document has this field, else `_id`.
     pub field_id: Option<String>,
     pub field_timestamp: String,
     pub field_type: String,
     pub field_aggregate: String,
     pub field_topic: String,
-    /// None: the aggregate, or the id of the event where the document has no aggregate.
+    /// None: the aggregate id, or the event id if the document has no aggregate id.
     pub field_key: Option<String>,
     /// None: the value is the document as JSON.
     pub field_value: Option<String>,
-    /// A document that has this field is itself a replayed event and is skipped. None: skip nothing.
+    /// Documents that have this field are replayed events themselves. None: do not skip them.
     pub field_replayed: Option<String>,
     /// Fields that the JSON does not have.
     pub exclude_fields: Vec<String>,
@@ -106,21 +114,21 @@ impl Fields {
     }
 }
 
-/// When an event happened.
+/// The time of an event, in milliseconds after 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct EventTime {
-    /// Whole milliseconds, as the header shows them.
+    /// Rounded down, as in the header `replay-original-time`.
     pub header_ms: i64,
-    /// Rounded milliseconds, as a record's timestamp.
+    /// Rounded to the nearest, as in the record's timestamp.
     pub record_ms: i64,
 }
 
 impl Spec {
-    /// The event's id as text.
+    /// Return the event's id as text.
     ///
     /// # Errors
     ///
-    /// Declined where it has none.
+    /// Declined if the event has no id, or the id has no text form.
     pub fn identity<'a>(
         &self,
         slots: &Slots<'a>,
@@ -131,11 +139,12 @@ impl Spec {
         as_text(value.ok_or(Declined)?, scratch)
     }
 
-    /// When the event happened.
+    /// Return the time of the event.
     ///
     /// # Errors
     ///
-    /// Declined where the field is no time, or one whose rounding is the reference's affair.
+    /// Declined if the field does not hold a time of the mapping's type, or if the time is outside
+    /// the range in which this code rounds as Python does.
     pub fn time(&self, slots: &Slots) -> Result<EventTime, Declined> {
         let (header_ms, record_ms) = match (self.timestamp_type, slots[TIME].ok_or(Declined)?) {
             (TimestampType::Date, Value::Date(ms)) | (TimestampType::EpochMs, Value::Int(ms)) => {
@@ -157,7 +166,7 @@ impl Spec {
         }
     }
 
-    /// The milliseconds that `round(time.timestamp() * 1000)` gives in Python.
+    /// Return the milliseconds that `round(time.timestamp() * 1000)` gives in Python.
     fn rounded(&self, us: i64) -> Result<i64, Declined> {
         if !self.original_timestamps || us % 1000 == 0 {
             return Ok(us.div_euclid(1000));
@@ -168,11 +177,11 @@ impl Spec {
         Ok((us as f64 / 1e6 * 1e3).round_ties_even() as i64)
     }
 
-    /// The record's key.
+    /// Return the record's key.
     ///
     /// # Errors
     ///
-    /// Declined where the configured field is missing, or has no text form.
+    /// Declined if the configured field is missing, or the key has no text form.
     pub fn key<'a>(
         &self,
         slots: &Slots<'a>,
@@ -187,11 +196,11 @@ impl Spec {
         }
     }
 
-    /// The topic for an event of type `kind` whose document names `own`.
+    /// Return the topic of an event of type `kind`; `own` is the topic in the document.
     ///
     /// # Errors
     ///
-    /// Declined where what comes out is no topic name.
+    /// Declined if the rules do not give a valid topic name.
     pub fn destination(&self, kind: &str, own: Option<&str>) -> Result<String, Declined> {
         let filled = |topic: &&String| !topic.is_empty();
         let target = self.target_topics.get(kind).filter(filled).or(self.target_topic.as_ref());
@@ -213,7 +222,7 @@ impl Spec {
     }
 }
 
-/// An id or key as text.
+/// Return an id or key as text.
 fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], Declined> {
     scratch.clear();
     match value {
@@ -227,14 +236,15 @@ fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], D
         Value::Date(ms) if time::MILLISECONDS.contains(&ms) => {
             scratch.extend_from_slice(&time::rfc3339(ms));
         }
-        // Python's text of a double is not JSON's.
+        // Python writes doubles in another form than JSON.
         Value::Date(_) | Value::Double(_) | Value::Null | Value::Other => return Err(Declined),
     }
     Ok(scratch)
 }
 
-/// The hash that Kafka's default partitioner takes modulo the partition count: murmur2 without
-/// its sign.
+/// Return the murmur2 hash of a key without the sign bit.
+///
+/// Kafka's default partitioner takes this hash modulo the number of partitions.
 #[must_use]
 pub fn partition_hash(key: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;

@@ -1,4 +1,4 @@
-//! A page on its way through the encoder.
+//! Encode a page: take its documents one after the other, put their records into batches.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,23 +12,29 @@ use crate::{Declined, time};
 const ORIGINAL_TIME: &[u8] = b"replay-original-time";
 const DELIVERY_ID: &[u8] = b"replay-delivery-id";
 
-/// What is known of a page's documents so far. Documents are encoded in their order; where one is
-/// declined, the caller settles it (`add`, `leave_out`, `skip`) before the next is looked at.
+/// A page that is being encoded, document after document.
+///
+/// When `run` returns a declined document, the caller decides what becomes of the document: `add`
+/// for a record from the reference, `pass` for a failure, `skip` for a replayed event. Then the
+/// caller calls `run` again.
 pub struct Page {
     spec: Arc<Spec>,
     headers: Headers,
     now_ms: i64,
     /// Where the next document begins.
     at: usize,
-    /// The last document that was read, failed ones among them.
+    /// Place of the last document that was read; the document may have failed.
     pub last: Option<Range<usize>>,
+    /// Number of documents that were read.
     pub read: usize,
+    /// Number of documents that were not encoded because they are replayed events themselves.
     pub skipped: usize,
     topics: Vec<Topic>,
     topic_places: HashMap<String, usize>,
+    /// Event types, and how many records each has.
     types: Vec<(String, u64)>,
     type_places: HashMap<String, usize>,
-    /// By type and own topic: the places of the type and of the topic.
+    /// From event type and topic in the document: the places in `types` and in `topics`.
     routes: HashMap<Box<[u8]>, (usize, usize), foldhash::fast::RandomState>,
     batches: Vec<OpenBatch>,
     scratch: Scratch,
@@ -37,10 +43,11 @@ pub struct Page {
 struct Topic {
     name: String,
     records: u64,
-    /// By partition: the batch that takes its next record.
+    /// For each partition, the place of the batch that takes the next record.
     open: Vec<Option<usize>>,
 }
 
+/// Buffers that every document uses again.
 #[derive(Default)]
 struct Scratch {
     json: Vec<u8>,
@@ -51,13 +58,17 @@ struct Scratch {
     headers: Vec<u8>,
 }
 
-/// A page's batches and the account of them.
+/// The batches of a page, and the counts.
 pub struct Finished {
-    /// Topic, partition, the batch, bytes of its values.
+    /// Topic, partition, batch, bytes of the values.
     pub batches: Vec<(String, i32, Batch, u64)>,
+    /// Number of records in the batches.
     pub encoded: u64,
+    /// Bytes of all values.
     pub bytes: u64,
+    /// Number of records of each event type.
     pub by_type: Vec<(String, u64)>,
+    /// Number of records of each topic.
     pub by_topic: Vec<(String, u64)>,
 }
 
@@ -67,11 +78,11 @@ enum Outcome {
 }
 
 impl Page {
-    /// Begin a page; `now_ms` is the append time.
+    /// Begin a page; `now_ms` is the append time in milliseconds after 1970.
     ///
     /// # Errors
     ///
-    /// When the bytes are no sequence of documents.
+    /// Declined if the bytes are not a sequence of documents.
     pub fn new(spec: Arc<Spec>, bytes: &[u8], now_ms: i64) -> Result<Self, Declined> {
         let mut at = 0;
         while at < bytes.len() {
@@ -95,13 +106,15 @@ impl Page {
         })
     }
 
-    /// Encode until a document is declined; return its place. None: all are done.
+    /// Encode until a document is declined, and return the place of this document.
+    ///
+    /// None: no document is left. `bytes` are the bytes that `new` got.
     pub fn run(&mut self, bytes: &[u8]) -> Option<Range<usize>> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut declined = None;
         while self.at < bytes.len() {
             let Ok(end) = document_end(bytes, self.at) else {
-                break; // not after `new`, with the same bytes
+                break; // cannot happen: `new` has checked the same bytes
             };
             let place = self.at..end;
             match self.encode(&bytes[place.clone()], &mut scratch) {
@@ -117,13 +130,13 @@ impl Page {
         declined
     }
 
-    /// Go on behind a document that is not published because it is a replay itself.
+    /// Count the document as a replayed event, and go on with the next document.
     pub fn skip(&mut self, place: Range<usize>) {
         self.skipped += 1;
         self.pass(place);
     }
 
-    /// Go on behind a document that failed.
+    /// Count the document as read, and go on with the next document.
     pub fn pass(&mut self, place: Range<usize>) {
         self.read += 1;
         self.at = place.end;
@@ -169,7 +182,7 @@ impl Page {
         Ok(Outcome::Encoded)
     }
 
-    /// The places of an event's type and topic.
+    /// Return the places of an event's type and topic.
     fn route(
         &mut self,
         kind: &[u8],
@@ -237,11 +250,11 @@ impl Page {
         self.batches.push(batch);
     }
 
-    /// Publish a declined document as the record that the reference made of it.
+    /// Append the record that the reference made of the declined document at `place`.
     ///
     /// # Errors
     ///
-    /// When the topic is unknown or has no such partition.
+    /// Declined if the topic is unknown or does not have the partition.
     pub fn add(&mut self, place: Range<usize>, record: &Record) -> Result<(), Declined> {
         let topic = self.topic_place(record.topic)?;
         if record.partition >= self.topics[topic].open.len() {
@@ -249,14 +262,14 @@ impl Page {
         }
         let kind = self.type_place(record.kind);
         let mut headers = Vec::new();
-        write_headers(&mut headers, record.headers);
+        write_headers(&mut headers, record.headers, 0);
         self.append(topic, record.partition, record.ms, record.key, record.value, &headers);
         self.types[kind].1 += 1;
         self.pass(place);
         Ok(())
     }
 
-    /// Compress the batches and close the account.
+    /// Compress the batches; return them and the counts.
     #[must_use]
     pub fn finish(self) -> Finished {
         let codec = self.spec.codec;
@@ -280,7 +293,7 @@ impl Page {
     }
 }
 
-/// A record as the reference made it.
+/// A record that the reference made.
 pub struct Record<'a> {
     pub kind: &'a str,
     pub topic: &'a str,
@@ -291,26 +304,22 @@ pub struct Record<'a> {
     pub headers: &'a [(String, Vec<u8>)],
 }
 
-/// Write the record headers: those of the replay, then the event's own two.
+/// Writes the headers of a record: the headers of the replay, then the two of the event.
 struct Headers {
-    /// Their count and the replay's own ones.
+    /// The number of all headers, and the headers of the replay.
     fixed: Vec<u8>,
-    /// The name of the header with the original time, and the size of its value.
+    /// The name of the header with the original time, and the size of the value.
     original_time: Vec<u8>,
     /// The name of the header with the delivery id.
     delivery_id: Vec<u8>,
-    /// What a delivery id begins with.
+    /// The start of every delivery id: the replay id and a colon.
     replay: Vec<u8>,
 }
 
 impl Headers {
     fn of(spec: &Spec) -> Self {
         let mut fixed = Vec::new();
-        varint(&mut fixed, spec.headers.len() as i64 + 2);
-        for (name, value) in &spec.headers {
-            sized(&mut fixed, name.as_bytes());
-            sized(&mut fixed, value);
-        }
+        write_headers(&mut fixed, &spec.headers, 2);
         let mut original_time = Vec::new();
         sized(&mut original_time, ORIGINAL_TIME);
         varint(&mut original_time, 24);
@@ -331,15 +340,16 @@ impl Headers {
     }
 }
 
-/// Write the headers that the reference has made.
-fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
-    varint(out, headers.len() as i64);
+/// Write the number of headers, and these headers; `more` headers follow.
+fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)], more: usize) {
+    varint(out, (headers.len() + more) as i64);
     for (name, value) in headers {
         sized(out, name.as_bytes());
         sized(out, value);
     }
 }
 
+/// Return where the document that begins at `start` ends.
 fn document_end(bytes: &[u8], start: usize) -> Result<usize, Declined> {
     let rest = bytes.get(start..).ok_or(Declined)?;
     let size = i32::from_le_bytes(*rest.first_chunk().ok_or(Declined)?);

@@ -1,4 +1,4 @@
-//! The module `replay_native`; its types are in `replay_native.pyi`.
+//! The Python module `replay_native`; `replay_native.pyi` has the types.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,27 +10,28 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::mapping::{FieldPaths, Fields, Spec, TimestampType};
 use crate::{batches, page};
 
-/// A batch counts its bytes in 32 bits; larger records are declined.
+/// Kafka writes the size of a batch with 32 bits, so the encoder declines larger records.
 const MAX_BATCH_BYTES: usize = 1 << 30;
 
-/// An event mapping and what is fixed for a replay.
+/// Encodes the pages of a replay.
 #[pyclass(frozen, module = "replay_native")]
 struct Encoder {
     spec: Arc<Spec>,
 }
 
-/// A page on its way; of one thread.
+/// A page that is being encoded; one thread uses it.
 #[pyclass(module = "replay_native")]
 struct Page {
     bytes: Py<PyBytes>,
-    /// None: its batches are closed.
+    /// None after the batches are closed.
     page: Option<page::Page>,
-    /// Its batches and account, until they are handed out.
+    /// The batches and counts, until `finish` returns them.
     closed: Option<Closed>,
-    /// Where the document is that waits for the caller's word.
+    /// Place of the declined document, until the caller decides what becomes of the document.
     declined: Option<Range<usize>>,
 }
 
+/// A page after its last document.
 struct Closed {
     read: usize,
     skipped: usize,
@@ -45,7 +46,7 @@ impl Closed {
     }
 }
 
-/// A finished batch.
+/// A batch that takes no more records.
 #[pyclass(frozen, module = "replay_native")]
 struct Batch {
     batch: batches::Batch,
@@ -53,7 +54,7 @@ struct Batch {
 
 #[pymethods]
 impl Encoder {
-    /// Take the parts of an `EncodeSpec`, by their names.
+    /// Take the parts of an `EncodeSpec`, each under its name.
     #[new]
     fn new(spec: &Bound<'_, PyDict>) -> PyResult<Self> {
         let fields = Fields::new(&FieldPaths {
@@ -100,9 +101,9 @@ impl Encoder {
 
     /// Begin a page.
     ///
-    /// Raises `ValueError` when it is no sequence of documents.
+    /// Raises `ValueError` if the bytes are not a sequence of documents.
     fn begin(&self, page: &Bound<'_, PyBytes>, now_ms: i64) -> PyResult<Page> {
-        // It only looks at lengths: to wait for the interpreter's lock again would take longer.
+        // Keep the interpreter's lock: this check is shorter than a wait for the lock.
         let begun = page::Page::new(Arc::clone(&self.spec), page.as_bytes(), now_ms)
             .map_err(|_| PyValueError::new_err("no sequence of BSON documents"))?;
         let bytes = page.clone().unbind();
@@ -112,10 +113,10 @@ impl Encoder {
 
 #[pymethods]
 impl Page {
-    /// Encode until a document is declined; return its index and where it stands, else None.
+    /// Encode until a document is declined; return the document's index, begin and end.
     ///
-    /// At the end the batches are closed at once, as long as the interpreter's lock is released:
-    /// each time it is taken again, another thread may keep it for milliseconds.
+    /// None: no document is left. Then the batches are closed too, while the interpreter's lock is
+    /// still released: if another thread has the lock, to take it again can last milliseconds.
     fn run(&mut self, py: Python<'_>) -> PyResult<Option<(usize, usize, usize)>> {
         let mut page = self.page.take().ok_or_else(finished)?;
         let bytes = self.bytes.bind(py).as_bytes();
@@ -128,8 +129,8 @@ impl Page {
         Ok(self.declined.as_ref().map(|place| (index, place.start, place.end)))
     }
 
-    /// Publish the declined document as this record.
-    #[expect(clippy::too_many_arguments, reason = "a record has so many parts")]
+    /// Append the record that the reference made of the declined document.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a record")]
     fn add(
         &mut self,
         kind: &str,
@@ -147,21 +148,21 @@ impl Page {
             .map_err(|_| PyValueError::new_err(format!("no partition {partition} of {topic:?}")))
     }
 
-    /// Go on behind the declined document: it failed.
+    /// Go on after the declined document, which failed.
     fn leave_out(&mut self) -> PyResult<()> {
         let (page, place) = self.waiting()?;
         page.pass(place);
         Ok(())
     }
 
-    /// Go on behind the declined document: it is a replay itself.
+    /// Go on after the declined document, which is a replayed event itself.
     fn skip(&mut self) -> PyResult<()> {
         let (page, place) = self.waiting()?;
         page.skip(place);
         Ok(())
     }
 
-    /// Return the batches and the account of what has been read.
+    /// Return the batches and the counts; see `Account` in `replay_native.pyi`.
     fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (page, closed) = (self.page.take(), self.closed.take());
         let closed = closed.or_else(|| page.map(|page| py.detach(|| Closed::of(page))));
@@ -188,6 +189,7 @@ impl Page {
 }
 
 impl Page {
+    /// Return the page and the place of the declined document.
     fn waiting(&mut self) -> PyResult<(&mut page::Page, Range<usize>)> {
         let place = self.declined.take();
         let place = place.ok_or_else(|| PyRuntimeError::new_err("no document was declined"))?;
@@ -197,13 +199,13 @@ impl Page {
 
 #[pymethods]
 impl Batch {
-    /// Bytes of the sealed batch.
+    /// Bytes of the batch as the producer sends it.
     #[getter]
     fn size(&self) -> usize {
         self.batch.size()
     }
 
-    /// Return the batch as it is sent.
+    /// Return the batch as the producer sends it.
     fn seal<'py>(
         &self,
         py: Python<'py>,
@@ -247,7 +249,7 @@ mod replay_native {
     #[pymodule_export]
     use super::{Batch, Encoder, Page};
 
-    /// Raised by one with each change of what stands in `replay_native.pyi`.
+    /// Goes up by 1 with each change of `replay_native.pyi` or of the names in `spec`.
     #[pymodule_export]
     const INTERFACE: u32 = 2;
 }

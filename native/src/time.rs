@@ -1,4 +1,4 @@
-//! Times: BSON dates and ISO 8601 text in, RFC 3339 out.
+//! Times: read ISO 8601 text, write RFC 3339 text.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -6,10 +6,10 @@ use chrono::{DateTime, Datelike, NaiveDate, Timelike};
 
 use crate::Declined;
 
-/// The years 1 to 9999, which Python's `datetime` has, in milliseconds after 1970.
+/// The years 1 to 9999, the range of Python's `datetime`, in milliseconds after 1970.
 pub const MILLISECONDS: RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
-/// The text of a time, which is one of `MILLISECONDS`, with three digits of fraction and a final Z.
+/// Return a time of the range `MILLISECONDS` as text in UTC, with three digits of fraction.
 #[must_use]
 pub fn rfc3339(ms: i64) -> [u8; 24] {
     let mut text = *b"0000-00-00T00:00:00.000Z";
@@ -31,12 +31,12 @@ fn digits(place: &mut [u8], mut number: u32) {
     }
 }
 
-/// Microseconds after 1970 of an ISO 8601 time; without an offset it is in UTC.
+/// Return the microseconds after 1970 of an ISO 8601 time; a time without an offset is in UTC.
 ///
 /// # Errors
 ///
-/// For every form but `YYYY-MM-DD` and `HH:MM:SS` with `T` or a space between them, up to six
-/// digits of fraction, and `Z` or an offset of hours and minutes.
+/// Declined for every form but this: `YYYY-MM-DD`, `T` or a space, `HH:MM:SS`; then, if present, a
+/// point and up to six digits; then, if present, `Z` or an offset of hours and minutes.
 pub fn parse_iso(text: &[u8]) -> Result<i64, Declined> {
     let (clock, rest) = text.split_at_checked(19).ok_or(Declined)?;
     for (place, separators) in [(4, "-"), (7, "-"), (10, "T "), (13, ":"), (16, ":")] {
@@ -78,7 +78,7 @@ pub fn parse_iso(text: &[u8]) -> Result<i64, Declined> {
     Ok(seconds * 1_000_000 + i64::from(fraction))
 }
 
-/// The number that these digits make; no more than nine digits.
+/// Return the number that up to nine digits stand for.
 fn number(digits: &[u8]) -> Result<u32, Declined> {
     digits.iter().try_fold(0, |number, byte| match byte {
         b'0'..=b'9' => Ok(number * 10 + u32::from(byte - b'0')),

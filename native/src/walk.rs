@@ -1,17 +1,17 @@
-//! One walk over a raw BSON document: it checks every byte, writes the JSON, and keeps the values
-//! of the fields that the mapping asks for.
+//! Read a raw BSON document once: check every byte, write the JSON, keep the values of the mapped
+//! fields.
 
 use crate::Declined;
 use crate::json::{self, HIGHS, ONES};
 
-/// How many fields a mapping can ask for: each is one bit of `Node::slots`.
+/// The number of fields that a mapping can have: one bit of `Node::slots` each.
 pub const SLOTS: usize = 8;
-/// Deeper documents are declined: where it ends is the reference's to say.
+/// Documents with deeper nesting are declined: only the reference knows the true limit.
 const MAX_DEPTH: usize = 64;
-/// Up to so many names of a document are compared with each other, more are sorted.
+/// Up to this number, the names of a document are compared one by one; more names are sorted.
 const FEW_NAMES: usize = 32;
 
-/// A value as the rules need it.
+/// A value in the form that the rules of the mapping need.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {
     Null,
@@ -19,29 +19,34 @@ pub enum Value<'a> {
     Int(i64),
     Double(f64),
     Text(&'a [u8]),
+    /// Milliseconds after 1970.
     Date(i64),
     ObjectId(&'a [u8]),
     Uuid(&'a [u8]),
     Binary(&'a [u8]),
     Decimal([u8; 16]),
+    /// A document, an array, or a type that the rules do not use.
     Other,
 }
 
-/// The values that were found; none: there is no such field.
+/// The values of the mapped fields; None: the document does not have the field.
 pub type Slots<'a> = [Option<Value<'a>>; SLOTS];
 
-/// The field paths of a mapping, as a tree of names.
+/// A tree of field names: the dotted paths of a mapping.
 #[derive(Debug, Default)]
 pub struct Node {
     name: Box<[u8]>,
-    print: u64,
+    /// `Name::hash` of the name.
+    hash: u64,
+    /// A bit for each slot that takes the value of the field.
     slots: u8,
+    /// The JSON does not have the field.
     excluded: bool,
     children: Vec<Node>,
 }
 
 impl Node {
-    /// Keep the value at a dotted path.
+    /// Put the value of the field at a dotted path into a slot.
     pub fn keep(&mut self, path: &str, slot: usize) {
         self.at(path).slots |= 1 << slot;
     }
@@ -58,8 +63,8 @@ impl Node {
             let known = node.children.iter().position(|child| &*child.name == name);
             let place = known.unwrap_or_else(|| {
                 let zeroed = [name, b"\0"].concat();
-                let print = Name::before_zero(&zeroed).map_or(0, |name| name.print);
-                node.children.push(Node { name: name.into(), print, ..Node::default() });
+                let hash = Name::before_zero(&zeroed).map_or(0, |name| name.hash);
+                node.children.push(Node { name: name.into(), hash, ..Node::default() });
                 node.children.len() - 1
             });
             node = &mut node.children[place];
@@ -68,15 +73,17 @@ impl Node {
     }
 
     fn child(&self, name: &Name) -> Option<&Node> {
-        self.children.iter().find(|child| child.print == name.print && *child.name == *name.text)
+        self.children.iter().find(|child| child.hash == name.hash && *child.name == *name.text)
     }
 }
 
-/// Walk a document: write its JSON unless `write` is false, and fill the slots.
+/// Read a document: fill the slots and, if `write` is true, write the JSON.
+///
+/// `names` is a buffer that several calls can share.
 ///
 /// # Errors
 ///
-/// When anything in it is not as it should be, or has no JSON form.
+/// Declined if a byte of the document is wrong, or a value that is written has no JSON form.
 pub fn walk<'a>(
     document: &'a [u8],
     root: &Node,
@@ -93,51 +100,53 @@ pub fn walk<'a>(
 /// The name of a field.
 struct Name<'a> {
     text: &'a [u8],
-    /// Equal for equal names. That different ones are also equal is rare, costs a detour only.
-    print: u64,
-    /// It is ASCII that needs no escape.
+    /// Two names with one hash are rare: they only send a document to the reference.
+    hash: u64,
+    /// The name is ASCII and needs no escape.
     is_plain: bool,
 }
 
 impl<'a> Name<'a> {
-    /// The name that ends before the first zero; found, judged and hashed by words in one pass.
+    /// Return the name that ends before the first zero.
+    ///
+    /// One pass finds the end, looks for escapes and makes the hash, eight bytes at a time.
     fn before_zero(bytes: &'a [u8]) -> Result<Self, Declined> {
-        let (mut size, mut print, mut is_plain) = (0, 0, true);
+        let (mut size, mut hash, mut is_plain) = (0, 0, true);
         loop {
             let rest = &bytes[size..];
             let word = match rest.first_chunk() {
                 Some(word) => u64::from_le_bytes(*word),
                 None => rest.iter().rev().fold(u64::MAX, |word, &byte| word << 8 | u64::from(byte)),
             };
-            let zeros = word.wrapping_sub(ONES) & !word & HIGHS; // the lowest is exact
+            let zeros = word.wrapping_sub(ONES) & !word & HIGHS; // exact for the lowest zero only
             if zeros != 0 {
                 let bits = zeros.trailing_zeros() & !7;
                 let word = word & ((1 << bits) - 1);
                 is_plain &= !json::needs_care(word | (ONES * u64::from(b' ')) << bits);
                 size += bits as usize / 8;
-                print = mixed(mixed(print, word), size as u64);
-                return Ok(Self { text: &bytes[..size], print, is_plain });
+                hash = mixed(mixed(hash, word), size as u64);
+                return Ok(Self { text: &bytes[..size], hash, is_plain });
             }
             if rest.len() < 8 {
                 return Err(Declined);
             }
-            print = mixed(print, word);
+            hash = mixed(hash, word);
             is_plain &= !json::needs_care(word);
             size += 8;
         }
     }
 }
 
-fn mixed(print: u64, word: u64) -> u64 {
-    (print.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+fn mixed(hash: u64, word: u64) -> u64 {
+    (hash.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 struct Walk<'a, 'o> {
-    /// Up to the end of the innermost document, without its final zero.
+    /// The bytes up to the end of the innermost document, without the document's final zero.
     bytes: &'a [u8],
     at: usize,
     out: &'o mut Vec<u8>,
-    /// Fingerprints of the names in the documents that are open.
+    /// `Name::hash` of all names so far in the documents that have begun and not ended.
     names: &'o mut Vec<u64>,
     slots: Slots<'a>,
 }
@@ -151,9 +160,9 @@ impl<'a> Walk<'a, '_> {
             let kind = self.take(1)?[0];
             let name = self.name()?;
             if depth > 0 && name.text == b"$ref" {
-                return Err(Declined); // the driver makes a DBRef of it
+                return Err(Declined); // PyMongo turns the document into a DBRef
             }
-            self.add_name(first_name, name.print)?;
+            self.add_name(first_name, name.hash)?;
             let child = node.and_then(|node| node.child(&name));
             let write = write && !child.is_some_and(|child| child.excluded);
             if write {
@@ -192,7 +201,7 @@ impl<'a> Walk<'a, '_> {
         let mut separator = b'[';
         while self.at < self.bytes.len() {
             let kind = self.take(1)?[0];
-            self.name()?; // the driver does not look at it either
+            self.name()?; // PyMongo ignores the names in an array too
             if write {
                 self.out.push(separator);
                 separator = b',';
@@ -207,7 +216,7 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
-    /// Narrow the view to the document that begins here; return the wider one.
+    /// Begin the document at this place; return the bytes of the outer document for `leave`.
     fn enter(&mut self, depth: usize) -> Result<&'a [u8], Declined> {
         let outer = self.bytes;
         let start = self.at;
@@ -301,7 +310,7 @@ impl<'a> Walk<'a, '_> {
         let subtype = self.take(1)?[0];
         let bytes = self.take(size)?;
         match subtype {
-            2 => Err(Declined), // the old form with a second length
+            2 => Err(Declined), // the old form, which has a second length
             4 if size == 16 => Ok(Value::Uuid(bytes)),
             4 => Err(Declined),
             _ => Ok(Value::Binary(bytes)),
@@ -340,14 +349,15 @@ impl<'a> Walk<'a, '_> {
         Ok(taken)
     }
 
-    // Of two fields of one name the driver takes the last; JSON must not have both.
+    // If a name occurs twice, PyMongo takes the last field. The JSON must not have both fields, so
+    // the document is declined.
 
-    fn add_name(&mut self, first: usize, print: u64) -> Result<(), Declined> {
+    fn add_name(&mut self, first: usize, hash: u64) -> Result<(), Declined> {
         let known = &self.names[first..];
-        if known.len() < FEW_NAMES && known.contains(&print) {
+        if known.len() < FEW_NAMES && known.contains(&hash) {
             return Err(Declined);
         }
-        self.names.push(print);
+        self.names.push(hash);
         Ok(())
     }
 
@@ -390,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn two_fields_of_one_name_are_declined_among_few_and_among_many() {
+    fn a_name_that_occurs_twice_is_declined_among_few_and_among_many() {
         for count in [2, 40, 300] {
             let mut elements: Vec<Vec<u8>> =
                 (0..count).map(|number| format!("\x0An{number}\0").into_bytes()).collect();

@@ -1,4 +1,5 @@
-//! Any bytes as a page, under any mapping: no panic, and what is written is JSON and whole batches.
+//! Encode any bytes as a page, with any mapping: the encoder must not panic, the JSON must be valid
+//! and the batches complete.
 
 #![no_main]
 
@@ -36,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// One document of these fields, so that they are looked at and not only their length.
+/// Return a document of these fields: with a correct length, the encoder reads the fields too.
 fn framed(fields: &[u8]) -> Vec<u8> {
     let size = (fields.len() + 5) as i32;
     [&size.to_le_bytes()[..], fields, b"\0"].concat()
