@@ -13,10 +13,9 @@ import json
 import logging
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +31,7 @@ from replay_app.client import (
     SessionJson,
     produce_command,
 )
-from replay_app.commands import parse_command
+from replay_app.commands import VERBS, command_of, new_replay_id, read_members
 from replay_app.encoder import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError
 from replay_app.settings import Settings, load_settings
@@ -49,12 +48,6 @@ from replay_app.terminal import (
 from replay_app.topics import Topics, ensure_topics, partition_counts
 
 DONE, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
-VERBS = {
-    "pause": "stop publishing until resumed",
-    "resume": "go on from where a paused replay stopped",
-    "cancel": "stop publishing for ever",
-    "retry": "go on from where a failed replay stopped",
-}
 DEMO_EVENTS = 100_000
 _CONFLICT = 409
 
@@ -129,7 +122,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 async def _produce(settings: Settings, topic: str, body: Mapping[str, Any]) -> Any:
-    parse_command(json.dumps(body))  # what is wrong with it is said before the broker is asked
+    command_of(body)  # a malformed command is refused before the broker is asked
     if not await partition_counts(settings, settings.kafka, [topic]):
         raise ReplayError(
             f"topic {topic!r} does not exist on {settings.kafka} (REPLAY_KAFKA): start a worker, "
@@ -168,9 +161,9 @@ def _watch_until_the_end(
 
 def _only_of(sessions: Iterator[SessionJson], body: Mapping[str, Any]) -> Iterator[SessionJson]:
     """Pass on a replay's sessions if it is ours, not an older one under the same name."""
-    ours = parse_command(json.dumps({"command": "start", **body}))
+    ours = command_of({"command": "start", **body})
     for session in sessions:
-        if parse_command(json.dumps(session["start"])) != ours:
+        if command_of(session["start"]) != ours:
             raise Refused(
                 f"replay {session['replay_id']!r} exists with another body (state "
                 f"{session['state']}); choose a new --replay-id",
@@ -304,12 +297,6 @@ def _quiet() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-def new_replay_id(name: str | None) -> str:
-    """Return an id that no replay has yet, readable and in the order of time."""
-    readable = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")[:60] or "replay"
-    return f"{readable}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
 def start_body(options: argparse.Namespace) -> dict[str, Any]:
     """Return the body of a start command: the file's, with the options over it."""
     body = _read_body(options.file) if options.file else {}
@@ -344,7 +331,7 @@ def start_body(options: argparse.Namespace) -> dict[str, Any]:
     for part in ("filter", "target"):
         old = body.get(part, {})
         if not isinstance(old, dict):
-            raise WrongUsage(f"{part} in {options.file} is no JSON object")
+            raise WrongUsage(f"--file {options.file}: {part} is not a JSON object")
         merged = {**old, **given[part]}
         given[part] = merged
         if not merged:
@@ -359,15 +346,11 @@ def _without_nothing(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_body(file: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        body = json.loads(text)
+        return read_members(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
     except OSError as error:
         raise WrongUsage(f"--file {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise WrongUsage(f"--file {file} is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise WrongUsage(f"--file {file} is no JSON object")
-    return body
+    except InvalidCommand as error:
+        raise WrongUsage(f"--file {file}: {error}") from error
 
 
 def _user() -> str | None:
@@ -491,15 +474,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_patience(watch)
 
     for verb, text in VERBS.items():
-        command = add(verb, _verb, text)
+        command = add(verb, _set_rate if verb == "set-rate" else _verb, text)
         command.set_defaults(verb=verb)
         command.add_argument("replay_id")
+        if verb == "set-rate":
+            command.add_argument("rate", type=_rate, help="events per second, or none for no limit")
         _add_requested_by(command, default=_user())
-
-    set_rate = add("set-rate", _set_rate, "change how fast a replay goes, also while it runs")
-    set_rate.add_argument("replay_id")
-    set_rate.add_argument("rate", type=_rate, help="events per second, or none for no limit")
-    _add_requested_by(set_rate, default=_user())
 
     _add_start_options(add("plan", _plan, "find out what a replay would do"))
 

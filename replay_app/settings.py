@@ -15,7 +15,8 @@ from aiokafka.helpers import create_ssl_context
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from replay_app.events import TOPIC_NAME, TOPIC_RULE, EventMapping
+from replay_app.commands import TOPIC_NAME, TOPIC_RULE
+from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings
 
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588

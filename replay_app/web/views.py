@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +32,7 @@ from replay_app.commands import (
     REPLAY_ID,
     Command,
     Start,
+    new_replay_id,
     parse_command,
 )
 from replay_app.encoder import encoder_name
@@ -47,7 +46,7 @@ from replay_app.web.openapi import openapi
 from replay_app.web.problems import Problem, answer_problems, problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from faust.types.tables import TableT
 
@@ -162,7 +161,9 @@ def add_views(app: faust.App, worker: Worker, table: TableT[bytes, bytes]) -> No
         async def patch(self, request: web.Request, replay_id: str) -> web.Response:
             """Change the rate."""
             _require_usable(replay_id)
-            command = await _read_command(request, command="set-rate", replay_id=replay_id)
+            command = await _read_command(
+                request, fixed={"command": "set-rate", "replay_id": replay_id}
+            )
             return await _accept(_shared(request), command)
 
 
@@ -263,7 +264,7 @@ class Verbs(_View):
     async def post(self, request: web.Request, replay_id: str, verb: str) -> web.Response:
         """Pause, resume, cancel or retry."""
         _require_usable(replay_id)
-        command = await _read_command(request, command=verb, replay_id=replay_id)
+        command = await _read_command(request, fixed={"command": verb, "replay_id": replay_id})
         return await _accept(_shared(request), command)
 
 
@@ -336,42 +337,17 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
 
 
 async def _read_start(request: web.Request) -> Start:
-    made = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    command = await _read_command(request, {"replay_id": made}, command="start")
+    command = await _read_command(
+        request, fixed={"command": "start"}, defaults={"replay_id": new_replay_id()}
+    )
     if not isinstance(command, Start):  # `command` is fixed above
         raise TypeError(command)
     return command
 
 
-async def _read_command(
-    request: web.Request, defaults: dict[str, Any] | None = None, **fixed: Any
-) -> Command:
-    """Read a command from the body; ``fixed`` members follow from the path.
-
-    Raises
-    ------
-    InvalidCommand
-        When the body is no such command.
-
-    """
-    try:
-        body = json.loads(await _read_body(request) or b"{}")
-    except (ValueError, RecursionError) as error:
-        msg = f"the body is not JSON: {error}"
-        raise InvalidCommand(msg) from error
-    if not isinstance(body, dict):
-        msg = "the body is not a JSON object"
-        raise InvalidCommand(msg)
-    for name, value in fixed.items():
-        if body.setdefault(name, value) != value:
-            msg = f"{name}: must be {value!r} here; it may be left out"
-            raise InvalidCommand(msg)
-    try:
-        text = json.dumps({**(defaults or {}), **body}, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        msg = "the body holds half of a surrogate pair, which is no character"
-        raise InvalidCommand(msg) from error
-    return parse_command(text)
+async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> Command:
+    """Read a command from the body; an empty body is an object without members."""
+    return parse_command(await _read_body(request) or b"{}", **members)
 
 
 async def _read_body(request: web.Request) -> bytes:
