@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 Verb = Literal["pause", "resume", "cancel", "retry", "set-rate"]
 """A command that changes a replay which exists."""
 VERBS: dict[Verb, str] = {
-    "pause": "stop publishing until the replay is resumed",
-    "resume": "continue a paused replay from its checkpoints",
-    "cancel": "stop publishing; a cancelled replay cannot continue",
-    "retry": "continue a failed replay from its checkpoints",
-    "set-rate": "change the rate of a replay, also while the replay runs",
+    "pause": "Stop publishing until the replay is resumed",
+    "resume": "Continue a paused replay from its checkpoints",
+    "cancel": "Stop publishing; a cancelled replay cannot continue",
+    "retry": "Continue a failed replay from its checkpoints",
+    "set-rate": "Change the rate of a replay, also while the replay runs",
 }
 """What each verb does, for the command line's help and the API's description."""
+PLAIN_VERBS: tuple[Verb, ...] = tuple(verb for verb in VERBS if verb != "set-rate")
+"""The verbs that need only a replay_id."""
 COMMAND_NAMES = ("start", *VERBS)
 
 REPLAY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")

@@ -7,9 +7,11 @@
     ├── InvalidSettings       the operator must change the environment
     ├── CommandConflict       the session's state does not allow the command
     ├── EventError            one event cannot be replayed
-    ├── ReplayFailed          the replay stops and keeps its checkpoint
-    ├── Unavailable           retriable: the store or the broker is away
-    ├── client.Refused        a worker answers no; its reason is the message
+    ├── ReplayFailed          the replay stops and keeps its checkpoints
+    ├── Unavailable           the store, the broker or the worker does not answer; try again
+    │   ├── client.NotReady           a worker answers that it is not ready
+    │   └── store.TimeLimitExceeded   the store needs too long for a count
+    ├── client.Refused        a worker refuses; the message is the worker's reason
     └── cli.WrongUsage        the command line cannot be understood
 """
 
@@ -18,8 +20,6 @@ from __future__ import annotations
 
 class ReplayError(Exception):
     """The base of all errors that this program raises on purpose."""
-
-    retriable = False
 
 
 class InvalidCommand(ReplayError):
@@ -35,14 +35,12 @@ class CommandConflict(ReplayError):
 
 
 class EventError(ReplayError):
-    """One event cannot be mapped or encoded; the message says why, for that event alone."""
+    """One event cannot be mapped or encoded; the message says why."""
 
 
 class ReplayFailed(ReplayError):
-    """A replay cannot go on until somebody acts; its checkpoint stands."""
+    """A replay cannot continue until a person acts; the replay keeps its checkpoints."""
 
 
 class Unavailable(ReplayError):
-    """The store or the broker does not answer; the same step succeeds once it is back."""
-
-    retriable = True
+    """The store, the broker or the worker does not answer; the same step succeeds later."""

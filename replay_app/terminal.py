@@ -166,6 +166,7 @@ def account(session: SessionJson) -> str:
             ("filter", _chosen(start["filter"]) or "every event"),
             ("target", _chosen(start["target"]) or "each event's original topic"),
             ("after", ", ".join(start["after"])),
+            ("verbs now", ", ".join(session["verbs"])),
             ("counters", _counts(session["counters"])),
         ),
     ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
-from replay_app.commands import REPLAY_ID_RULE, Rate, ShortText, Start
+from replay_app.commands import PLAIN_VERBS, REPLAY_ID_RULE, VERBS, Rate, ShortText, Start
 from replay_app.progress import Plan
 from replay_app.sessions import Session, State
 from replay_app.status import Rejection
@@ -179,7 +179,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 "responses": answers("The session.", "Session", 401, 404, 503),
             },
             "patch": {
-                "summary": "Change the rate",
+                "summary": VERBS["set-rate"],
                 "requestBody": body("NewRate"),
                 "responses": accepted(400, 404, 413),
             },
@@ -218,16 +218,11 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         },
         "/openapi.json": {"get": _plain("This document", "The document.", JSON)},
     }
-    for verb, summary in {
-        "pause": "Stop publishing until resumed",
-        "resume": "Go on from the checkpoint of a paused replay",
-        "cancel": "Stop publishing for ever",
-        "retry": "Go on from the checkpoint of a failed replay",
-    }.items():
+    for verb in PLAIN_VERBS:
         paths[f"/replays/{{replay_id}}/{verb}"] = {
             "parameters": one,
             "post": {
-                "summary": summary,
+                "summary": VERBS[verb],
                 "requestBody": body("Requested", required=False),
                 "responses": accepted(400, 404, 413),
             },

@@ -29,6 +29,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from replay_app import __version__
 from replay_app.commands import (
     MAX_COMMAND_BYTES,
+    PLAIN_VERBS,
     REPLAY_ID,
     Command,
     Start,
@@ -118,7 +119,7 @@ def add_views(app: faust.App, worker: Worker, table: TableT[bytes, bytes]) -> No
     app.page("/replays")(Replays)
     app.page("/plans")(Plans)
     app.page("/replays/{replay_id}/events")(Events)
-    app.page("/replays/{replay_id}/{verb:pause|resume|cancel|retry}")(Verbs)
+    app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(PLAIN_VERBS)}}}")(Verbs)
     app.web.add_static(STATIC_PREFIX, STATIC)
 
     @app.page("/replays/{replay_id}")
