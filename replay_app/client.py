@@ -22,7 +22,7 @@ from replay_app.sessions import TERMINAL
 
 REQUEST_SECONDS = 30.0  # planning, for one, counts events while the client waits
 NOT_READY_SECONDS = 30.0  # a worker that starts, or takes over another's partitions, needs less
-PATIENCE_SECONDS = 60.0
+FOLLOW_SECONDS = 60.0
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 1.0
 NOT_FOUND = 404
@@ -103,7 +103,7 @@ class Client:
         replay_id: str,
         *,
         on_trouble: Callable[[str], None],
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float = FOLLOW_SECONDS,
         just_started: bool = False,
     ) -> Iterator[SessionJson]:
         """Yield a replay's session again and again until it has ended; that one comes last.

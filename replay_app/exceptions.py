@@ -12,7 +12,7 @@
     │   ├── client.NotReady           a worker answers that it is not ready
     │   └── store.TimeLimitExceeded   the store needs too long for a count
     ├── client.Refused        a worker refuses; the message is the worker's reason
-    └── cli.WrongUsage        the command line cannot be understood
+    └── WrongUsage            the arguments of the command line are wrong
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class InvalidCommand(ReplayError):
 
 class InvalidSettings(ReplayError):
     """A setting is missing or wrong; the message names the variable and what is allowed."""
+
+
+class WrongUsage(ReplayError):
+    """The arguments of the command line are wrong; the message names the argument."""
 
 
 class CommandConflict(ReplayError):

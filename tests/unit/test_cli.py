@@ -14,9 +14,10 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from replay_app import client, terminal
-from replay_app.cli import _parser, masked_uri, run, start_body
+from replay_app.cli import _parser, run
 from replay_app.commands import command_of
-from replay_app.settings import Settings
+from replay_app.settings import Settings, masked_uri
+from replay_app.start_options import start_body
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
