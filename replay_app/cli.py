@@ -18,7 +18,7 @@ from typing import Any
 
 from replay_app import __version__
 from replay_app.client import (
-    FOLLOW_SECONDS,
+    FOLLOW_PATIENCE_SECONDS,
     Client,
     Endpoint,
     Refused,
@@ -394,7 +394,7 @@ def _add_patience(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience",
         type=positive_number,
-        default=FOLLOW_SECONDS,
+        default=FOLLOW_PATIENCE_SECONDS,
         metavar="SECONDS",
         help="give up after SECONDS without an answer of a worker (default: %(default)g)",
     )

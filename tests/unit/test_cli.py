@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -293,7 +294,7 @@ def test_what_is_no_replay_worker_is_named(
 ) -> None:
     serve((200, b"<html>"))
     assert run(["list"]) == 1
-    assert "is no replay worker" in capsys.readouterr().err
+    assert "is not a replay worker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -339,12 +340,27 @@ def test_a_command_asks_the_worker_with_the_token(
 def test_a_start_that_meets_a_worker_that_is_not_ready_is_sent_again_under_the_same_id(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(client, "ASK_AGAIN_SECONDS", 0.01)
     server = serve((503, {"detail": "rebalancing"}), (202, {"replay_id": "x"}))
     assert run(["start", "--name", "Orders"]) == 0
     first, second = (body for _, _, body, _ in server.asked)
     assert first == second
     assert first["replay_id"].startswith("orders-")
+
+
+def test_a_proxy_of_the_environment_is_used_unless_the_host_is_excepted(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = serve((200, {"replays": [], "rejections": []}))
+    monkeypatch.setattr("urllib.request._opener", None)  # made once in a process
+    monkeypatch.setenv("HTTP_PROXY", os.environ["REPLAY_URL"])
+    monkeypatch.setenv("http_proxy", os.environ["REPLAY_URL"])
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run(["list", "--url", "http://worker.invalid:6066"]) == 0
+    assert [path for _, path, _, _ in proxy.asked] == ["http://worker.invalid:6066/replays"]
+    monkeypatch.setenv("no_proxy", "worker.invalid")
+    assert run(["list", "--url", "http://worker.invalid:6066"]) == 1
 
 
 @pytest.mark.parametrize(
