@@ -193,10 +193,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     session = _client(options).session(options.replay_id)
-    if options.json:
-        say_json(session)
-    else:
-        say(account(session))
+    _answer(options, session, account(session))
     return DONE
 
 
@@ -215,10 +212,7 @@ def _set_rate(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     plan = _client(options).plan(start_body(options))
-    if options.json:
-        say_json(plan)
-    else:
-        say(plan_account(plan))
+    _answer(options, plan, plan_account(plan))
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""Commands: what a client asks for, on ``replay.requests`` and over HTTP (docs/commands.md)."""
+"""Commands: what a client asks for, on ``replay.requests`` and over HTTP (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -367,9 +367,9 @@ def command_of(members: Mapping[str, Any]) -> Command:
         raise InvalidCommand("; ".join(sentences)) from error
 
 
-def new_replay_id(name: str | None = None) -> str:
+def new_replay_id(name: object = None) -> str:
     """Return an id for a new replay, made from the replay's name, the time and a random part."""
-    readable = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")[:60] or "replay"
+    readable = re.sub(r"[^a-z0-9]+", "-", str(name or "").lower()).strip("-")[:60] or "replay"
     return f"{readable}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 

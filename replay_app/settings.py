@@ -1,4 +1,4 @@
-"""Settings from the environment or a ``.env`` file, all named ``REPLAY_*``."""
+"""Settings, read from variables ``REPLAY_*`` of the environment or of a ``.env`` file."""
 
 from __future__ import annotations
 

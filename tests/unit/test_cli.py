@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 from replay_app import client, terminal
 from replay_app.cli import _parser, run
 from replay_app.commands import command_of
-from replay_app.settings import Settings, masked_uri
+from replay_app.settings import Settings
 from replay_app.start_options import start_body
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -463,27 +463,6 @@ def test_settings_are_printed_with_their_sources_and_without_secrets(
     text = capsys.readouterr().out
     assert "secret-" not in text
     assert all(f"REPLAY_{name.upper()} " in text for name in Settings.model_fields)
-
-
-@pytest.mark.parametrize(
-    ("uri", "masked"),
-    [
-        ("mongodb://db:27017", "mongodb://db:27017"),
-        ("mongodb://ana@db:27017/x", "mongodb://ana@db:27017/x"),
-        ("mongodb+srv://ana:p:w@db/x", "mongodb+srv://ana:***@db/x"),
-        ("mongodb://ana:p@w@db,db2:1/x", "mongodb://ana:***@db,db2:1/x"),
-        (
-            "mongodb://db/?tlsCertificateKeyFilePassword=pw&a=b",
-            "mongodb://db/?tlsCertificateKeyFilePassword=***&a=b",
-        ),
-        (
-            "mongodb://db/?authMechanismProperties=AWS_SESSION_TOKEN:t",
-            "mongodb://db/?authMechanismProperties=***",
-        ),
-    ],
-)
-def test_a_store_address_is_shown_without_passwords(uri: str, masked: str) -> None:
-    assert masked_uri(uri) == masked
 
 
 def test_the_endpoint_is_read_from_a_file_too(tmp_path: Path) -> None:

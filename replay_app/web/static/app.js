@@ -1,5 +1,5 @@
-// The status page: asks for /replays every second and shows what it says. Data reaches the page as
-// text only, and rows are changed in place, so that focus and reading position stay.
+// The status page: asks for /replays every second and shows the answer. Data is inserted as text
+// only. Rows change in place, so that the focus and the reading position stay.
 "use strict";
 
 const POLL_MS = 1000;
@@ -106,7 +106,7 @@ function showRow(cells, session) {
   setText(cells.name, session.start.name ?? "");
   setText(cells.state, words(session.state));
   cells.state.dataset.state = session.state;
-  // Warnings are advice for what is still to come; the details keep them.
+  // Warnings are advice for the rest of the replay; the details keep the warnings.
   showNotes(cells.notes, notesOf(session, FINISHED.has(session.state) ? [] : session.warnings));
 
   const known = session.percent !== null;
@@ -169,7 +169,7 @@ function showRejections(rejections) {
   showNotes($("rejections"), lines);
 }
 
-// State changes only: numbers that change every second would never let a reader finish.
+// Announce changes of state only: a screen reader could not follow numbers that change every second.
 function announce() {
   const now = new Map([...replays].map(([id, session]) => [id, session.state]));
   const changed = states === null ? [] : [...now].filter(([id, state]) => states.get(id) !== state);
