@@ -1,4 +1,4 @@
-"""The two ways to a worker from outside: its HTTP API, and a command on ``replay.requests``."""
+"""Two ways to give a command: the HTTP API of a worker, and a record on ``replay.requests``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from replay_app.commands import parse_command
+from replay_app.commands import command_of
 from replay_app.exceptions import InvalidSettings, ReplayError, Unavailable
 from replay_app.sessions import TERMINAL
 
-REQUEST_SECONDS = 30.0  # planning, for one, counts events while the client waits
-NOT_READY_SECONDS = 30.0  # a worker that starts, or takes over another's partitions, needs less
-PATIENCE_SECONDS = 60.0
-POLL_SECONDS = 0.25
-RETRY_SECONDS = 1.0
+REQUEST_SECONDS = 30.0
+"""How long an answer may take; a plan counts events while the client waits."""
+NOT_READY_PATIENCE_SECONDS = 30.0
+"""How long a worker may be not ready; a start or a rebalance takes less."""
+FOLLOW_PATIENCE_SECONDS = 60.0
+"""How long no worker may answer while a replay is followed."""
+FOLLOW_POLL_SECONDS = 0.25
+ASK_AGAIN_SECONDS = 1.0
 NOT_FOUND = 404
 
 SessionJson = dict[str, Any]
-"""A session as the API gives it: `replay_app.sessions.Session` in JSON."""
+"""A session as the API returns it: `replay_app.sessions.Session` in JSON."""
 ENDED = TERMINAL | {"failed"}
-"""States that only a person's command can end."""
+"""States that a replay leaves only by a command."""
 
 
 class Endpoint(BaseSettings):
-    """Where the worker's API is: ``REPLAY_URL`` and ``REPLAY_API_TOKEN``."""
+    """The address and the token of the API: ``REPLAY_URL`` and ``REPLAY_API_TOKEN``."""
 
     model_config = SettingsConfigDict(env_prefix="REPLAY_", env_file=".env", extra="ignore")
 
@@ -43,39 +46,42 @@ class Endpoint(BaseSettings):
 
 
 class Refused(ReplayError):
-    """The worker will not do it; the message is its reason."""
+    """The worker refuses the request; the message is the worker's reason."""
 
     def __init__(self, message: str, status: int, state: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """The answer's HTTP status."""
+        """HTTP status of the answer."""
         self.state = state
-        """The session's state, where that is why."""
+        """State of the session, if the state is the reason."""
 
 
 class NotReady(Unavailable):
-    """The worker answers that it cannot answer yet."""
+    """The worker answers that it is not ready."""
 
 
 class Client:
-    """The HTTP API of one worker, which answers for all of them.
+    """The HTTP API of a worker; each worker answers for all workers.
 
-    Every method raises `Refused` where the worker refuses, and `Unavailable` where no worker
-    answers, or none becomes ready in time.
+    Every method raises `Refused` if the worker refuses, and `Unavailable` if no worker answers or
+    the worker is not ready in time. As always with urllib, requests go through the proxy that the
+    variable ``HTTP_PROXY`` or ``HTTPS_PROXY`` names, except to the hosts in ``NO_PROXY``.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
-            raise InvalidSettings(f"{url!r} (--url or REPLAY_URL) is no http:// or https:// URL")
+            raise InvalidSettings(
+                f"{url!r} (--url or REPLAY_URL) does not start with http:// or https://"
+            )
         self.url = url.rstrip("/")
         self._token = token
 
     def start(self, body: Mapping[str, Any]) -> Any:
-        """Start a replay; with a ``replay_id`` in the body, doing it twice is doing it once."""
+        """Start a replay; a second start with the same body and ``replay_id`` changes nothing."""
         return self._persist("POST", "/replays", body)
 
     def plan(self, body: Mapping[str, Any]) -> Any:
-        """Find out what a replay would do."""
+        """Return what a replay would do."""
         return self._persist("POST", "/plans", body)
 
     def command(self, replay_id: str, verb: str, requested_by: str | None) -> Any:
@@ -84,7 +90,7 @@ class Client:
         return self._persist("POST", f"{_path(replay_id)}/{verb}", body)
 
     def set_rate(self, replay_id: str, rate: float | None, requested_by: str | None) -> Any:
-        """Change a replay's events per second; None lifts the limit."""
+        """Change a replay's events per second; None removes the limit."""
         body = {"rate": rate, **({"requested_by": requested_by} if requested_by else {})}
         return self._persist("PATCH", _path(replay_id), body)
 
@@ -103,14 +109,14 @@ class Client:
         replay_id: str,
         *,
         on_trouble: Callable[[str], None],
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float = FOLLOW_PATIENCE_SECONDS,
         just_started: bool = False,
     ) -> Iterator[SessionJson]:
-        """Yield a replay's session again and again until it has ended; that one comes last.
+        """Yield a replay's session again and again; the last session is that of the end.
 
-        While no worker answers, `on_trouble` hears why, once for each reason; after
-        ``patience_seconds`` of that, the error is raised. A replay that was ``just_started`` may
-        be unknown for as long.
+        While no worker answers, `on_trouble` is called with each new reason. After
+        ``patience_seconds`` without an answer, the error is raised. A replay that was
+        ``just_started`` may be unknown for the same time.
         """
         heard = time.monotonic()
         trouble = ""
@@ -122,33 +128,33 @@ class Client:
             except Refused as error:
                 if error.status != NOT_FOUND or not just_started:
                     raise
-                problem = NotReady(f"no worker has taken up replay {replay_id!r} yet")
+                problem = NotReady(f"no worker knows replay {replay_id!r} yet")
             else:
                 yield session
                 if session["state"] in ENDED:
                     return
                 heard, trouble, just_started = time.monotonic(), "", False
-                time.sleep(POLL_SECONDS)
+                time.sleep(FOLLOW_POLL_SECONDS)
                 continue
             if time.monotonic() - heard >= patience_seconds:
                 raise problem
             waited = time.monotonic() - heard
-            # A replay takes a moment to be taken up: that alone is no trouble.
-            if str(problem) != trouble and (waited > RETRY_SECONDS or not just_started):
+            # A new replay is unknown for a moment: that is not a trouble.
+            if str(problem) != trouble and (waited > ASK_AGAIN_SECONDS or not just_started):
                 trouble = str(problem)
-                on_trouble(f"{trouble}; trying for {patience_seconds:g} s")
-            time.sleep(min(RETRY_SECONDS, POLL_SECONDS + waited))
+                on_trouble(f"{trouble}; trying for up to {patience_seconds:g} s")
+            time.sleep(min(ASK_AGAIN_SECONDS, FOLLOW_POLL_SECONDS + waited))
 
     def _persist(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask until the worker is ready; a command that arrives twice changes nothing."""
-        deadline = time.monotonic() + NOT_READY_SECONDS
+        """Ask until the worker is ready; a repeated command changes nothing."""
+        deadline = time.monotonic() + NOT_READY_PATIENCE_SECONDS
         while True:
             try:
                 return self._request(method, path, body)
             except NotReady:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(RETRY_SECONDS)
+                time.sleep(ASK_AGAIN_SECONDS)
 
     def _request(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Accept": "application/json"}
@@ -166,16 +172,17 @@ class Client:
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise Unavailable(
-                f"no worker answers at {self.url} ({reason}): start one with `replay-app worker`, "
-                "or name another with --url or REPLAY_URL"
+                f"no worker answers at {self.url} ({reason}): start a worker with `replay-app "
+                "worker`, or name another address with --url or REPLAY_URL"
             ) from error
         except ValueError as error:
             raise ReplayError(
-                f"what answers at {self.url} is no replay worker: name one with --url or REPLAY_URL"
+                f"the server at {self.url} is not a replay worker: name a worker with --url or "
+                "REPLAY_URL"
             ) from error
 
     def _error(self, status: int, answer: bytes) -> ReplayError:
-        """Return the error that a problem document (RFC 9457) tells of."""
+        """Return the error that a problem document (RFC 9457) describes."""
         try:
             problem = dict(json.loads(answer))
         except (ValueError, TypeError):
@@ -185,27 +192,27 @@ class Client:
             kind = NotReady if status == 503 else Unavailable  # noqa: PLR2004 - service unavailable
             return kind(f"the worker at {self.url} cannot answer: {reason}")
         if status == 401:  # noqa: PLR2004 - unauthorized
-            reason += " (set REPLAY_API_TOKEN to the worker's)"
+            reason += " (set REPLAY_API_TOKEN to the worker's token)"
         if status == NOT_FOUND and not problem:
-            reason = f"{self.url} knows no such path; is it a replay worker (--url, REPLAY_URL)?"
+            reason = f"no replay worker answers at {self.url} (--url, REPLAY_URL): unknown path"
         return Refused(reason, status, problem.get("state"))
 
 
 async def produce_command(
     bootstrap: str, topic: str, body: Mapping[str, Any], **security: Any
 ) -> dict[str, Any]:
-    """Put a command on the requests topic; return where it stands there.
+    """Produce a command to the requests topic; return the record's partition and offset.
 
     Raises
     ------
     InvalidCommand
-        Before anything is sent: nobody would answer here.
+        The command is malformed; nothing is sent, as nobody could answer with the refusal.
     Unavailable
-        When the broker does not take it.
+        The broker does not accept the record.
 
     """
+    command = command_of(body)
     value = json.dumps(body).encode()
-    command = parse_command(value)
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, **security
     )
@@ -213,7 +220,7 @@ async def produce_command(
         await producer.start()
         record = await producer.send_and_wait(topic, value, key=command.replay_id.encode())
     except KafkaError as error:
-        raise Unavailable(f"Kafka at {bootstrap} did not take the command: {error}") from error
+        raise Unavailable(f"Kafka at {bootstrap} did not accept the command: {error}") from error
     finally:
         await producer.stop()
     return {

@@ -1,12 +1,14 @@
-"""Commands: what a client asks for, on ``replay.requests`` and over HTTP (design section 4)."""
+"""Commands: what a client asks for, on ``replay.requests`` and over HTTP (docs/protocol.md)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,17 +24,38 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
 from replay_app.exceptions import InvalidCommand
+
+if TYPE_CHECKING:
+    pass
+
+Verb = Literal["pause", "resume", "cancel", "retry", "set-rate"]
+"""A command that changes a replay which exists."""
+VERBS: dict[Verb, str] = {
+    "pause": "Stop publishing until the replay is resumed",
+    "resume": "Continue a paused replay from its checkpoints",
+    "cancel": "Stop publishing; a cancelled replay cannot continue",
+    "retry": "Continue a failed replay from its checkpoints",
+    "set-rate": "Change the rate of a replay, also while the replay runs",
+}
+"""What each verb does, for the command line's help and the API's description."""
+PLAIN_VERBS: tuple[Verb, ...] = tuple(verb for verb in VERBS if verb != "set-rate")
+"""The verbs that need only a replay_id."""
+COMMAND_NAMES = ("start", *VERBS)
 
 REPLAY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 REPLAY_ID_RULE = (
     "1 to 128 letters, digits, dots, dashes or underscores, the first a letter or digit"
 )
+_TOPIC = r"[A-Za-z0-9._-]{1,249}"
+TOPIC_NAME = re.compile(_TOPIC + r"\Z")
+TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes"
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
-MAX_COMMAND_BYTES = 700_000  # the frozen command travels in every session record
+MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
 MAX_SENTENCES = 20
-"""Of a refusal: a list of many wrong members has one for each."""
+"""Sentences in one refusal; each wrong member has a sentence."""
 
 
 def _check_replay_id(value: str) -> str:
@@ -43,7 +66,7 @@ def _check_replay_id(value: str) -> str:
 
 
 def _check_written_time(value: object) -> object:
-    # Else 2026, with or without quotation marks, would pass for seconds after 1970.
+    # Pydantic would read 2026, with or without quotation marks, as seconds after 1970.
     if isinstance(value, datetime) or (isinstance(value, str) and WRITTEN_TIME.match(value)):
         return value
     msg = "a time is written as 2026-01-31T00:00:00Z"
@@ -59,7 +82,7 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _either(what: str) -> WrapValidator:
-    """Say in one sentence what a union allows, instead of one for each of its types."""
+    """Return a validator that refuses with one sentence, not with a sentence for each type."""
 
     def validate(value: object, validator: Callable[[object], object]) -> object:
         try:
@@ -73,16 +96,16 @@ def _either(what: str) -> WrapValidator:
 
 ReplayId = Annotated[str, AfterValidator(_check_replay_id)]
 ShortText = Annotated[str, Field(min_length=1, max_length=1000)]
-TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+TopicName = Annotated[str, Field(pattern=f"^{_TOPIC}$")]
 Time = Annotated[
     AwareDatetime,
     Field(strict=False),
     BeforeValidator(_check_written_time),
     AfterValidator(_in_utc),
 ]
-"""Kept in UTC: the same instant written with another offset is the same body."""
+"""Converted to UTC: a body that gives the same instant with another offset is an equal body."""
 StoredInt = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-"""BSON has no larger integers."""
+"""The integers of BSON."""
 StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at most 64 bits")]
 FieldValue = Annotated[
     str | StoredInt | float | bool | None, _either("a string, a number, true, false or null")
@@ -90,25 +113,30 @@ FieldValue = Annotated[
 Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
+Item = TypeVar("Item")
+Items = Annotated[tuple[Item, ...], Field(strict=False)]
+"""A JSON array; strict, pydantic would want a tuple where JSON gives a list."""
+
+
 class _Body(BaseModel):
-    # A typo in a filter must never widen a replay: unknown fields are refused.
-    # JSON has no NaN: it would come back as null, which asks for other events.
+    # Unknown members are refused: a misspelt condition must not widen a replay.
+    # NaN is refused: pydantic would write NaN as null, and null asks for other events.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Filter(_Body):
-    """Which events; all conditions hold together, an empty one matches everything."""
+    """Which events. An event must meet every condition; an empty filter matches all events."""
 
     start: Time | None = None
     """Inclusive."""
     end: Time | None = None
-    """Exclusive; none: the store's clock when the replay is planned."""
-    event_types: tuple[ShortText, ...] = ()
-    exclude_event_types: tuple[ShortText, ...] = ()
-    aggregate_ids: tuple[StoredId, ...] = ()
-    event_ids: tuple[StoredId, ...] = ()
+    """Exclusive; None: the store's clock when the replay is planned."""
+    event_types: Items[ShortText] = ()
+    exclude_event_types: Items[ShortText] = ()
+    aggregate_ids: Items[StoredId] = ()
+    event_ids: Items[StoredId] = ()
     fields: dict[str, FieldValue] = Field(default_factory=dict)
-    """Dotted path in the document to the one value it must have."""
+    """Dotted path of a field to the value that the field must have."""
 
     @field_validator("fields")
     @classmethod
@@ -116,7 +144,7 @@ class Filter(_Body):
         for path in fields:
             parts = path.split(".")
             if "\0" in path or not all(parts) or any(part.startswith("$") for part in parts):
-                msg = f"{path!r} is no dotted field path; operators are not allowed"
+                msg = f"{path!r} is not a dotted field path; operators are not allowed"
                 raise ValueError(msg)
         return fields
 
@@ -127,19 +155,19 @@ class Filter(_Body):
             raise ValueError(msg)
         both = set(self.event_types) & set(self.exclude_event_types)
         if both:
-            msg = f"event types both wanted and excluded: {', '.join(sorted(both))}"
+            msg = f"event types both included and excluded: {', '.join(sorted(both))}"
             raise ValueError(msg)
         return self
 
 
 class Target(_Body):
-    """Where to; nothing set: each event's original topic."""
+    """Where to publish. An empty target means each event's original topic."""
 
     topic: TopicName | None = None
     topics: dict[str, TopicName] = Field(default_factory=dict)
-    """Event type to topic; goes before ``topic``."""
+    """Event type to topic; an entry here overrides ``topic``."""
     prefix: TopicName | None = None
-    """Put before the original topic's name."""
+    """Prepended to the name of the original topic."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -159,40 +187,46 @@ class Start(_Command):
 
     command: Literal["start"] = "start"
     name: ShortText | None = None
-    """A title for people; travels as the header ``replay-name``."""
+    """A title for people; each record has the name in the header ``replay-name``."""
     reason: ShortText | None = None
     filter: Filter = Filter()
     target: Target = Target()
     ordering: Literal["global", "aggregate"] = "global"
     shards: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Only for ``aggregate``; none: one for each partition of ``replay.work``."""
+    """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""
     dry_run: bool = False
     rate: Rate | None = None
-    """Events per second over all shards."""
-    speed: None = None
+    """Events per second, all shards together; None: no limit."""
     max_events: Annotated[int, Field(ge=1)] | None = None
-    """Read no more than the first so many matching events."""
+    """Stop after this number of matching events."""
     on_error: Literal["fail", "skip", "dead-letter"] = "fail"
     control_records: bool = False
     include_replayed: bool = False
-    """Also events that are themselves marked as replayed (see the loop guard)."""
-    after: tuple[ReplayId, ...] = ()
+    """Also publish stored events that are marked as replayed (docs/mapping.md, the loop guard)."""
+    after: Items[ReplayId] = ()
     """Wait until these replays have completed."""
 
-    @field_validator("speed", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_speed_yet(cls, value: object) -> None:
-        if value is not None:
-            msg = "speed (the original pace) is not supported yet; set a rate in events per second"
+    def _without_speed(cls, members: Any) -> Any:
+        """Accept a null ``speed``: older clients and stored sessions have this member."""
+        if not isinstance(members, dict) or "speed" not in members:
+            return members
+        if members["speed"] is not None:
+            msg = (
+                "speed: speed (the original pace) is not supported yet; "
+                "set a rate in events per second"
+            )
             raise ValueError(msg)
+        return {name: value for name, value in members.items() if name != "speed"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.shards is not None and self.ordering == "global":
-            msg = "shards needs ordering 'aggregate'; a global order is one shard"
+            msg = "shards needs ordering 'aggregate'; a global order has one shard"
             raise ValueError(msg)
         if self.max_events is not None and self.ordering == "aggregate":
-            msg = "max_events needs ordering 'global': shards have no common first events"
+            msg = "max_events needs ordering 'global': shards have no common order"
             raise ValueError(msg)
         if self.replay_id in self.after:
             msg = "a replay cannot wait for itself"
@@ -200,57 +234,82 @@ class Start(_Command):
         return self
 
     def canonical(self) -> str:
-        """Return the body in one fixed form: equal bodies, however written, are equal here.
+        """Return the body in a fixed form, the same for equal bodies.
 
-        Order of members, white space, defaults written out, and a time's offset do not matter;
-        the order of a list's items does.
+        Two bodies are equal whatever the order of the members, the white space and the offsets of
+        times, and whether defaults are written out. The order of a list's items matters.
         """
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 class Pause(_Command):
-    """Stop publishing until resumed."""
+    """The verb ``pause``; see `VERBS`."""
 
     command: Literal["pause"] = "pause"
 
 
 class Resume(_Command):
-    """Go on from the checkpoint of a paused replay."""
+    """The verb ``resume``; see `VERBS`."""
 
     command: Literal["resume"] = "resume"
 
 
 class Cancel(_Command):
-    """Stop publishing for ever."""
+    """The verb ``cancel``; see `VERBS`."""
 
     command: Literal["cancel"] = "cancel"
 
 
 class Retry(_Command):
-    """Go on from the checkpoint of a failed replay."""
+    """The verb ``retry``; see `VERBS`."""
 
     command: Literal["retry"] = "retry"
 
 
 class SetRate(_Command):
-    """Change the rate, also of a running replay; null lifts it."""
+    """The verb ``set-rate``; see `VERBS`. A null rate removes the limit."""
 
     command: Literal["set-rate"] = "set-rate"
     rate: Rate | None
 
 
 Command = Start | Pause | Resume | Cancel | Retry | SetRate
-COMMAND_NAMES = ("start", "pause", "resume", "cancel", "retry", "set-rate")
 _COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Discriminator("command")])
 
 
-def parse_command(body: bytes | str) -> Command:
-    """Read one command.
+def parse_command(
+    body: bytes,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Command:
+    """Read a command from the bytes that a client has sent.
+
+    ``fixed`` are members that are known from elsewhere, such as the path of a request: the body
+    may repeat them, but not contradict them. ``defaults`` are members that the body may leave out.
 
     Raises
     ------
     InvalidCommand
-        With one sentence for each wrong field, fit to be sent back to the client.
+        The message is for the client and has a sentence for each wrong member.
+
+    """
+    members = read_members(body)
+    for name, value in (fixed or {}).items():
+        if members.setdefault(name, value) != value:
+            msg = f"{name}: must be {value!r} here; it may be left out"
+            raise InvalidCommand(msg)
+    return command_of({**(defaults or {}), **members})
+
+
+def read_members(body: bytes) -> dict[str, Any]:
+    """Read the JSON object that a command is written in, and check nothing but its form.
+
+    Raises
+    ------
+    InvalidCommand
+        The body is empty, too large, nested too deeply, not JSON or not a JSON object, or an
+        object in the body has a member twice.
 
     """
     if not body or not body.strip():
@@ -260,43 +319,64 @@ def parse_command(body: bytes | str) -> Command:
         msg = f"the command has {len(body)} bytes, at most {MAX_COMMAND_BYTES} are allowed"
         raise InvalidCommand(msg)
     try:
-        command = _COMMANDS.validate_json(body)
+        # Python's parser accepts halves of surrogate pairs and deep nesting; pydantic's refuses
+        # both, but takes the last of two members with one name.
+        from_json(body)
+        members = json.loads(body, object_pairs_hook=_object)
+    except ValueError as error:
+        msg = f"not JSON: {error}"
+        if "hex escape" in msg:
+            msg += "; half of a surrogate pair is not a character"
+        raise InvalidCommand(msg) from error
+    if not isinstance(members, dict):
+        msg = "the command is not a JSON object"
+        raise InvalidCommand(msg)
+    return members
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        names = Counter(name for name, _ in members)
+        msg = f"{names.most_common(1)[0][0]:.100}: given more than once"
+        raise InvalidCommand(msg)
+    return found
+
+
+def command_of(members: Mapping[str, Any]) -> Command:
+    """Return the command that has these members.
+
+    Raises
+    ------
+    InvalidCommand
+        The message is for the client and has a sentence for each wrong member.
+
+    """
+    try:
+        return _COMMANDS.validate_python(members)
     except ValidationError as error:
         sentences = [_sentence(one) for one in error.errors()[:MAX_SENTENCES]]
         if error.error_count() > MAX_SENTENCES:
             sentences.append(f"and {error.error_count() - MAX_SENTENCES} more")
         raise InvalidCommand("; ".join(sentences)) from error
-    try:
-        json.loads(body, object_pairs_hook=_refuse_repeated_members)
-    except ValueError as error:
-        raise InvalidCommand(str(error)) from error
-    return command
 
 
-def _refuse_repeated_members(members: list[tuple[str, Any]]) -> None:
-    # Parsers take the last one; a second "filter" must not undo the first unseen.
-    seen: set[str] = set()
-    for name, _ in members:
-        if name in seen:
-            msg = f"{name}: given more than once"
-            raise ValueError(msg)
-        seen.add(name)
+def new_replay_id(name: object = None) -> str:
+    """Return an id for a new replay, made from the replay's name, the time and a random part."""
+    readable = re.sub(r"[^a-z0-9]+", "-", str(name or "").lower()).strip("-")[:60] or "replay"
+    return f"{readable}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _sentence(error: Any) -> str:
-    """Say one validation error in words: where, and what is allowed there."""
-    where = ".".join(map(str, error["loc"][1:]))  # the first is the command's name
+    """Return one validation error as a sentence: the member, and what the member may be."""
+    where = ".".join(map(str, error["loc"][1:]))  # loc[0] is the command's name
     what = error["msg"]
     match error["type"]:
-        case "json_invalid":
-            what = f"not JSON: {error['ctx']['error']}"
         case "union_tag_not_found":
             where, what = "command", f"missing; one of {', '.join(COMMAND_NAMES)}"
         case "union_tag_invalid":
             where = "command"
-            what = f"{error['ctx']['tag']!r:.100} is none of {', '.join(COMMAND_NAMES)}"
-        case "model_attributes_type" | "model_type" | "dict_type" if not where:
-            what = "the command is not a JSON object"
+            what = f"{error['ctx']['tag']!r:.100} is not one of {', '.join(COMMAND_NAMES)}"
         case "extra_forbidden":
             what = "unknown field"
         case "missing":
@@ -309,7 +389,7 @@ def _sentence(error: Any) -> str:
 
 
 def usable_replay_id(body: bytes | None) -> str | None:
-    """Return the replay_id of a command that may be malformed otherwise, if it has a valid one."""
+    """Return the replay_id of a malformed command; None if the replay_id itself is not valid."""
     try:
         replay_id = json.loads(body or b"")["replay_id"]
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -7,7 +7,6 @@ which says why this one event fails.
 from __future__ import annotations
 
 import base64
-import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 
-from replay_app.commands import Target
+from replay_app.commands import TOPIC_NAME, TOPIC_RULE, Target
 from replay_app.exceptions import EventError
 
 Document = dict[str, Any]
@@ -37,8 +36,6 @@ STRICT: CodecOptions[dict[str, Any]] = CodecOptions(
 LENIENT = STRICT.with_options(tz_aware=True, unicode_decode_error_handler="replace")
 """How a document is decoded that cannot be decoded otherwise, to name it; and a cursor."""
 
-TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
-TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS
 """Of subclasses only ours are known: the driver's `Code` is a `str` too, but no text."""

@@ -7,10 +7,12 @@
     ├── InvalidSettings       the operator must change the environment
     ├── CommandConflict       the session's state does not allow the command
     ├── EventError            one event cannot be replayed
-    ├── ReplayFailed          the replay stops and keeps its checkpoint
-    ├── Unavailable           retriable: the store or the broker is away
-    ├── client.Refused        a worker answers no; its reason is the message
-    └── cli.WrongUsage        the command line cannot be understood
+    ├── ReplayFailed          the replay stops and keeps its checkpoints
+    ├── Unavailable           the store, the broker or the worker does not answer; try again
+    │   ├── client.NotReady           a worker answers that it is not ready
+    │   └── store.TimeLimitExceeded   the store needs too long for a count
+    ├── client.Refused        a worker refuses; the message is the worker's reason
+    └── WrongUsage            the arguments of the command line are wrong
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ from __future__ import annotations
 
 class ReplayError(Exception):
     """The base of all errors that this program raises on purpose."""
-
-    retriable = False
 
 
 class InvalidCommand(ReplayError):
@@ -30,19 +30,21 @@ class InvalidSettings(ReplayError):
     """A setting is missing or wrong; the message names the variable and what is allowed."""
 
 
+class WrongUsage(ReplayError):
+    """The arguments of the command line are wrong; the message names the argument."""
+
+
 class CommandConflict(ReplayError):
     """The command is well formed, but the session's state does not allow it."""
 
 
 class EventError(ReplayError):
-    """One event cannot be mapped or encoded; the message says why, for that event alone."""
+    """One event cannot be mapped or encoded; the message says why."""
 
 
 class ReplayFailed(ReplayError):
-    """A replay cannot go on until somebody acts; its checkpoint stands."""
+    """A replay cannot continue until a person acts; the replay keeps its checkpoints."""
 
 
 class Unavailable(ReplayError):
-    """The store or the broker does not answer; the same step succeeds once it is back."""
-
-    retriable = True
+    """The store, the broker or the worker does not answer; the same step succeeds later."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from replay_app.checkpoints import Token
-from replay_app.commands import Start
+from replay_app.commands import Start, Verb
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
     Counters,
@@ -47,6 +47,22 @@ State = Literal[
 TERMINAL: frozenset[State] = frozenset({"completed", "completed_with_errors", "cancelled"})
 SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
 """States in which no worker has anything to do."""
+VERBS_OF_STATE: dict[State, tuple[Verb, ...]] = {
+    "pending": ("pause", "cancel", "set-rate"),
+    "planning": ("pause", "cancel", "set-rate"),
+    "waiting": ("pause", "cancel", "set-rate"),
+    "running": ("pause", "cancel", "set-rate"),
+    "pausing": ("resume", "cancel", "set-rate"),
+    "paused": ("resume", "cancel", "set-rate"),
+    "cancelling": (),
+    "cancelled": (),
+    "completed": (),
+    "completed_with_errors": (),
+    "failed": ("cancel", "retry", "set-rate"),
+}
+"""The commands that change a replay in each state."""
+VERBS_AT_THE_END: tuple[Verb, ...] = ("set-rate",)
+"""The commands that change a running replay whose last event is published."""
 SHORT_LIST = 20
 """Names in the counts by type and topic of a session that would be too large otherwise. The shards
 share this number."""
@@ -153,6 +169,14 @@ class Session(_Record):
         if self.matched is None or not self.events_per_second or self.state != "running":
             return None
         return round(max(0, self.matched - self.counters.read) / self.events_per_second, 1)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verbs(self) -> tuple[Verb, ...]:
+        """The commands that would change this replay now."""
+        if self.state == "running" and self.finishing:
+            return VERBS_AT_THE_END
+        return VERBS_OF_STATE[self.state]
 
     def has_heard(self, report: Report) -> bool:
         """Whether the session has taken this report, or a later one, into account."""

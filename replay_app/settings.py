@@ -1,8 +1,9 @@
-"""Settings from the environment or a ``.env`` file, all named ``REPLAY_*``."""
+"""Settings, read from variables ``REPLAY_*`` of the environment or of a ``.env`` file."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import socket
 import ssl
@@ -22,7 +23,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from replay_app.events import TOPIC_NAME, TOPIC_RULE, EventMapping
+from replay_app.commands import TOPIC_NAME, TOPIC_RULE
+from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings
 
 REMOVED_SETTINGS = {
@@ -304,3 +306,41 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def settings_rows() -> list[tuple[str, str, str]]:
+    """Return a row for each setting: the variable, the value as text, the source of the value.
+
+    Secrets are masked. The source is ``environment``, ``.env`` or ``default``.
+    """
+    settings = load_settings()
+    environment = EnvSettingsSource(Settings).env_vars
+    dotenv = DotEnvSettingsSource(Settings).env_vars
+    rows = []
+    for name in Settings.model_fields:
+        variable = f"replay_{name}"
+        if variable in environment:
+            source = "environment"
+        else:
+            source = ".env" if variable in dotenv else "default"
+        rows.append((variable.upper(), _text(name, getattr(settings, name)), source))
+    return rows
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a setting's value as the environment would have it, without secrets."""
+    if isinstance(value, pydantic.SecretStr):
+        return masked_uri(value.get_secret_value()) if name == "mongo" else "***"
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def masked_uri(uri: str) -> str:
+    """Return a MongoDB URI with each password replaced by ***, also among the URI's options."""
+    uri = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
+    return re.sub(r"(?i)(password|authMechanismProperties)=[^&]*", r"\1=***", uri)

@@ -1,7 +1,7 @@
-"""Several worker processes on one machine: start them, start again what dies, end all together.
+"""Several worker processes on one machine: start them, restart a dead one, end them together.
 
-Each process is an ordinary worker with a name, a port and a folder of its own. None outlives the
-one that started it: see `end_with_parent`.
+Each process is an ordinary worker with its own name, port and folder. No worker outlives the
+process that started it: see `end_with_parent`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from replay_app.settings import Settings
 logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "replay_app", "worker", "--end-with-parent")
-"""Starts a worker that ends with whoever holds the pipe to its standard input."""
+"""Starts a worker that ends with the process that holds the pipe to its standard input."""
 RESTART_SECONDS = 0.5
-"""Before a process is started again; doubled for each that dies young."""
+"""The wait before a restart; it doubles as long as the process dies within `SETTLED_SECONDS`."""
 MAX_RESTART_SECONDS = 10.0
 SETTLED_SECONDS = 60.0
-"""A process that has lived so long did start: its end has another cause than the one before."""
-STOP_SECONDS = 30.0
+"""A process that has lived this long has started well: its end has a new cause."""
+WORKER_STOP_SECONDS = 30.0
+"""How long a worker may take to end its slices and leave the group."""
 WRONG_SETTINGS = 2
 MAX_PORT = 65_535
 
 
 def restart_seconds(code: int, lived_seconds: float, waited_seconds: float | None) -> float | None:
-    """Return how long to wait before a worker is started again; None: it is of no use.
+    """Return how many seconds to wait before a worker is restarted; None: do not restart.
 
-    ``code`` is how it ended (below zero: by that signal), ``waited_seconds`` how long the run that
-    ended had been waited for, None for the first one. What fails at its first start would fail
-    again, whereas one that has run before may only have to wait for the broker.
+    ``code`` is the worker's exit code; a negative code is a signal. ``waited_seconds`` is the wait
+    before the run that has ended; None for the first run. A worker that fails at its first start
+    would fail again. A worker that has run before may only have to wait for the broker.
     """
     settled = lived_seconds >= SETTLED_SECONDS
     could_not_start = waited_seconds is None and code > 0 and not settled
@@ -56,7 +57,7 @@ def restart_seconds(code: int, lived_seconds: float, waited_seconds: float | Non
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
-    """What one of several workers has for itself."""
+    """The name, port, folder and address of one of several workers."""
 
     worker_id: str
     web_port: int
@@ -74,18 +75,18 @@ class WorkerPlace:
 
 
 def worker_places(settings: Settings, processes: int) -> list[WorkerPlace]:
-    """Return each worker's place, worked out from the settings of one.
+    """Return the place of each worker, derived from the settings of a single worker.
 
     Raises
     ------
     InvalidSettings
-        When there are not so many ports, or they do not go into ``REPLAY_CANONICAL_URL``.
+        There are not enough ports above the first, or ``REPLAY_CANONICAL_URL`` has no port.
 
     """
     if settings.web_port + processes - 1 > MAX_PORT:
         msg = (
-            f"REPLAY_WEB_PORT={settings.web_port}: {processes} processes take the ports from "
-            f"there on, beyond {MAX_PORT}; choose a lower one"
+            f"REPLAY_WEB_PORT={settings.web_port}: {processes} processes need ports above "
+            f"{MAX_PORT}; choose a lower port"
         )
         raise InvalidSettings(msg)
     return [
@@ -100,34 +101,34 @@ def worker_places(settings: Settings, processes: int) -> list[WorkerPlace]:
 
 
 def _url_of(canonical_url: str, number: int) -> str:
-    """Return a worker's address: the ports ascend as those that they bind."""
+    """Return a worker's address: the port is the first worker's port plus the number."""
     if not canonical_url:
         return ""
     parts = urlsplit(canonical_url)
     host, _, port = parts.netloc.rpartition(":")
     if not (host and port.isdecimal()):
         msg = (
-            f"REPLAY_CANONICAL_URL={canonical_url}: with several processes it needs a port, such "
-            "as http://this-host:6066, to which each adds its number"
+            f"REPLAY_CANONICAL_URL={canonical_url}: several processes need a port in the URL, "
+            "such as http://this-host:6066; each process adds its number to the port"
         )
         raise InvalidSettings(msg)
     return parts._replace(netloc=f"{host}:{int(port) + number}").geturl()
 
 
 def run_workers(settings: Settings, processes: int) -> int:
-    """Run so many workers until SIGTERM or Ctrl-C; return 0.
+    """Run several workers until SIGTERM or Ctrl-C; return 0.
 
     Raises
     ------
     ReplayError
-        When a worker cannot start; what it said of that is on standard error. All have ended then.
+        A worker cannot start; its own message is on standard error. All workers have ended.
 
     """
     configure_logging(settings.log_level)
     places = worker_places(settings, processes)
     if processes > settings.partitions:
         logger.warning(
-            "%d processes, but REPLAY_PARTITIONS is %d: the others will be idle",
+            "%d processes, but REPLAY_PARTITIONS is only %d: some processes will be idle",
             processes,
             settings.partitions,
         )
@@ -150,7 +151,7 @@ async def _run_until_signalled(places: Sequence[WorkerPlace]) -> None:
 
 
 async def _keep(place: WorkerPlace) -> NoReturn:
-    """Run a worker, again and again; end it in order when cancelled."""
+    """Run a worker and restart it whenever it dies; end it in order when cancelled."""
     waited_seconds: float | None = None
     while True:
         began = time.monotonic()
@@ -170,7 +171,7 @@ async def _keep(place: WorkerPlace) -> NoReturn:
             raise ReplayError(msg)
         ended = f"signal {-code}" if code < 0 else f"code {code}"
         logger.warning(
-            "worker %s ended with %s and is started again in %g s",
+            "worker %s ended with %s and restarts in %g s",
             place.worker_id,
             ended,
             waited_seconds,
@@ -185,35 +186,37 @@ async def _start(place: WorkerPlace) -> Process:
         *place.options(),
         env={**os.environ, **own},
         stdin=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us; we end the workers in order
+        start_new_session=True,  # only this process gets Ctrl-C; it ends the workers in order
     )
     logger.info("worker %s is process %d, on port %d", place.worker_id, process.pid, place.web_port)
     return process
 
 
 async def _end(process: Process, place: WorkerPlace) -> None:
-    """Let a worker end its slices and leave; kill it if that takes too long."""
+    """Tell a worker to end its slices and leave the group; kill it if it takes too long."""
     if process.returncode is not None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await asyncio.wait_for(process.wait(), WORKER_STOP_SECONDS)
     except TimeoutError:
-        logger.warning("worker %s did not end in %g s: killed", place.worker_id, STOP_SECONDS)
+        logger.warning(
+            "worker %s did not end in %g s: killed", place.worker_id, WORKER_STOP_SECONDS
+        )
         process.kill()
         await process.wait()
 
 
 def end_with_parent() -> None:
-    """From now on, die when standard input ends: its other end is held by who started this one.
+    """From now on, die when standard input ends, a pipe that the starting process holds.
 
-    A pipe closes however its holder ends, kill -9 included; nothing has to be told or cleaned up.
+    The system closes the pipe however that process ends, also after kill -9.
     """
 
     def watch() -> None:
         while os.read(0, 1024):
             pass
-        # As safe as a kill -9 always is here, and nothing can hold it up.
+        # A worker survives kill -9 at any time, and nothing can delay kill -9.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

@@ -1,4 +1,4 @@
-"""What people see in a terminal: a replay's progress, accounts and tables."""
+"""Output for people: a replay's progress, accounts and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from replay_app.client import ENDED, SessionJson
 
-LINE_SECONDS = 1.0  # between two plain lines that tell of counters only
+LINE_SECONDS = 1.0  # between two plain lines if only the counters have changed
 PIPED_COLUMNS = 200
 LISTED_FAILURES = 10
 _CONTROL_CHARACTERS = {
@@ -27,8 +27,8 @@ _CONTROL_CHARACTERS = {
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print text as it is, but for control characters: a replay's name may come from anybody."""
-    # Made anew each time, for whatever standard output is now.
+    """Print text without its control characters: a stranger may have named the replay."""
+    # A new console each time, as standard output may have changed.
     Console(stderr=error, highlight=False).print(Text(_clean(text)), soft_wrap=True)
 
 
@@ -51,10 +51,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def show_progress(sessions: Iterable[SessionJson], *, as_json: bool = False) -> SessionJson:
-    """Show a replay while it goes on; return its last session.
+    """Show a replay's progress until the sessions end; return the last session.
 
-    A bar in a terminal, otherwise a line for each change; with ``as_json``, each changed session
-    as one line of JSON.
+    In a terminal the progress is a bar, otherwise a line for each change. With ``as_json``, each
+    changed session is a line of JSON.
     """
     if as_json:
         shown = _as_json_lines(sessions)
@@ -109,7 +109,7 @@ def _as_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
 
 
 def progress_line(session: SessionJson) -> str:
-    """Say in one line how far a replay is."""
+    """Return a line about a replay's state and progress."""
     return f"{session['replay_id']} {session['state']}: {', '.join(_amounts(session))}"
 
 
@@ -126,7 +126,7 @@ def _amounts(session: SessionJson) -> Iterator[str]:
 
 
 def amount(session: SessionJson) -> str:
-    """Say how much of a replay has been read."""
+    """Return how many of the matching events have been read."""
     read, matched, percent = session["counters"]["read"], session["matched"], session["percent"]
     if matched is None:
         return f"{read:,} events"
@@ -135,7 +135,7 @@ def amount(session: SessionJson) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a time in at most two units."""
+    """Return a duration in at most two units."""
     whole = round(seconds)
     for size, unit, smaller_size, smaller in (
         (86400, "d", 3600, "h"),
@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def account(session: SessionJson) -> str:
-    """Tell all that there is to know of a replay."""
+    """Return everything about a replay."""
     start = session["start"]
     parts = [
         progress_line(session),
@@ -166,6 +166,7 @@ def account(session: SessionJson) -> str:
             ("filter", _chosen(start["filter"]) or "every event"),
             ("target", _chosen(start["target"]) or "each event's original topic"),
             ("after", ", ".join(start["after"])),
+            ("verbs now", ", ".join(session["verbs"])),
             ("counters", _counts(session["counters"])),
         ),
     ]
@@ -199,7 +200,7 @@ def account(session: SessionJson) -> str:
 
 
 def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> str:
-    """Tell what a replay would do."""
+    """Return what a replay would do."""
     matched = plan["matched"]
     parts = _facts(
         ("matched", "unknown" if matched is None else f"{matched:,} events"),

@@ -22,14 +22,7 @@ from replay_app.reports import (
     ShardProgress,
     most_common,
 )
-from replay_app.sessions import (
-    TERMINAL,
-    Session,
-    Shard,
-    State,
-    make_receipt,
-    merge_offsets,
-)
+from replay_app.sessions import TERMINAL, Session, Shard, State, make_receipt, merge_offsets
 
 SMOOTHING_SECONDS = 5.0
 """Time constant of the moving average of the events per second."""

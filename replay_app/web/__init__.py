@@ -1,1 +1,1 @@
-"""HTTP: what people and programs see and ask of a worker (design section 8)."""
+"""HTTP: the API and the status page of a worker."""

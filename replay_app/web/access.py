@@ -1,4 +1,4 @@
-"""Who may ask: the bearer token, and a guard against web pages that use the reader's browser."""
+"""Access: the bearer token, and a guard against foreign web pages in the user's browser."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
-"""They show no data: probes, the page's frame, the description."""
+"""Paths without data: the probes, the frame of the page, the API's description."""
 STATIC_PREFIX = "/static/"
 READS = frozenset({"GET", "HEAD"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def require_access(settings: Settings) -> Middleware:
-    """Return the middleware that lets through who may ask, and raises a `Problem` else."""
+    """Return the middleware that raises a `Problem` for a request that is not allowed."""
     token = settings.api_token.get_secret_value().encode() if settings.api_token else None
     hosts = _LOOPBACK | {settings.web_host, URL(settings.canonical_url).host or "localhost"}
 
@@ -58,7 +58,7 @@ def _require_token(request: web.Request, token: bytes) -> None:
 
 
 def _require_own_origin(request: web.Request) -> None:
-    """Refuse what another site's page sends: browsers always name the page's origin."""
+    """Refuse a request of another site's page; browsers always send the page's origin."""
     origin = request.headers.get("Origin")
     if origin is not None and origin.partition("://")[2] != request.host:
         raise Problem(
@@ -67,7 +67,7 @@ def _require_own_origin(request: web.Request) -> None:
 
 
 def _require_own_host(request: web.Request, hosts: frozenset[str]) -> None:
-    """Refuse strange host names: a page whose name was bound to 127.0.0.1 would be let in."""
+    """Refuse foreign host names: a foreign page may let its name resolve to 127.0.0.1."""
     try:
         host = URL(f"//{request.host}").host
     except ValueError:
@@ -76,5 +76,5 @@ def _require_own_host(request: web.Request, hosts: frozenset[str]) -> None:
         raise Problem(
             HTTPStatus.FORBIDDEN,
             f"a worker without REPLAY_API_TOKEN answers as localhost only, not as {request.host}; "
-            "set a token, or REPLAY_CANONICAL_URL to that name",
+            "set REPLAY_API_TOKEN, or set REPLAY_CANONICAL_URL to this name",
         )

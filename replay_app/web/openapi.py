@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
 from replay_app.board import Rejection
-from replay_app.commands import REPLAY_ID_RULE, Rate, ShortText, Start
+from replay_app.commands import PLAIN_VERBS, REPLAY_ID_RULE, VERBS, Rate, ShortText, Start
 from replay_app.reports import Plan
 from replay_app.sessions import Session, State
 from replay_app.web.problems import CONTENT_TYPE
@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 
 
 class Requested(BaseModel):
-    """The body of a command that needs no more than a replay; it may be empty."""
+    """The body of a command that needs only a replay_id; the body may be empty."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,29 +29,29 @@ class Requested(BaseModel):
 
 
 class NewRate(Requested):
-    """Events per second over all shards; null lifts the limit."""
+    """Events per second, all shards together; null removes the limit."""
 
     rate: Rate | None
 
 
 class Accepted(BaseModel):
-    """The command is on its way to the sessions agent, whose word counts."""
+    """The command is on its way to the sessions agent, which decides."""
 
     replay_id: str
     revision: int | None = None
-    """Of a started replay; null when the agent has not answered yet."""
+    """Revision of a started replay; null if the agent has not answered yet."""
 
 
 class ReplayList(BaseModel):
-    """The newest first."""
+    """Replays and rejections, the newest first."""
 
     replays: tuple[Session, ...]
     rejections: tuple[Rejection, ...]
-    """Commands that changed nothing."""
+    """Commands that the sessions agent refused."""
 
 
 class Health(BaseModel):
-    """The worker lives."""
+    """The worker is alive."""
 
     status: str
     encoder: str
@@ -59,11 +59,11 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the worker does its part."""
+    """Whether the worker is ready to work."""
 
     status: str
     missing: tuple[str, ...]
-    """What it waits for, in words."""
+    """What the worker waits for, in words."""
 
 
 class ProblemBody(BaseModel):
@@ -77,23 +77,23 @@ class ProblemBody(BaseModel):
     detail: str
     """What is wrong and what to do."""
     state: State | None = None
-    """Of the replay that does not allow the command."""
+    """State of the replay that does not allow the command."""
 
 
 _ERRORS = {
     400: "The body or a parameter is wrong; the detail has a sentence for each field.",
     401: "The bearer token is missing or wrong.",
-    404: "There is no such replay.",
+    404: "The replay does not exist.",
     409: "The replay's state does not allow the command.",
     413: "The body is too large.",
     422: "The replay could not succeed; the detail says what is missing.",
-    503: "The worker is not ready, or what it needs is away; try again after Retry-After seconds.",
+    503: "The worker, the store or the broker is not ready; try again after Retry-After seconds.",
 }
 
 
 @cache
 def openapi() -> Schema:
-    """Return the document."""
+    """Return the OpenAPI document."""
     references, definitions = models_json_schema(
         [
             (Start, "validation"),
@@ -118,7 +118,7 @@ def openapi() -> Schema:
     components: Schema = definitions["$defs"]
     start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
     start["required"] = [name for name in start.get("required", ()) if name != "replay_id"]
-    start["properties"]["replay_id"]["description"] = f"Left out: one is made. {REPLAY_ID_RULE}."
+    start["properties"]["replay_id"]["description"] = f"Default: a new id. {REPLAY_ID_RULE}."
     return {
         "openapi": "3.1.0",
         "info": {
@@ -147,7 +147,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         return {"required": required, "content": {JSON: {"schema": schemas[name]}}}
 
     def accepted(*errors: int) -> Schema:
-        return answers("The command was taken.", "Accepted", *errors, 401, 409, 503, status=202)
+        return answers("The command is accepted.", "Accepted", *errors, 401, 409, 503, status=202)
 
     one = [_parameter("replay_id", "path", {"type": "string"})]
     listed = [
@@ -162,12 +162,12 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/": {"get": _plain("The status page", "The page.", "text/html")},
         "/replays": {
             "get": {
-                "summary": "List the newest replays, as any worker knows them: a moment late",
+                "summary": "List the newest replays; the list may be a moment old",
                 "parameters": listed,
                 "responses": answers("The replays.", "ReplayList", 400, 401),
             },
             "post": {
-                "summary": "Start a replay; the same body again changes nothing",
+                "summary": "Start a replay; a second start with the same body changes nothing",
                 "requestBody": body("Start"),
                 "responses": accepted(400, 413),
             },
@@ -175,11 +175,11 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/replays/{replay_id}": {
             "parameters": one,
             "get": {
-                "summary": "Look at one replay",
+                "summary": "Get a replay",
                 "responses": answers("The session.", "Session", 401, 404, 503),
             },
             "patch": {
-                "summary": "Change the rate",
+                "summary": VERBS["set-rate"],
                 "requestBody": body("NewRate"),
                 "responses": accepted(400, 404, 413),
             },
@@ -187,14 +187,14 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/replays/{replay_id}/events": {
             "parameters": one,
             "get": _plain(
-                "Follow one replay until it is over",
-                "Server-sent events: at each change the whole session as data, its revision as id.",
+                "Follow a replay until it has ended",
+                "Server-sent events: each change sends the session as data, its revision as id.",
                 "text/event-stream",
             ),
         },
         "/plans": {
             "post": {
-                "summary": "Find out what a replay would do",
+                "summary": "Plan a replay without starting it",
                 "requestBody": body("Start"),
                 "responses": answers("The plan.", "Plan", 400, 401, 413, 422, 503),
             }
@@ -203,7 +203,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "get": {
                 "summary": "Liveness",
                 "security": [{}],
-                "responses": answers("The worker lives.", "Health"),
+                "responses": answers("The worker is alive.", "Health"),
             }
         },
         "/readyz": {
@@ -218,16 +218,11 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         },
         "/openapi.json": {"get": _plain("This document", "The document.", JSON)},
     }
-    for verb, summary in {
-        "pause": "Stop publishing until resumed",
-        "resume": "Go on from the checkpoint of a paused replay",
-        "cancel": "Stop publishing for ever",
-        "retry": "Go on from the checkpoint of a failed replay",
-    }.items():
+    for verb in PLAIN_VERBS:
         paths[f"/replays/{{replay_id}}/{verb}"] = {
             "parameters": one,
             "post": {
-                "summary": summary,
+                "summary": VERBS[verb],
                 "requestBody": body("Requested", required=False),
                 "responses": accepted(400, 404, 413),
             },

@@ -1,4 +1,4 @@
-"""Errors as ``application/problem+json`` (RFC 9457), each with a sentence that says what to do."""
+"""Errors as ``application/problem+json`` (RFC 9457). Each error says what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
 
-_STATUSES: dict[type[ReplayError], HTTPStatus] = {
+_STATUSES: dict[type, HTTPStatus] = {
     InvalidCommand: HTTPStatus.BAD_REQUEST,
     CommandConflict: HTTPStatus.CONFLICT,
     ReplayFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -34,7 +34,7 @@ _STATUSES: dict[type[ReplayError], HTTPStatus] = {
 
 
 class Problem(Exception):
-    """An answer that is an error; further members go into its body as they are."""
+    """An answer that is an error; ``members`` are added to the JSON object of the answer."""
 
     def __init__(self, status: int, detail: str, **members: Any) -> None:
         super().__init__(detail)
@@ -44,7 +44,7 @@ class Problem(Exception):
 
 
 def problem(status: int, detail: str, **members: Any) -> web.Response:
-    """Return the answer for an error. Its ``type`` is about:blank: the status says it all."""
+    """Return the answer for an error; ``type`` is about:blank, as the status says the kind."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -62,14 +62,13 @@ def problem(status: int, detail: str, **members: Any) -> web.Response:
 
 @web.middleware
 async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a view raises into a problem; no answer tells of the program's insides."""
+    """Answer with a problem when a view raises an error; a bug's text stays in the log."""
     try:
         response = await handler(request)
     except Problem as error:
         response = problem(error.status, error.detail, **error.members)
     except ReplayError as error:
-        status = _STATUSES.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-        response = problem(status, str(error))
+        response = problem(_status_of(error), str(error))
     except web.HTTPException as error:
         response = _of_aiohttp(request, error)
     except Exception:
@@ -77,10 +76,18 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
         response = problem(
             HTTPStatus.INTERNAL_SERVER_ERROR, "the worker failed to answer; its log says why"
         )
-    # Also on an answer that came from another worker: Faust passes on no headers.
+    # Another worker's answer needs the header too: Faust does not pass headers on.
     if response.status == HTTPStatus.SERVICE_UNAVAILABLE and not response.prepared:
         response.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     return response
+
+
+def _status_of(error: ReplayError) -> HTTPStatus:
+    """Return the status of the error's class, or of the nearest base class that has a status."""
+    for kind in type(error).__mro__:
+        if kind in _STATUSES:
+            return _STATUSES[kind]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _of_aiohttp(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
@@ -88,10 +95,10 @@ def _of_aiohttp(request: web.Request, error: web.HTTPException) -> web.StreamRes
         raise error
     match error.status:
         case HTTPStatus.NOT_FOUND:
-            detail = f"there is nothing at {request.path}; /openapi.json lists what there is"
+            detail = f"there is nothing at {request.path}; /openapi.json lists the paths"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = error.headers.get("Allow", "")
-            detail = f"{request.path} does not take {request.method}; it takes {allowed}"
+            detail = f"{request.path} does not take {request.method}, only {allowed}"
         case _:
             detail = error.text or error.reason
     response = problem(error.status, detail)

@@ -1,18 +1,16 @@
-"""The views: what any worker answers over HTTP (design section 8).
+"""The views: what a worker answers over HTTP (docs/protocol.md).
 
-One replay is read from the table, on the worker that owns its partition. Everything else is
-answered by any worker: lists and events from the board, commands by producing them to
-``replay.requests``. A command is judged here against the board, so that most mistakes are answered
-at once; the sessions agent judges it again, and its word counts.
+The worker that owns a replay's partition answers with the replay's row of the table. Any worker
+answers everything else: lists and events come from the board, commands are produced to
+``replay.requests``. A view checks a command against the board first, so that a client hears of most
+mistakes at once. The sessions agent checks the command again, and the agent decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,9 +29,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from replay_app import __version__
 from replay_app.commands import (
     MAX_COMMAND_BYTES,
+    PLAIN_VERBS,
     REPLAY_ID,
     Command,
     Start,
+    new_replay_id,
     parse_command,
 )
 from replay_app.context import WorkerContext
@@ -47,23 +47,25 @@ from replay_app.web.openapi import openapi
 from replay_app.web.problems import Problem, answer_problems, problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from faust.types.tables import TableT
 
     from replay_app.board import Board
 
 STATIC = Path(__file__).parent / "static"
-HEARTBEAT_SECONDS = 15.0
+KEEPALIVE_SECONDS = 15.0
+"""The longest silence on a stream of events."""
 RECONNECT_MS = 2000
-ROUTE_SECONDS = 5.0
+OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
 PRODUCE_SECONDS = 5.0
-ANSWER_SECONDS = 1.0
-"""How long a start waits for the sessions agent, so that the answer can tell the revision."""
+BOARD_SECONDS = 1.0
+"""How long an answer waits until the board has the newest session."""
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 ROUTED = "Replay-Routed"
-"""On a request from another worker: two that disagree on the owner must not go on for ever."""
+"""Header of a request from another worker: such a request is not passed on again, as two workers
+may name each other as the owner."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -85,7 +87,7 @@ class _Shared:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def missing(self) -> list[str]:
-        """Return in words what the worker waits for; nothing once it does its part."""
+        """Return what the worker waits for, in words; nothing if the worker is ready."""
         missing = []
         if self.app.rebalancing:
             missing.append("the group is rebalancing")
@@ -119,7 +121,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/replays")(Replays)
     app.page("/plans")(Plans)
     app.page("/replays/{replay_id}/events")(Events)
-    app.page("/replays/{replay_id}/{verb:pause|resume|cancel|retry}")(Verbs)
+    app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(PLAIN_VERBS)}}}")(Verbs)
     app.web.add_static(STATIC_PREFIX, STATIC)
 
     @app.page("/replays/{replay_id}")
@@ -127,7 +129,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
         """One replay."""
 
         async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
-            """Answer the session, from whichever worker owns it."""
+            """Answer with the session, from the worker that owns the replay."""
             _require_usable(replay_id)
             if ROUTED in request.headers:
                 return await _session_answer(_shared(request), replay_id)
@@ -135,14 +137,14 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             if "Authorization" in request.headers:
                 headers["Authorization"] = request.headers["Authorization"]
             try:
-                async with asyncio.timeout(ROUTE_SECONDS):
+                async with asyncio.timeout(OWNER_SECONDS):
                     routed: Any = self.routed
                     answer: web.StreamResponse = await routed(
                         request.clone(headers=headers), replay_id=replay_id
                     )
                     return answer
             except (
-                TypeError,  # Faust's router before the worker has joined the group
+                TypeError,  # from Faust's router, before the worker has joined the group
                 NotReady,
                 ServiceUnavailable,
                 aiohttp.ClientError,
@@ -150,19 +152,21 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             ) as error:
                 raise Problem(
                     HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"the worker that owns replay {replay_id!r} does not answer; another takes "
-                    "over within seconds",
+                    f"the worker that owns replay {replay_id!r} does not answer; another worker "
+                    "takes over within seconds",
                 ) from error
 
         @app.table_route(table=table, match_info="replay_id")  # type: ignore[arg-type]
         async def routed(self, request: web.Request, replay_id: str) -> web.Response:
-            """Answer the session here; Faust calls this on the owner only."""
+            """Answer with the session; Faust calls this on the owner only."""
             return await _session_answer(_shared(request), replay_id)
 
         async def patch(self, request: web.Request, replay_id: str) -> web.Response:
             """Change the rate."""
             _require_usable(replay_id)
-            command = await _read_command(request, command="set-rate", replay_id=replay_id)
+            command = await _read_command(
+                request, fixed={"command": "set-rate", "replay_id": replay_id}
+            )
             return await _accept(_shared(request), command)
 
 
@@ -170,15 +174,15 @@ class _View(View):
     """A view whose errors are problems."""
 
     async def on_request_error(self, request: Any, exc: WebError) -> Any:
-        """Answer what Faust itself refuses."""
+        """Answer a request that Faust itself refuses."""
         return problem(exc.code, f"{request.path}: {exc.detail}")
 
 
 class StatusPage(_View):
-    """The page for people."""
+    """The status page."""
 
     async def get(self, _: web.Request) -> web.FileResponse:
-        """Answer the page; it asks for the data itself."""
+        """Answer with the page; the page fetches the data itself."""
         return web.FileResponse(STATIC / "index.html")
 
 
@@ -186,7 +190,7 @@ class Health(_View):
     """Liveness."""
 
     async def get(self, request: web.Request) -> web.Response:
-        """Answer, which is all that it takes."""
+        """Answer with 200: a worker that answers is alive."""
         encoder = encoder_name(_shared(request).context.settings.encoder)
         return web.json_response({"status": "ok", "encoder": encoder, "version": __version__})
 
@@ -195,7 +199,7 @@ class Ready(_View):
     """Readiness."""
 
     async def get(self, request: web.Request) -> web.Response:
-        """Answer 200 once the worker does its part, else 503 and what is missing."""
+        """Answer with 200 if the worker is ready, otherwise with 503 and what is missing."""
         if missing := _shared(request).missing():
             body = {"status": "not ready", "missing": missing}
             return web.json_response(body, status=HTTPStatus.SERVICE_UNAVAILABLE)
@@ -203,10 +207,10 @@ class Ready(_View):
 
 
 class Metrics(_View):
-    """What Prometheus scrapes."""
+    """Metrics."""
 
     async def get(self, request: web.Request) -> web.Response:
-        """Answer the metrics in Prometheus' text format."""
+        """Answer with the metrics in Prometheus' text format."""
         body = _shared(request).context.metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -215,7 +219,7 @@ class Description(_View):
     """The API's description."""
 
     async def get(self, _: web.Request) -> web.Response:
-        """Answer the OpenAPI document."""
+        """Answer with the OpenAPI document."""
         return web.json_response(openapi())
 
 
@@ -230,7 +234,7 @@ class Replays(_View):
         sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
         rejections = sorted(board.rejections.values(), key=lambda r: r.at, reverse=True)
         del sessions[limit:], rejections[limit:]
-        # The status page asks every second: an answer that it has is not sent again.
+        # The status page asks every second: an unchanged answer is not sent again.
         versions = [(s.replay_id, s.revision, s.updated_at) for s in sessions]
         tag = hashlib.sha256(repr((versions, [r.key for r in rejections])).encode()).hexdigest()
         headers = {"ETag": f'"{tag}"'}
@@ -247,7 +251,7 @@ class Replays(_View):
 
 
 class Plans(_View):
-    """What a replay would do."""
+    """Plans of replays that are not started."""
 
     async def post(self, request: web.Request) -> web.Response:
         """Plan a start without starting it."""
@@ -259,12 +263,12 @@ class Plans(_View):
 
 
 class Verbs(_View):
-    """The commands that need no more than a replay."""
+    """The commands that need only a replay_id."""
 
     async def post(self, request: web.Request, replay_id: str, verb: str) -> web.Response:
         """Pause, resume, cancel or retry."""
         _require_usable(replay_id)
-        command = await _read_command(request, command=verb, replay_id=replay_id)
+        command = await _read_command(request, fixed={"command": verb, "replay_id": replay_id})
         return await _accept(_shared(request), command)
 
 
@@ -272,10 +276,10 @@ class Events(_View):
     """A replay as server-sent events."""
 
     async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
-        """Send the whole session now and at each change, until it is over."""
+        """Send the whole session now and at each change, until the replay has ended."""
         shared = _shared(request)
         _require_usable(replay_id)
-        session = await _known(shared, replay_id)
+        session = await _require_session(shared, replay_id)
         if session.state in TERMINAL and request.headers.get("Last-Event-ID") == str(
             session.revision
         ):
@@ -286,7 +290,7 @@ class Events(_View):
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        with suppress(ConnectionError):  # the reader has left
+        with suppress(ConnectionError):  # the client has left
             await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
             async for text in _event_texts(shared, replay_id):
                 await response.write(text.encode())
@@ -301,14 +305,14 @@ async def _event_texts(shared: _Shared, replay_id: str) -> AsyncIterator[str]:
         while not stopping.done():
             await asyncio.wait(
                 {change, stopping},
-                timeout=HEARTBEAT_SECONDS,
+                timeout=KEEPALIVE_SECONDS,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not change.done():
                 yield ": still here\n\n"
                 continue
             session = change.result()
-            if session is None:  # forgotten
+            if session is None:  # the replay is forgotten
                 return
             yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
             if session.state in TERMINAL:
@@ -320,7 +324,7 @@ async def _event_texts(shared: _Shared, replay_id: str) -> AsyncIterator[str]:
 
 
 async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
-    """Answer from the row; from the board where that is newer, for a lost row heals later."""
+    """Answer with the row, or with the board's session if it is newer than the row."""
     if missing := shared.missing():
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(missing))
     try:
@@ -329,7 +333,7 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
         row = None
     published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):
-        row = published or await _known(shared, replay_id)
+        row = published or await _require_session(shared, replay_id)
     return _json(row.model_dump_json())
 
 
@@ -337,42 +341,17 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
 
 
 async def _read_start(request: web.Request) -> Start:
-    made = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    command = await _read_command(request, {"replay_id": made}, command="start")
+    command = await _read_command(
+        request, fixed={"command": "start"}, defaults={"replay_id": new_replay_id()}
+    )
     if not isinstance(command, Start):  # `command` is fixed above
         raise TypeError(command)
     return command
 
 
-async def _read_command(
-    request: web.Request, defaults: dict[str, Any] | None = None, **fixed: Any
-) -> Command:
-    """Read a command from the body; ``fixed`` members follow from the path.
-
-    Raises
-    ------
-    InvalidCommand
-        When the body is no such command.
-
-    """
-    try:
-        body = json.loads(await _read_body(request) or b"{}")
-    except (ValueError, RecursionError) as error:
-        msg = f"the body is not JSON: {error}"
-        raise InvalidCommand(msg) from error
-    if not isinstance(body, dict):
-        msg = "the body is not a JSON object"
-        raise InvalidCommand(msg)
-    for name, value in fixed.items():
-        if body.setdefault(name, value) != value:
-            msg = f"{name}: must be {value!r} here; it may be left out"
-            raise InvalidCommand(msg)
-    try:
-        text = json.dumps({**(defaults or {}), **body}, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        msg = "the body holds half of a surrogate pair, which is no character"
-        raise InvalidCommand(msg) from error
-    return parse_command(text)
+async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> Command:
+    """Read a command from the body; an empty body is an object without members."""
+    return parse_command(await _read_body(request) or b"{}", **members)
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -387,17 +366,17 @@ async def _read_body(request: web.Request) -> bytes:
             return b"".join(chunks)
     raise Problem(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"a command has at most {MAX_COMMAND_BYTES} bytes; for more events use a wider filter "
-        "or several replays",
+        f"a command has at most {MAX_COMMAND_BYTES} bytes; to name more events, use a wider "
+        "filter or several replays",
     )
 
 
 async def _accept(shared: _Shared, command: Command) -> web.Response:
-    """Produce a command that the board's session allows, and answer 202."""
+    """Produce a command that the board's session allows, and answer with 202."""
     context, replay_id = shared.context, command.replay_id
     sessions = context.board.sessions
     if not isinstance(command, Start):
-        await _known(shared, replay_id)
+        await _require_session(shared, replay_id)
     try:
         _judge(sessions.get(replay_id), command)
     except Problem:
@@ -407,15 +386,15 @@ async def _accept(shared: _Shared, command: Command) -> web.Response:
     try:
         await context.outbox.try_send(context.topics.requests, replay_id, value, PRODUCE_SECONDS)
     except Unavailable as error:
-        # It may have been taken all the same; commands can be repeated under the same id.
+        # The broker may have the command all the same; a repeated command changes nothing.
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"{error}; repeat it under this replay_id, it is done once only",
+            f"{error}; repeat the command with this replay_id: it is done only once",
             replay_id=replay_id,
         ) from error
     answer: dict[str, Any] = {"replay_id": replay_id}
     if isinstance(command, Start):
-        session = await _published(context.board, replay_id)
+        session = await _new_session(context.board, replay_id)
         _judge(session, command)  # another start may have been faster
         answer["revision"] = session.revision if session else None
     return web.json_response(
@@ -423,10 +402,10 @@ async def _accept(shared: _Shared, command: Command) -> web.Response:
     )
 
 
-async def _published(board: Board, replay_id: str) -> Session | None:
-    """Return a session once it is published; None if it is not in that time."""
+async def _new_session(board: Board, replay_id: str) -> Session | None:
+    """Return a new replay's session; None if it is not published within `BOARD_SECONDS`."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(BOARD_SECONDS):
             while replay_id not in board.sessions:  # noqa: ASYNC110 - a second at most
                 await asyncio.sleep(0.02)
     return board.sessions.get(replay_id)
@@ -452,7 +431,7 @@ def _json(text: str) -> web.Response:
 
 
 def _require_usable(replay_id: str) -> None:
-    """Refuse ids that no replay can have; they come from the path, percent-decoded."""
+    """Refuse an id from the path that no replay can have."""
     if not REPLAY_ID.match(replay_id):
         raise _not_found(replay_id)
 
@@ -461,8 +440,15 @@ def _not_found(replay_id: str) -> Problem:
     return Problem(HTTPStatus.NOT_FOUND, f"there is no replay {replay_id!r}")
 
 
-async def _known(shared: _Shared, replay_id: str) -> Session:
-    """Return a published session, or raise the problem that there is none."""
+async def _require_session(shared: _Shared, replay_id: str) -> Session:
+    """Return a published session.
+
+    Raises
+    ------
+    Problem
+        The replay does not exist, or the board is not complete yet.
+
+    """
     board = shared.context.board
     if replay_id not in board.sessions:
         await _catch_up(shared, replay_id)
@@ -477,24 +463,24 @@ async def _known(shared: _Shared, replay_id: str) -> Session:
 
 
 async def _catch_up(shared: _Shared, replay_id: str) -> None:
-    """Before a client is refused: it may have seen more, on another worker, than the board here."""
+    """Wait for the board: on another worker, the client may have seen a newer session."""
     partition = shared.context.topics.status.partition(replay_id)
     with suppress(TimeoutError):
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(BOARD_SECONDS):
             await shared.context.board.caught_up(partition)
 
 
 def _list_options(request: web.Request) -> tuple[set[str], int]:
-    """Read ``state`` (may be repeated) and ``limit`` of a list."""
+    """Read the parameters of a list: ``state``, which may be repeated, and ``limit``."""
     states = set(request.query.getall("state", []))
     unknown = states - set(get_args(State))
     if unknown:
-        msg = f"state: {', '.join(sorted(unknown))} is none of {', '.join(get_args(State))}"
+        msg = f"state: {', '.join(sorted(unknown))} is not one of {', '.join(get_args(State))}"
         raise InvalidCommand(msg)
     text = request.query.get("limit", str(DEFAULT_LIMIT))
     limit = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
     if not 1 <= limit <= MAX_LIMIT:
-        msg = f"limit: {text!r} is no number from 1 to {MAX_LIMIT}"
+        msg = f"limit: {text!r} is not a number from 1 to {MAX_LIMIT}"
         raise InvalidCommand(msg)
     return states, limit
 

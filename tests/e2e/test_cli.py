@@ -97,6 +97,7 @@ def test_a_replay_is_planned_started_watched_and_told_of(
     account = replay_app("status", "r")
     for told in ("ana", "Orders", "Plan", "Receipt", "published 3,000", "shop.orders[0]"):
         assert told in account
+    assert "verbs now" not in account  # nothing changes a completed replay
     listed = replay_app("list")
     assert "r " in listed
     assert "completed" in listed
@@ -117,6 +118,7 @@ def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
     cluster.wait_for("slow", "running")
     replay_app("pause", "slow")
     cluster.wait_for("slow", "paused")
+    assert "verbs now     resume, cancel, set-rate\n" in replay_app("status", "slow")
     replay_app("set-rate", "slow", "none")
     replay_app("resume", "slow")
     assert "slow completed" in replay_app("watch", "slow")

@@ -20,6 +20,7 @@ from replay_app.demo.stack import Stack
 from replay_app.topics import partition_of
 
 EVENTS = 600
+TWO_FILTERS = b'{"filter": {"event_types": ["order_placed"]}, "filter": {}}'
 REFUSED = ("replay_refused_commands_total", "malformed")
 
 
@@ -151,6 +152,17 @@ def test_a_plan_tells_what_would_happen_and_starts_nothing(shared: Cluster, work
         ("POST", "/replays", b"\xff\xfe{", 400, "not JSON"),
         ("POST", "/replays", b'{"reason": "\\ud800"}', 400, "surrogate"),
         ("POST", "/replays", b"[" * 100_000, 400, "not JSON"),
+        ("POST", "/replays", b'{"rate": NaN}', 400, "rate: "),
+        ("POST", "/replays", TWO_FILTERS, 400, "filter: given more than once"),
+        ("POST", "/plans", TWO_FILTERS, 400, "filter: given more than once"),
+        ("PATCH", "/replays/unknown", b'{"rate": 1, "rate": 2}', 400, "rate: given more"),
+        (
+            "POST",
+            "/replays/unknown/pause",
+            b'{"requested_by": "a", "requested_by": "b"}',
+            400,
+            "requested_by: given more than once",
+        ),
         ("POST", "/replays", {"filter": {"event_type": "x"}}, 400, "filter.event_type: unknown"),
         ("POST", "/replays", {"filter": {"start": "2026-01-01T00:00:00"}}, 400, "timezone"),
         ("POST", "/replays", {"replay_id": "a/b"}, 400, "replay_id"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from replay_app.checkpoints import Token
-from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.commands import VERBS, Cancel, Command, Pause, Resume, Retry, SetRate, Start
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
@@ -25,7 +26,7 @@ from replay_app.reports import (
     ShardProgress,
     bound_offsets,
 )
-from replay_app.sessions import TERMINAL, Session, decode_session, fit_record
+from replay_app.sessions import TERMINAL, Session, Shard, State, decode_session, fit_record
 from replay_app.transitions import (
     MAX_SILENCE_FACTOR,
     STOP_SLICE,
@@ -942,3 +943,42 @@ def test_a_shard_that_waits_says_so_like_a_step() -> None:
     assert not shard_report(session, 0).is_waiting
     assert shard_report(session, 0, reason="the store is away").is_waiting
     assert step_report(session, "gate", "live", reason="waiting for replay 'x'").is_waiting
+
+
+# The verbs that a session offers
+
+
+VERB_COMMANDS: dict[str, Command] = {
+    "pause": Pause(replay_id=REPLAY),
+    "resume": Resume(replay_id=REPLAY),
+    "cancel": Cancel(replay_id=REPLAY),
+    "retry": Retry(replay_id=REPLAY),
+    "set-rate": SetRate(replay_id=REPLAY, rate=7),
+}
+
+
+@pytest.mark.parametrize("finishing", [False, True])
+@pytest.mark.parametrize("state", get_args(State))
+def test_a_session_offers_the_verbs_that_would_change_it(state: State, *, finishing: bool) -> None:
+    session = Session(
+        replay_id=REPLAY,
+        state=state,
+        finishing=finishing,
+        start=start(),
+        plan=plan(),
+        shards=(Shard(), Shard()),
+        created_at=T0,
+        updated_at=T0,
+        progressed_at=T0,
+        heard_at=T0,
+    )
+
+    def changes(command: Command) -> bool:
+        try:
+            return on_command(session, command, at(1)).changed
+        except CommandConflict:
+            return False
+
+    assert set(VERB_COMMANDS) == set(VERBS)
+    assert set(session.verbs) == {v for v, command in VERB_COMMANDS.items() if changes(command)}
+    assert json.loads(session.encode())["verbs"] == list(session.verbs)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from replay_app.exceptions import InvalidSettings
-from replay_app.settings import Settings, load_settings
+from replay_app.settings import Settings, load_settings, masked_uri
 
 SECRET = "hunter2"  # noqa: S105 - opens nothing
 
@@ -155,6 +155,27 @@ def test_secrets_are_not_shown() -> None:
 def test_a_refusal_shows_no_secret() -> None:
     assert SECRET not in refusal(**SECRETS, partitions=0)
     assert SECRET not in refusal(mongo=[SECRET], api_token=[SECRET])
+
+
+@pytest.mark.parametrize(
+    ("uri", "masked"),
+    [
+        ("mongodb://db:27017", "mongodb://db:27017"),
+        ("mongodb://ana@db:27017/x", "mongodb://ana@db:27017/x"),
+        ("mongodb+srv://ana:p:w@db/x", "mongodb+srv://ana:***@db/x"),
+        ("mongodb://ana:p@w@db,db2:1/x", "mongodb://ana:***@db,db2:1/x"),
+        (
+            "mongodb://db/?tlsCertificateKeyFilePassword=pw&a=b",
+            "mongodb://db/?tlsCertificateKeyFilePassword=***&a=b",
+        ),
+        (
+            "mongodb://db/?authMechanismProperties=AWS_SESSION_TOKEN:t",
+            "mongodb://db/?authMechanismProperties=***",
+        ),
+    ],
+)
+def test_a_store_address_is_shown_without_passwords(uri: str, masked: str) -> None:
+    assert masked_uri(uri) == masked
 
 
 def test_settings_cannot_be_changed() -> None:

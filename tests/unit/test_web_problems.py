@@ -16,6 +16,7 @@ from replay_app.exceptions import (
     ReplayFailed,
     Unavailable,
 )
+from replay_app.store import TimeLimitExceeded
 from replay_app.web.problems import Problem, answer_problems
 
 
@@ -26,6 +27,7 @@ from replay_app.web.problems import Problem, answer_problems
         (CommandConflict("it is paused"), 409, "it is paused"),
         (ReplayFailed("topic missing"), 422, "topic missing"),
         (Unavailable("store away"), 503, "store away"),
+        (TimeLimitExceeded("too slow"), 503, "too slow"),
         (EventError("unexpected here"), 500, "unexpected here"),
         (Problem(404, "there is no replay"), 404, "there is no replay"),
     ],

@@ -1,5 +1,5 @@
-// The status page: asks for /replays every second and shows what it says. Data reaches the page as
-// text only, and rows are changed in place, so that focus and reading position stay.
+// The status page: asks for /replays every second and shows the answer. Data is inserted as text
+// only. Rows change in place, so that the focus and the reading position stay.
 "use strict";
 
 const POLL_MS = 1000;
@@ -7,7 +7,7 @@ const TIMEOUT_MS = 5000;
 const LIMIT = 100;
 const UNKNOWN = "—";
 const FINISHED = new Set(["completed", "completed_with_errors", "cancelled"]);
-const VERBS = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
+const BUTTONS = ["pause", "resume", "retry", "cancel"]; // the verb set-rate has no button
 
 const rows = new Map(); // replay_id -> {row, cells}
 let replays = new Map(); // replay_id -> session, newest first
@@ -45,24 +45,6 @@ function duration(seconds) {
 function pace(value) {
   if (value === null || value === undefined) return UNKNOWN;
   return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
-}
-
-function verbsFor(session) {
-  switch (session.state) {
-    case "pending":
-    case "planning":
-    case "waiting":
-      return ["pause", "cancel"];
-    case "running":
-      return session.finishing ? ["cancel"] : ["pause", "cancel"];
-    case "pausing":
-    case "paused":
-      return ["resume", "cancel"];
-    case "failed":
-      return ["retry", "cancel"];
-    default:
-      return [];
-  }
 }
 
 function notesOf(session, warnings = session.warnings) {
@@ -109,7 +91,8 @@ function makeRow(id) {
 
   const buttons = cell().appendChild(make("div", "buttons"));
   cells.buttons = {};
-  for (const [verb, label] of Object.entries(VERBS)) {
+  for (const verb of BUTTONS) {
+    const label = verb[0].toUpperCase() + verb.slice(1);
     const button = buttons.appendChild(make("button", verb === "cancel" ? "danger" : "", label));
     button.type = "button";
     button.setAttribute("aria-label", `${label} ${id}`);
@@ -123,7 +106,7 @@ function showRow(cells, session) {
   setText(cells.name, session.start.name ?? "");
   setText(cells.state, words(session.state));
   cells.state.dataset.state = session.state;
-  // Warnings are advice for what is still to come; the details keep them.
+  // Warnings are advice for the rest of the replay; the details keep the warnings.
   showNotes(cells.notes, notesOf(session, FINISHED.has(session.state) ? [] : session.warnings));
 
   const known = session.percent !== null;
@@ -136,9 +119,8 @@ function showRow(cells, session) {
   setText(cells.eta, duration(session.eta_seconds));
   setText(cells.by, session.start.requested_by ?? UNKNOWN);
 
-  const fitting = verbsFor(session);
   for (const [verb, button] of Object.entries(cells.buttons)) {
-    const hidden = !fitting.includes(verb);
+    const hidden = !session.verbs.includes(verb);
     if (hidden && document.activeElement === button) cells.open.focus();
     button.hidden = hidden;
   }
@@ -187,7 +169,7 @@ function showRejections(rejections) {
   showNotes($("rejections"), lines);
 }
 
-// State changes only: numbers that change every second would never let a reader finish.
+// Announce changes of state only: a screen reader could not follow numbers that change every second.
 function announce() {
   const now = new Map([...replays].map(([id, session]) => [id, session.state]));
   const changed = states === null ? [] : [...now].filter(([id, state]) => states.get(id) !== state);

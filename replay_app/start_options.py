@@ -1,0 +1,171 @@
+"""The options of ``start`` and ``plan``, and the body of the start command that they make."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from replay_app.commands import read_members
+from replay_app.exceptions import InvalidCommand, WrongUsage
+
+
+def add_start_options(parser: ArgumentParser) -> None:
+    """Add the options.
+
+    The destination of an option is the member of the body, such as ``filter.end`` or
+    ``body.rate``. An option that is not given has no destination, so the member is left out.
+    """
+    group: Any
+
+    def add(option: str, member: str, text: str, **more: Any) -> None:
+        group.add_argument(option, dest=member, help=text, default=SUPPRESS, **more)
+
+    def add_many(option: str, member: str, text: str, **more: Any) -> None:
+        add(option, member, f"{text}; repeatable", action="append", **more)
+
+    def add_switch(option: str, member: str, text: str) -> None:
+        add(option, member, text, action="store_true")
+
+    group = parser.add_argument_group("which events; an event must meet every condition")
+    add("--start", "filter.start", "from this time, such as 2026-01-01T00:00:00Z", metavar="TIME")
+    add("--end", "filter.end", "before this time (default: now)", metavar="TIME")
+    add_many("--event-type", "filter.event_types", "only this type", metavar="TYPE")
+    add_many("--exclude-event-type", "filter.exclude_event_types", "not this type", metavar="TYPE")
+    add_many("--aggregate-id", "filter.aggregate_ids", "only this aggregate", metavar="ID")
+    add_many("--event-id", "filter.event_ids", "only this event", metavar="ID")
+    add_many(
+        "--field",
+        "filter.fields",
+        "only events with this value, JSON or plain text, at this dotted path",
+        metavar="PATH=VALUE",
+        type=_field,
+    )
+    add("--max-events", "body.max_events", "only the first N events", metavar="N", type=positive)
+    add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
+
+    group = parser.add_argument_group("where to; default: each event's original topic")
+    add("--to-topic", "target.topic", "one topic for all events", metavar="TOPIC")
+    add_many("--to", "target.topics", "a topic for a type", metavar="TYPE=TOPIC", type=_assignment)
+    add("--prefix", "target.prefix", "text before the original topic's name", metavar="TEXT")
+
+    group = parser.add_argument_group("how")
+    add(
+        "--ordering",
+        "body.ordering",
+        "global: by time (default); aggregate: by time within each aggregate, on many workers",
+        choices=["global", "aggregate"],
+    )
+    add("--shards", "body.shards", "with --ordering aggregate only", metavar="N", type=positive)
+    add("--rate", "body.rate", "events per second", metavar="N", type=positive_number)
+    add(
+        "--on-error",
+        "body.on_error",
+        "what to do about an event that cannot be replayed (default: fail)",
+        choices=["fail", "skip", "dead-letter"],
+    )
+    add_switch("--dry-run", "body.dry_run", "do everything except publishing")
+    add_switch("--control-records", "body.control_records", "mark begin and end on each partition")
+    add_many("--after", "body.after", "wait until this replay has completed", metavar="ID")
+
+    group = parser.add_argument_group("about the replay")
+    add("--replay-id", "body.replay_id", "the id of the replay (default: a new id)", metavar="ID")
+    add("--name", "body.name", "a title for people", metavar="TEXT")
+    add("--reason", "body.reason", "why the replay is started", metavar="TEXT")
+    add_requested_by(group, "body.requested_by", SUPPRESS)
+    group.add_argument(
+        "--file", help="the command's JSON body, - for standard input; options override members"
+    )
+
+
+def add_requested_by(parser: Any, member: str, default: Any) -> None:
+    """Add the option that names who gives a command."""
+    parser.add_argument(
+        "--requested-by",
+        dest=member,
+        default=default,
+        metavar="NAME",
+        help="who gives the command (default: the user's name)",
+    )
+
+
+def start_body(options: Namespace) -> dict[str, Any]:
+    """Return the members of a start command: the members of the file, then the options.
+
+    Raises
+    ------
+    WrongUsage
+        The file cannot be read or does not contain a command.
+
+    """
+    body = {"command": "start", **({} if options.file is None else _read_file(options.file))}
+    body.setdefault("requested_by", user_name())
+    parts = {"body": body, "filter": body.get("filter", {}), "target": body.get("target", {})}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise WrongUsage(f"--file {options.file}: {name} is not a JSON object")
+    for destination, value in vars(options).items():
+        name, dot, member = destination.partition(".")
+        if dot:
+            parts[name][member] = dict(value) if member in {"fields", "topics"} else value
+    return body | {name: parts[name] for name in ("filter", "target") if parts[name]}
+
+
+def _read_file(file: str) -> dict[str, Any]:
+    try:
+        return read_members(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise WrongUsage(f"--file {file} cannot be read: {error.strerror}") from error
+    except InvalidCommand as error:
+        raise WrongUsage(f"--file {file}: {error}") from error
+
+
+def user_name() -> str | None:
+    """Return the user's name; None if the user has no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+def positive(text: str) -> int:
+    """Read an option's positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        _refuse(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Read an option's positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        _refuse(f"{text!r} is not a positive number")
+    return number
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name and value):
+        _refuse(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def _field(text: str) -> tuple[str, Any]:
+    path, text = _assignment(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return path, text
+    if isinstance(value, dict | list):
+        _refuse(f"{text!r} is not a single value: text, a number, true, false or null")
+    return path, value
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ArgumentTypeError(message)
