@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from oracle import assert_published_exactly
 from support import wait_until
-from workers import READY_SECONDS, STOP_SECONDS, Api, Cluster, Worker
+from workers import WORKER_READY_SECONDS, WORKER_STOP_SECONDS, Api, Cluster, Worker
 
 from replay_app.demo.stack import PORTS, free_port
 
@@ -37,7 +37,7 @@ class Pair:
 
     def wait_until_ready(self) -> None:
         for port in (self.port, self.port + 1):
-            wait_until(partial(self.is_ready, port), READY_SECONDS, f"{port} is not ready")
+            wait_until(partial(self.is_ready, port), WORKER_READY_SECONDS, f"{port} is not ready")
 
     def is_ready(self, port: int) -> bool:
         assert self.keeper.process.poll() is None, self.cluster.logs()
@@ -108,7 +108,7 @@ def test_no_worker_outlives_a_keeper_that_was_killed(pair: Pair) -> None:
 
 
 def test_workers_that_are_still_starting_do_not_outlive_it_either(pair: Pair) -> None:
-    wait_until(lambda: len(pair.processes()) == 2, READY_SECONDS, "not started")
+    wait_until(lambda: len(pair.processes()) == 2, WORKER_READY_SECONDS, "not started")
     pair.keeper.kill()
     wait_until(lambda: not pair.processes(), GONE_SECONDS, "a worker was left")
 
@@ -125,7 +125,7 @@ def test_when_a_worker_cannot_start_all_end_with_a_word_on_it(cluster: Cluster) 
             REPLAY_WEB_PORT=str(port),
             REPLAY_WORKER_ID="pair",
         )
-        assert keeper.process.wait(READY_SECONDS + STOP_SECONDS) == 1
+        assert keeper.process.wait(WORKER_READY_SECONDS + WORKER_STOP_SECONDS) == 1
     said = keeper.log.read_text()
     assert "worker pair-1 ended with code 1 after " in said
     assert f"{port + 1}" in said
@@ -133,7 +133,7 @@ def test_when_a_worker_cannot_start_all_end_with_a_word_on_it(cluster: Cluster) 
 
 def test_wrong_settings_are_said_before_any_worker_starts(cluster: Cluster) -> None:
     keeper = cluster.start_worker(None, "--processes", "2", REPLAY_WEB_PORT="65535")
-    assert keeper.process.wait(READY_SECONDS) == 2
+    assert keeper.process.wait(WORKER_READY_SECONDS) == 2
     assert "REPLAY_WEB_PORT=65535" in keeper.log.read_text()
 
 

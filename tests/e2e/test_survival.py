@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from oracle import assert_published_exactly
-from support import delete_topic, newest_by_key, purge_topics, wait_until
+from support import delete_topics, newest_by_key, purge_topics, wait_until
 from workers import Cluster
 
 from replay_app.crashpoints import VARIABLE
@@ -153,7 +153,7 @@ def test_when_the_tables_changelog_is_lost_the_status_topic_heals_it(
     cluster.command("paused", "pause")
     cluster.wait_for("paused", "paused")
     kill_all(cluster)
-    delete_topic(cluster.stack.kafka, f"{cluster.name}-sessions-changelog")
+    delete_topics(cluster.stack.kafka, [f"{cluster.name}-sessions-changelog"])
     restart_all(cluster, wiped=wiped)
     cluster.wait_for("r", "completed")
     assert cluster.wait_for("before")["state"] == "completed"
