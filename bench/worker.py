@@ -10,12 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import psutil
 from confluent_kafka import Producer
 from history import DATABASE
-from prometheus_client.parser import text_string_to_metric_families
 from support import consumer_from_start
 from workers import Worker
 
@@ -23,7 +21,6 @@ from replay_app.client import Client
 from replay_app.demo.stack import EmbeddedServers, free_port
 from replay_app.topics import partition_of
 
-METRICS_SECONDS = 60.0
 COMPLETED_SECONDS = 600.0
 SEND_SECONDS = 30.0
 ENDED = {"completed", "completed_with_errors", "failed", "cancelled"}
@@ -110,12 +107,9 @@ class Workers:
         """Return the seconds for which the shards have waited, by stage, from the metrics."""
         found: dict[str, float] = defaultdict(float)
         for worker in self._workers:
-            with urlopen(f"{worker.url}/metrics", timeout=METRICS_SECONDS) as answer:  # noqa: S310 - our own
-                families = text_string_to_metric_families(answer.read().decode())
-            for family in families:
-                for sample in family.samples:
-                    if sample.name == "replay_stage_seconds_sum":
-                        found[sample.labels["stage"]] += sample.value
+            for (name, stage), seconds in worker.metrics().items():
+                if name == "replay_stage_seconds_sum":
+                    found[stage] += seconds
         return dict(found)
 
     def close(self) -> None:

@@ -56,7 +56,8 @@ def create_topics(
     bootstrap: str, partitions: Mapping[str, int], config: Mapping[str, str] | None = None
 ) -> None:
     """Create topics, by name with their partition counts, and wait until the broker serves them."""
-    created = _admin(bootstrap).create_topics(
+    admin = _admin(bootstrap)  # kept: without their client the answers never come
+    created = admin.create_topics(
         [
             NewTopic(name, num_partitions=count, config=dict(config or {}))
             for name, count in partitions.items()
@@ -92,7 +93,8 @@ def delete_topics(bootstrap: str, topics: Collection[str]) -> None:
     """Delete topics and wait until the broker has forgotten them."""
     if not topics:
         return
-    deleted = _admin(bootstrap).delete_topics(list(topics), operation_timeout=KAFKA_SECONDS)
+    admin = _admin(bootstrap)
+    deleted = admin.delete_topics(list(topics), operation_timeout=KAFKA_SECONDS)
     for done in deleted.values():
         done.result(KAFKA_SECONDS)
     wait_until(

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import pymongo
 from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
 from support import Record, create_topics, read_topic, unique_name, wait_until
 
 from replay_app.demo.shop import SHOP_TOPICS, seed_store
@@ -26,6 +27,9 @@ from replay_app.supervisor import COMMAND
 WORKER_READY_SECONDS = 60.0
 WORKER_STOP_SECONDS = 30.0
 REPLAY_END_SECONDS = 180.0
+SHOP_EVENTS = 3_000
+SHOP_HISTORY = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
+"""A filter for the whole history of the shared shop, without the events that tests add."""
 SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
 
 
@@ -74,6 +78,14 @@ class Api:
                 return answer.status, _parse_json(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, _parse_json(error.read())
+
+    def metrics(self) -> dict[tuple[str, str], float]:
+        """Return the samples of /metrics, by name and the value of the first label, if any."""
+        return {
+            (sample.name, next(iter(sample.labels.values()), "")): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").decode())
+            for sample in family.samples
+        }
 
     def is_ready(self) -> bool:
         """Whether the worker says that it is ready."""
