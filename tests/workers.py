@@ -9,6 +9,7 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 import pymongo
 from confluent_kafka import Producer
+from oracle import Ordering, assert_published_exactly
 from prometheus_client.parser import text_string_to_metric_families
 from support import Record, create_topics, read_topic, unique_name, wait_until
 
@@ -196,6 +198,21 @@ class Cluster:
     def published(self, isolation: Any = "read_committed") -> list[Record]:
         """Return all records of the shop's topics."""
         return read_topic(self.stack.kafka, self.topics(), isolation)
+
+    def published_by(self, replay_id: str) -> list[Record]:
+        """Return one replay's records in the shop's topics."""
+        return [one for one in self.published() if one.headers["replay-id"] == replay_id.encode()]
+
+    def assert_exact(self, *replay_ids: str, ordering: Ordering = "global") -> None:
+        """Check that each of these replays has published every stored event exactly."""
+        records: dict[str, list[Record]] = defaultdict(list)
+        for record in self.published():
+            records[(record.headers["replay-id"] or b"").decode()].append(record)
+        events = self.stored()
+        for replay_id in replay_ids:
+            assert_published_exactly(
+                records[replay_id], events, replay_id, self.target_prefix, ordering
+            )
 
     # Workers
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from oracle import assert_published_exactly
 from support import wait_until
 from workers import WORKER_READY_SECONDS, WORKER_STOP_SECONDS, Api, Cluster, Worker
 
@@ -94,10 +93,7 @@ def test_a_killed_worker_comes_back_under_its_name_and_the_replay_is_exact(
     assert pair.processes()["pair-0"] == before["pair-0"]
     for name in names:
         assert cluster.wait_for(name, "completed")["counters"]["published"] == EVENTS
-    records, events = cluster.published(), cluster.stored()
-    for name in names:
-        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
-        assert_published_exactly(mine, events, name, cluster.target_prefix)
+    cluster.assert_exact(*names)
 
 
 def test_no_worker_outlives_a_keeper_that_was_killed(pair: Pair) -> None:
