@@ -83,10 +83,10 @@ figures: $(INSTALLED) $(NATIVE)  ## Measure memory, resuming and rebalances; the
 	PYTHONPATH=tests $(BIN)/python -m chaos.figures --write
 
 bench: $(INSTALLED) $(NATIVE) $(if $(REPLAY_STACK_STORE_COMMAND),,$(STORE))  ## Race everything for half an hour; the figures go into bench/RESULTS.md
-	$(BIN)/python bench/run.py
+	PYTHONPATH=tests $(BIN)/python bench/run.py
 
 bench-quick: $(INSTALLED) $(NATIVE)  ## Run every contender once with few events, to see that it works
-	$(BIN)/python bench/run.py --quick
+	PYTHONPATH=tests $(BIN)/python bench/run.py --quick
 
 # No index address may get into a lock: it would name a mirror that others cannot reach.
 COMPILE := env -u PIP_FIND_LINKS $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe \

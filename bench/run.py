@@ -27,9 +27,15 @@ from typing import Any
 import history
 import psutil
 import report
-from broker import count_records, create_topics, delete_topics, read_committed
 from cases import SMALL, Case, Group, History, Replay, Script, groups
 from history import aggregate_id
+from support import (
+    consumer_from_start,
+    count_records,
+    create_topics,
+    delete_topics,
+    topic_names,
+)
 from worker import Workers, spread_id, workers
 
 from replay_app.demo.stack import EmbeddedServers, StackError
@@ -38,6 +44,7 @@ BENCH = Path(__file__).parent
 RUST_STORE = BENCH.parent / ".stack" / "secantusd-rs" / "bin" / "secantusd-rs"
 STORE_COMMAND = "REPLAY_STACK_STORE_COMMAND"
 SCRIPT_SECONDS = 600.0
+COUNT_SECONDS = 300.0
 
 Figures = dict[str, Any]
 
@@ -80,7 +87,8 @@ class Bench:
         self._runs += 1
         name = f"run-{self._runs}"
         topics = {f"{name}.{topic}": history.PARTITIONS for topic in history.TOPICS}
-        create_topics(self._stack.kafka, topics)
+        kafka = self._stack.kafka
+        create_topics(kafka, topics)
         try:
             match case:
                 case Script():
@@ -88,14 +96,15 @@ class Bench:
                 case Replay():
                     figures = self._replay(case, name, topics)
             events = _events_of(case)
-            published = count_records(self._stack.kafka, topics)
+            published = count_records(kafka, list(topics), deadline_seconds=COUNT_SECONDS)
             if published != (events if case.publishes else 0):
                 raise WrongResultError(
                     f"{case.label}: {published} records stand in the topics, not {events}"
                 )
         finally:
-            # Also the changelog of the table, which is named after the app.
-            delete_topics(self._stack.kafka, f"{name}.", f"{name}-")
+            # With the changelog of the table, whose name begins with the app's id.
+            own = [one for one in topic_names(kafka) if one.startswith((f"{name}.", f"{name}-"))]
+            delete_topics(kafka, own)
         return {**figures, "events": events, "bytes": events * case.history.size}
 
     def _script(self, case: Script, prefix: str) -> Figures:
@@ -160,7 +169,7 @@ class Bench:
             running.start(replay_id, **body)
             (session,) = running.completed()
             return {"plan_seconds": _seconds_between(session, "created_at", "started_at")}
-        consumer = read_committed(self._stack.kafka, topics, wait_ms=10)
+        consumer = consumer_from_start(self._stack.kafka, topics, {"fetch.wait.max.ms": 10})
         try:
             consumer.poll(1.0)  # connects; there is nothing yet
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The native page encoder; only `replay_app.native` uses this module."""
+"""The native page encoder; only `replay_app.native_encoder` uses this module."""
 
 from typing import Any, Final, TypedDict, final
 

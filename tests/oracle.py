@@ -13,6 +13,7 @@ from bson import Decimal128, ObjectId
 from support import Record
 
 SHOWN = 5
+Ordering = Literal["global", "aggregate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Account:
 def account_of(
     records: Sequence[Record],
     events: Sequence[Mapping[str, Any]],
-    ordering: Literal["global", "aggregate"] = "global",
+    ordering: Ordering = "global",
 ) -> Account:
     """Compare records with the stored events, given in the order of a global replay.
 
@@ -66,7 +67,7 @@ def assert_published_exactly(
     events: Sequence[Mapping[str, Any]],
     replay_id: str,
     topic_of: Mapping[str, str] | str,
-    ordering: Literal["global", "aggregate"] = "global",
+    ordering: Ordering = "global",
 ) -> None:
     """Check a topic's content against the stored events, given in the order of a global replay.
 

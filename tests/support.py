@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -26,6 +26,7 @@ AWARE = STRICT.with_options(tz_aware=True)
 """How tests read the store: as the program does, but with times that say that they are UTC."""
 
 Answer = TypeVar("Answer")
+IsolationLevel = Literal["read_committed", "read_uncommitted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,16 @@ def unique_name(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
+def topic_names(bootstrap: str) -> set[str]:
+    """Return the names of all topics that the broker serves."""
+    return set(_admin(bootstrap).list_topics(timeout=KAFKA_SECONDS).topics)
+
+
 def create_topics(
     bootstrap: str, partitions: Mapping[str, int], config: Mapping[str, str] | None = None
 ) -> None:
     """Create topics, by name with their partition counts, and wait until the broker serves them."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = _admin(bootstrap)  # kept: without their client the answers never come
     created = admin.create_topics(
         [
             NewTopic(name, num_partitions=count, config=dict(config or {}))
@@ -61,7 +67,7 @@ def create_topics(
     for done in created.values():
         done.result(KAFKA_SECONDS)
     wait_until(
-        lambda: partitions.keys() <= admin.list_topics(timeout=KAFKA_SECONDS).topics.keys(),
+        lambda: partitions.keys() <= topic_names(bootstrap),
         KAFKA_SECONDS,
         f"the broker never served {sorted(partitions)}",
     )
@@ -69,7 +75,7 @@ def create_topics(
 
 def purge_topics(bootstrap: str, *topics: str) -> None:
     """Delete all records of the topics, as their retention would; the offsets go on."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = _admin(bootstrap)
     metadata = admin.list_topics(timeout=KAFKA_SECONDS).topics
     purged = admin.delete_records(
         [
@@ -83,14 +89,18 @@ def purge_topics(bootstrap: str, *topics: str) -> None:
         done.result(KAFKA_SECONDS)
 
 
-def delete_topic(bootstrap: str, topic: str) -> None:
-    """Delete a topic and wait until the broker has forgotten it."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    admin.delete_topics([topic], operation_timeout=KAFKA_SECONDS)[topic].result(KAFKA_SECONDS)
+def delete_topics(bootstrap: str, topics: Collection[str]) -> None:
+    """Delete topics and wait until the broker has forgotten them."""
+    if not topics:
+        return
+    admin = _admin(bootstrap)
+    deleted = admin.delete_topics(list(topics), operation_timeout=KAFKA_SECONDS)
+    for done in deleted.values():
+        done.result(KAFKA_SECONDS)
     wait_until(
-        lambda: topic not in admin.list_topics(timeout=KAFKA_SECONDS).topics,
+        lambda: topic_names(bootstrap).isdisjoint(topics),
         KAFKA_SECONDS,
-        f"the broker never forgot {topic}",
+        f"the broker never forgot {sorted(topics)}",
     )
 
 
@@ -103,50 +113,51 @@ def newest_by_key(bootstrap: str, topic: str) -> dict[bytes, bytes | None]:
 def read_topic(
     bootstrap: str,
     topics: str | Sequence[str],
-    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed",
+    isolation_level: IsolationLevel = "read_committed",
     *,
     deadline_seconds: float = 120.0,
 ) -> list[Record]:
     """Read topics from their beginning to their present end, with librdkafka.
 
     Under read_committed the end is where the first open transaction begins. The records of one
-    partition are in its order; partitions are mixed.
+    partition are in the order of their offsets; the partitions are mixed.
     """
     names = [topics] if isinstance(topics, str) else list(topics)
+    messages = _messages(bootstrap, names, isolation_level, deadline_seconds)
+    return [_record(message) for batch in messages for message in batch]
+
+
+def count_records(bootstrap: str, topics: Sequence[str], *, deadline_seconds: float) -> int:
+    """Count the records that a read_committed consumer gets, by reading all of them."""
+    messages = _messages(bootstrap, topics, "read_committed", deadline_seconds)
+    return sum(len(batch) for batch in messages)
+
+
+def consumer_from_start(
+    bootstrap: str, partitions: Mapping[str, int], options: Mapping[str, Any] | None = None
+) -> Consumer:
+    """Return a read_committed consumer at the beginning of topics, named with partition counts.
+
+    The consumer commits no offsets, and has a group of its own.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
             "group.id": unique_name("reader"),
             "enable.auto.commit": False,
-            "enable.partition.eof": True,  # also behind a transaction's marker, which is no record
-            "isolation.level": isolation_level,
-            "check.crcs": True,
+            "isolation.level": "read_committed",
+            "log_level": 3,  # errors only
+            **(options or {}),
         }
     )
-    records: list[Record] = []
-    try:
-        partitions = [
-            TopicPartition(name, partition, OFFSET_BEGINNING)
-            for name in names
-            for partition in _partitions(consumer, name)
+    consumer.assign(
+        [
+            TopicPartition(topic, partition, OFFSET_BEGINNING)
+            for topic, count in partitions.items()
+            for partition in range(count)
         ]
-        consumer.assign(partitions)
-        unread = {(one.topic, one.partition) for one in partitions}
-        deadline = time.monotonic() + deadline_seconds
-        while unread:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{sorted(unread)} not read in {deadline_seconds} s")
-            for message in consumer.consume(10_000, timeout=0.2):
-                error = message.error()
-                if error is None:
-                    records.append(_record(message))
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    unread.discard((message.topic(), message.partition()))
-                else:
-                    raise KafkaException(error)
-    finally:
-        consumer.close()
-    return records
+    )
+    return consumer
 
 
 def wait_until(
@@ -166,11 +177,53 @@ def wait_until(
         time.sleep(0.05)
 
 
-def _partitions(consumer: Consumer, topic: str) -> Sequence[int]:
-    metadata = consumer.list_topics(topic, timeout=KAFKA_SECONDS).topics[topic]
-    if metadata.error is not None:
-        raise KafkaException(metadata.error)
-    return sorted(metadata.partitions)
+def _admin(bootstrap: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})  # errors only
+
+
+def _messages(
+    bootstrap: str,
+    topics: Sequence[str],
+    isolation_level: IsolationLevel,
+    deadline_seconds: float,
+) -> Iterator[list[Message]]:
+    """Yield the messages of topics from their beginning to their present end."""
+    partitions = _partition_counts(bootstrap, topics)
+    options = {
+        "isolation.level": isolation_level,
+        "enable.partition.eof": True,  # also after a transaction's marker, which is not a record
+        "check.crcs": True,
+    }
+    consumer = consumer_from_start(bootstrap, partitions, options)
+    unread = {(topic, number) for topic, count in partitions.items() for number in range(count)}
+    deadline = time.monotonic() + deadline_seconds
+    try:
+        while unread:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{sorted(unread)} not read in {deadline_seconds} s")
+            batch = []
+            for message in consumer.consume(10_000, timeout=0.2):
+                error = message.error()
+                if error is None:
+                    batch.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    unread.discard((message.topic() or "", message.partition() or 0))
+                else:
+                    raise KafkaException(error)
+            yield batch
+    finally:
+        consumer.close()
+
+
+def _partition_counts(bootstrap: str, topics: Sequence[str]) -> dict[str, int]:
+    admin = _admin(bootstrap)
+    counts = {}
+    for topic in topics:
+        metadata = admin.list_topics(topic, timeout=KAFKA_SECONDS).topics[topic]
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        counts[topic] = len(metadata.partitions)
+    return counts
 
 
 def _record(message: Message) -> Record:

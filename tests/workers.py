@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,25 +18,36 @@ from typing import Any, Self
 
 import pymongo
 from confluent_kafka import Producer
+from oracle import Ordering, assert_published_exactly
+from prometheus_client.parser import text_string_to_metric_families
 from support import Record, create_topics, read_topic, unique_name, wait_until
 
 from replay_app.demo.shop import SHOP_TOPICS, seed_store
 from replay_app.demo.stack import Stack, free_port
+from replay_app.supervisor import COMMAND
 
-READY_SECONDS = 60.0
-ENDED_SECONDS = 180.0
-STOP_SECONDS = 30.0
+WORKER_READY_SECONDS = 60.0
+WORKER_STOP_SECONDS = 30.0
+REPLAY_END_SECONDS = 180.0
+SHOP_EVENTS = 3_000
+SHOP_HISTORY = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
+"""A filter for the whole history of the shared shop, without the events that tests add."""
 SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
 
 
 @cache
 def leash() -> int:
-    """Return a pipe whose other end closes with this process, however that ends.
+    """Return the reading end of a pipe that closes when this process ends, however it ends.
 
-    It is the standard input of every worker, so none outlives the tests.
+    The pipe is the standard input of every worker process, so no worker outlives this process.
     """
     reading, _ = os.pipe()
     return reading
+
+
+def outside_environment() -> dict[str, str]:
+    """Return the environment of this process without the program's settings (``REPLAY_*``)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("REPLAY_")}
 
 
 class Api:
@@ -66,9 +77,17 @@ class Api:
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
-                return answer.status, _parsed(answer.read())
+                return answer.status, _parse_json(answer.read())
         except urllib.error.HTTPError as error:
-            return error.code, _parsed(error.read())
+            return error.code, _parse_json(error.read())
+
+    def metrics(self) -> dict[tuple[str, str], float]:
+        """Return the samples of /metrics, by name and the value of the first label, if any."""
+        return {
+            (sample.name, next(iter(sample.labels.values()), "")): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").decode())
+            for sample in family.samples
+        }
 
     def is_ready(self) -> bool:
         """Whether the worker says that it is ready."""
@@ -79,18 +98,23 @@ class Api:
 
 
 class Worker(Api):
-    """One worker process, in a process group of its own."""
+    """One worker process with its own process group; it ends with this process at the latest.
+
+    ``environment`` has the worker's settings. The worker runs in the folder of its log file, where
+    it finds no ``.env`` file.
+    """
 
     def __init__(self, environment: Mapping[str, str], log: Path, *options: str) -> None:
         super().__init__(environment["REPLAY_WEB_PORT"])
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "replay_app", "worker", "--end-with-parent", *options],
-                env={**os.environ, **environment},
+                [*COMMAND, *options],
+                env={**outside_environment(), **environment},
                 stdin=leash(),
                 stdout=output,
                 stderr=output,
+                cwd=log.parent,
                 start_new_session=True,
             )
 
@@ -100,7 +124,7 @@ class Worker(Api):
         return super().is_ready()
 
     def wait_until_ready(self) -> Self:
-        wait_until(self.is_ready, READY_SECONDS, f"not ready; see {self.log}")
+        wait_until(self.is_ready, WORKER_READY_SECONDS, f"not ready; see {self.log}")
         return self
 
     def signal(self, sent: signal.Signals) -> None:
@@ -110,12 +134,12 @@ class Worker(Api):
         """Kill the process (SIGKILL)."""
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
+        self.process.wait(WORKER_STOP_SECONDS)
 
     def terminate(self) -> int:
         """End the process in order (SIGTERM); return its exit code."""
         self.signal(signal.SIGTERM)
-        return self.process.wait(STOP_SECONDS)
+        return self.process.wait(WORKER_STOP_SECONDS)
 
 
 @dataclass
@@ -174,6 +198,21 @@ class Cluster:
     def published(self, isolation: Any = "read_committed") -> list[Record]:
         """Return all records of the shop's topics."""
         return read_topic(self.stack.kafka, self.topics(), isolation)
+
+    def published_by(self, replay_id: str) -> list[Record]:
+        """Return one replay's records in the shop's topics."""
+        return [one for one in self.published() if one.headers["replay-id"] == replay_id.encode()]
+
+    def assert_exact(self, *replay_ids: str, ordering: Ordering = "global") -> None:
+        """Check that each of these replays has published every stored event exactly."""
+        records: dict[str, list[Record]] = defaultdict(list)
+        for record in self.published():
+            records[(record.headers["replay-id"] or b"").decode()].append(record)
+        events = self.stored()
+        for replay_id in replay_ids:
+            assert_published_exactly(
+                records[replay_id], events, replay_id, self.target_prefix, ordering
+            )
 
     # Workers
 
@@ -246,7 +285,7 @@ class Cluster:
         return None
 
     def wait_for(
-        self, replay_id: str, *states: str, seconds: float = ENDED_SECONDS, **facts: Any
+        self, replay_id: str, *states: str, seconds: float = REPLAY_END_SECONDS, **facts: Any
     ) -> dict[str, Any]:
         """Wait until a session is in one of the states (default: settled) and shows the facts."""
         last: dict[str, Any] | None = None
@@ -276,7 +315,7 @@ class Cluster:
         return self.wait_for(replay_id)
 
 
-def _parsed(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except ValueError:

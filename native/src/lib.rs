@@ -1,6 +1,6 @@
 //! The native page encoder: a raw page of BSON documents in, finished Kafka record batches out.
 //!
-//! The reference is `replay_app/encoder.py` with `replay_app/events.py`. This crate encodes the
+//! The reference is `replay_app/python_encoder.py` with `replay_app/events.py`. This crate encodes the
 //! documents that it is sure about and *declines* all others: damaged documents, documents that
 //! break a rule, documents with values of rare types. The reference then encodes the declined
 //! document, or says why the document cannot be encoded. So all errors come from the reference,

@@ -44,7 +44,7 @@ LONG_EVENTS = 15_000
 def installation(stack: EmbeddedServers, folder: Path, events: int) -> Iterator[Cluster]:
     """Give a cluster with so many events and one worker, at its default settings."""
     folder.mkdir()
-    cluster = Cluster(stack, folder)
+    cluster = Cluster(stack, folder, environment={"REPLAY_ENCODER": Settings().encoder})
     began = time.monotonic()
     cluster.seed(events, index=False)  # the development stores sort all the same
     say(f"{events:,} events stored in {time.monotonic() - began:.0f} s")

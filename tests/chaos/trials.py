@@ -12,13 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from oracle import account_of, assert_is_replay_of, event_id_of
-from support import Record, create_topics, unique_name, wait_until
+from support import Record, consumer_from_start, create_topics, unique_name, wait_until
 from workers import Cluster, Worker
 
 from replay_app.demo.shop import seed_store
 from replay_app.demo.stack import EmbeddedServers, free_port
+from replay_app.settings import Settings
 
 EVENTS = 3_000
 """Of each replay."""
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     "REPLAY_PAGE_EVENTS": "15",
     "REPLAY_SLICE_EVENTS": "600",
     "REPLAY_SESSION_TIMEOUT_SECONDS": str(SESSION_TIMEOUT_SECONDS),
+    "REPLAY_ENCODER": Settings().encoder,  # as the environment of `make chaos` says
 }
 
 
@@ -63,25 +65,13 @@ class Follower:
     """A read_committed consumer that notes when each replay's records become visible."""
 
     def __init__(self, bootstrap: str, topics: list[str], partitions: int) -> None:
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap,
-                "group.id": unique_name("follower"),
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                # A broker that comes back is seen at once, so that it does not blur what is timed.
-                "reconnect.backoff.ms": 100,
-                "reconnect.backoff.max.ms": 200,
-                "log_level": 0,  # its servers die all the time
-            }
-        )
-        self._consumer.assign(
-            [
-                TopicPartition(topic, partition, OFFSET_BEGINNING)
-                for topic in topics
-                for partition in range(partitions)
-            ]
-        )
+        options = {
+            # The consumer sees at once that a broker is back, so the measured times are exact.
+            "reconnect.backoff.ms": 100,
+            "reconnect.backoff.max.ms": 200,
+            "log_level": 0,  # its servers die all the time
+        }
+        self._consumer = consumer_from_start(bootstrap, dict.fromkeys(topics, partitions), options)
         self.counts: Counter[str] = Counter()
         self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._stop = threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from oracle import assert_published_exactly
 from support import create_topics, unique_name, wait_until
-from workers import Cluster, Worker
+from workers import Cluster, Worker, outside_environment
 
 from replay_app.demo.stack import free_port
 from replay_app.topics import Topics
@@ -26,8 +25,7 @@ class CommandLine:
     """Runs ``replay-app`` as a person does, in a folder of its own."""
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        outside = {k: v for k, v in os.environ.items() if not k.startswith("REPLAY_")}
-        self.environment = {**outside, **environment}
+        self.environment = {**outside_environment(), **environment}
         self.folder = folder
 
     def popen(self, *arguments: str) -> subprocess.Popen[str]:

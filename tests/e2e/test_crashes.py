@@ -15,9 +15,18 @@ from support import wait_until
 from workers import Cluster
 
 from replay_app.crashpoints import VARIABLE
-from replay_app.demo.stack import EmbeddedServers
+from replay_app.demo.stack import EmbeddedServers, Stack
 
 SMALL_SLICES = {"REPLAY_SLICE_EVENTS": "400", "REPLAY_PAGE_EVENTS": "150"}
+
+
+@pytest.fixture(scope="module")
+def crash_site(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A shop in which each crash point runs a replay; no test leaves a worker running."""
+    cluster = Cluster(stack, tmp_path_factory.mktemp("crashes"), environment=SMALL_SLICES)
+    cluster.seed(2_000)
+    yield cluster
+    cluster.close()
 
 
 def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -> None:
@@ -57,21 +66,22 @@ def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -
         "after-continuation:6",
     ],
 )
-def test_a_kill_between_any_two_steps_changes_nothing(cluster: Cluster, place: str) -> None:
-    cluster.environment |= SMALL_SLICES
-    cluster.seed(2_000)
-    worker = cluster.start_worker(None, **{VARIABLE: place}).wait_until_ready()
-    cluster.command("r", requested_by="ana")
-    assert worker.process.wait(60) == -signal.SIGKILL
-    cluster.start_worker(0)
-    session = cluster.wait_for("r", "completed")
+def test_a_kill_between_any_two_steps_changes_nothing(crash_site: Cluster, place: str) -> None:
+    replay_id = place.replace(":", "-")
+    number = 0 if crash_site.workers else None
+    worker = crash_site.start_worker(number, **{VARIABLE: place})
+    crash_site.command(replay_id, requested_by="ana")
+    assert worker.process.wait(90) == -signal.SIGKILL
+    worker = crash_site.start_worker(0)
+    session = crash_site.wait_for(replay_id, "completed")
     assert session["counters"] == {
         "read": 2_000,
         "published": 2_000,
         "skipped": 0,
         "dead_lettered": 0,
     }
-    assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
+    crash_site.assert_exact(replay_id)
+    worker.kill()
 
 
 def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) -> None:
@@ -89,10 +99,7 @@ def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) 
     for name in names:
         session = cluster.wait_for(name, "completed")
         assert session["counters"]["published"] == 6_000
-    records, events = cluster.published(), cluster.stored()
-    for name in names:
-        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
-        assert_published_exactly(mine, events, name, cluster.target_prefix)
+    cluster.assert_exact(*names)
     assert second.process.poll() is None
 
 
@@ -126,10 +133,7 @@ def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cl
     first.signal(signal.SIGCONT)
     for name in names:
         assert cluster.wait_for(name, "completed")["counters"]["published"] == 6_000
-    records, events = cluster.published(), cluster.stored()
-    for name in names:
-        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
-        assert_published_exactly(mine, events, name, cluster.target_prefix)
+    cluster.assert_exact(*names)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 import pymongo
 import pytest
 from aiokafka import TopicPartition
-from confluent_kafka.admin import AdminClient
-from support import unique_name, wait_until
+from support import topic_names, unique_name, wait_until
+from workers import outside_environment
 
 from replay_app.demo.run import COLLECTION, REPLAY_ID, Comparison, judge
 from replay_app.demo.shop import seed_store
@@ -32,12 +32,11 @@ EVENTS = 2000
 def demo(
     folder: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("REPLAY_")}
     # Settings that some other project may have in the environment must not disturb.
     settings = {"REPLAY_TOPIC_PREFIX": "other.", "REPLAY_API_TOKEN": "other"}
     with subprocess.Popen(
         [sys.executable, "-m", "replay_app", "demo", "--events", str(EVENTS), *options],
-        env={**outside, **settings, "TMPDIR": str(folder), **(environment or {})},
+        env={**outside_environment(), **settings, "TMPDIR": str(folder), **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,9 +80,8 @@ def test_the_demo_leaves_the_servers_of_others_as_they_were(stack: Stack, tmp_pa
     verdict = json.loads(output)
     assert verdict["holds"]
     assert all(check["holds"] for check in verdict["checks"].values())
-    admin = AdminClient({"bootstrap.servers": stack.kafka})
     wait_until(
-        lambda: not [t for t in admin.list_topics(timeout=10).topics if "replay-demo" in t],
+        lambda: not [topic for topic in topic_names(stack.kafka) if "replay-demo" in topic],
         GONE_SECONDS,
         "topics were left",
     )

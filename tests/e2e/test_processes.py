@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from oracle import assert_published_exactly
 from support import wait_until
-from workers import READY_SECONDS, STOP_SECONDS, Api, Cluster, Worker
+from workers import WORKER_READY_SECONDS, WORKER_STOP_SECONDS, Api, Cluster, Worker
 
 from replay_app.demo.stack import PORTS, free_port
 
@@ -37,7 +36,7 @@ class Pair:
 
     def wait_until_ready(self) -> None:
         for port in (self.port, self.port + 1):
-            wait_until(partial(self.is_ready, port), READY_SECONDS, f"{port} is not ready")
+            wait_until(partial(self.is_ready, port), WORKER_READY_SECONDS, f"{port} is not ready")
 
     def is_ready(self, port: int) -> bool:
         assert self.keeper.process.poll() is None, self.cluster.logs()
@@ -94,10 +93,7 @@ def test_a_killed_worker_comes_back_under_its_name_and_the_replay_is_exact(
     assert pair.processes()["pair-0"] == before["pair-0"]
     for name in names:
         assert cluster.wait_for(name, "completed")["counters"]["published"] == EVENTS
-    records, events = cluster.published(), cluster.stored()
-    for name in names:
-        mine = [one for one in records if one.headers["replay-id"] == name.encode()]
-        assert_published_exactly(mine, events, name, cluster.target_prefix)
+    cluster.assert_exact(*names)
 
 
 def test_no_worker_outlives_a_keeper_that_was_killed(pair: Pair) -> None:
@@ -108,7 +104,7 @@ def test_no_worker_outlives_a_keeper_that_was_killed(pair: Pair) -> None:
 
 
 def test_workers_that_are_still_starting_do_not_outlive_it_either(pair: Pair) -> None:
-    wait_until(lambda: len(pair.processes()) == 2, READY_SECONDS, "not started")
+    wait_until(lambda: len(pair.processes()) == 2, WORKER_READY_SECONDS, "not started")
     pair.keeper.kill()
     wait_until(lambda: not pair.processes(), GONE_SECONDS, "a worker was left")
 
@@ -125,7 +121,7 @@ def test_when_a_worker_cannot_start_all_end_with_a_word_on_it(cluster: Cluster) 
             REPLAY_WEB_PORT=str(port),
             REPLAY_WORKER_ID="pair",
         )
-        assert keeper.process.wait(READY_SECONDS + STOP_SECONDS) == 1
+        assert keeper.process.wait(WORKER_READY_SECONDS + WORKER_STOP_SECONDS) == 1
     said = keeper.log.read_text()
     assert "worker pair-1 ended with code 1 after " in said
     assert f"{port + 1}" in said
@@ -133,7 +129,7 @@ def test_when_a_worker_cannot_start_all_end_with_a_word_on_it(cluster: Cluster) 
 
 def test_wrong_settings_are_said_before_any_worker_starts(cluster: Cluster) -> None:
     keeper = cluster.start_worker(None, "--processes", "2", REPLAY_WEB_PORT="65535")
-    assert keeper.process.wait(READY_SECONDS) == 2
+    assert keeper.process.wait(WORKER_READY_SECONDS) == 2
     assert "REPLAY_WEB_PORT=65535" in keeper.log.read_text()
 
 

@@ -5,32 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from bson import Regex
-from oracle import assert_is_replay_of, assert_published_exactly, assert_same_json, event_id_of
+from oracle import assert_published_exactly, assert_same_json, event_id_of
 from support import Record, create_topics, read_topic, unique_name, wait_until
-from workers import Cluster
+from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster
 
-from replay_app.demo.stack import Stack
-
-EVENTS = 3_000
 JANUARY_5 = dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
 JANUARY_9 = dt.datetime(2026, 1, 9, tzinfo=dt.UTC)
-
-
-@pytest.fixture(scope="module")
-def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A shop's history and a worker that all tests of this module share."""
-    cluster = Cluster(stack, tmp_path_factory.mktemp("shop"))
-    # Within it, so that a whole replay of the shop does not meet the odd events of some tests.
-    cluster.environment["REPLAY_MAX_RECORD_BYTES"] = "100000"
-    cluster.seed(EVENTS)
-    cluster.start_worker().wait_until_ready()
-    yield cluster
-    cluster.close()
 
 
 @pytest.fixture
@@ -51,12 +35,8 @@ def read(shop: Cluster, topic: str) -> list[Record]:
     return read_topic(shop.stack.kafka, topic)
 
 
-JANUARY = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
-"""The shop's whole history, without what single tests insert."""
-
-
 def everything(topic: str) -> dict[str, Any]:
-    return {"target": {"topic": topic}, "filter": JANUARY}
+    return {"target": {"topic": topic}, "filter": SHOP_HISTORY}
 
 
 def stored(shop: Cluster, query: dict[str, Any]) -> list[dict[str, Any]]:
@@ -115,7 +95,7 @@ def test_exactly_the_matching_events_are_published_in_order(
     shop: Cluster, topic: str, wanted: dict[str, Any], query: dict[str, Any]
 ) -> None:
     replay_id = unique_name("filter")
-    session = shop.run(replay_id, filter=JANUARY | wanted, target={"topic": topic})
+    session = shop.run(replay_id, filter=SHOP_HISTORY | wanted, target={"topic": topic})
     assert session["state"] == "completed"
     events = stored(shop, query)
     assert 0 < len(events) == session["matched"] == session["counters"]["published"]
@@ -134,8 +114,8 @@ def test_event_ids_pick_single_events(shop: Cluster, topic: str) -> None:
 
 
 def test_events_go_to_their_original_topics_behind_a_prefix(shop: Cluster) -> None:
-    session = shop.run("whole", filter=JANUARY)
-    assert session["counters"]["published"] == EVENTS
+    session = shop.run("whole", filter=SHOP_HISTORY)
+    assert session["counters"]["published"] == SHOP_EVENTS
     records = [one for one in shop.published() if one.headers["replay-id"] == b"whole"]
     assert_published_exactly(records, stored(shop, {}), "whole", shop.target_prefix)
 
@@ -143,7 +123,8 @@ def test_events_go_to_their_original_topics_behind_a_prefix(shop: Cluster) -> No
 def test_a_type_may_have_a_topic_of_its_own(shop: Cluster, topic: str) -> None:
     wanted = {"event_types": ["order_placed"]}
     shop.run("typed", filter=wanted, target={"topics": {"order_placed": topic}})
-    assert len(read(shop, topic)) == len(stored(shop, {"event_type": "order_placed"}))
+    events = stored(shop, {"event_type": "order_placed"})
+    assert_published_exactly(read(shop, topic), events, "typed", {"order_placed": topic})
 
 
 def test_max_events_takes_the_first_ones(shop: Cluster, topic: str) -> None:
@@ -157,7 +138,8 @@ def test_max_events_takes_the_first_ones(shop: Cluster, topic: str) -> None:
 def test_zero_matches_complete_at_once(shop: Cluster, topic: str) -> None:
     session = shop.run("none", filter={"event_types": ["no-such"]}, target={"topic": topic})
     assert (session["state"], session["matched"]) == ("completed", 0)
-    assert session["receipt"]["counters"]["published"] == 0
+    assert set(session["receipt"]["counters"].values()) == {0}
+    assert read(shop, topic) == []
 
 
 def test_aggregate_order_runs_in_shards_and_keeps_each_aggregates_order(
@@ -165,10 +147,10 @@ def test_aggregate_order_runs_in_shards_and_keeps_each_aggregates_order(
 ) -> None:
     session = shop.run("sharded", ordering="aggregate", shards=4, **everything(topic))
     assert session["state"] == "completed", session["error"]
-    assert len(session["shards"]) >= 4
-    ids = {event["event_id"] for event in stored(shop, {})}
-    records = read(shop, topic)
-    assert sorted(map(event_id_of, records)) == sorted(ids)
+    assert len(session["shards"]) == 4
+    records, events = read(shop, topic), stored(shop, {})
+    kinds = {event["event_type"]: topic for event in events}
+    assert_published_exactly(records, events, "sharded", kinds, "aggregate")
     versions: dict[bytes | None, int] = {}
     for record in sorted(records, key=lambda one: (one.partition, one.offset)):
         version = json.loads(record.value or b"")["version"]
@@ -179,10 +161,23 @@ def test_aggregate_order_runs_in_shards_and_keeps_each_aggregates_order(
 def test_an_upper_bound_is_frozen_when_the_replay_is_planned(
     shop: Cluster, topic: str, kind: str
 ) -> None:
-    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=5)
-    session = shop.run("bounded", filter={"event_types": [kind]}, target={"topic": topic})
-    end = dt.datetime.fromisoformat(session["plan"]["end"])
-    assert before < end < dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5)
+    shop.insert(events_of(kind, 3))
+    body: dict[str, Any] = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    before = dt.datetime.now(dt.UTC)
+    shop.command("bounded", after=["gate-of-bounded"], **body)
+    waiting = shop.wait_for("bounded", "waiting")
+    planned = dt.datetime.now(dt.UTC)
+    end = dt.datetime.fromisoformat(waiting["plan"]["end"])
+    tolerance = dt.timedelta(seconds=5)  # the clock is that of the store
+    assert before - tolerance < end < planned + tolerance
+    # An event of the same kind that comes after the plan, and before the first event is read.
+    (later,) = events_of(f"{kind}-later", 1, event_type=kind, timestamp=end)
+    shop.insert([later])
+    shop.run("gate-of-bounded", max_events=1, dry_run=True, filter=SHOP_HISTORY)
+    assert shop.wait_for("bounded", "completed")["counters"]["published"] == 3
+    assert sorted(map(event_id_of, read(shop, topic))) == [f"{kind}-{n}" for n in range(3)]
+    again = shop.run("bounded-later", **body)
+    assert again["counters"]["published"] == 4  # the bound, not the event, kept it out
 
 
 # Marks
@@ -194,11 +189,9 @@ def test_records_are_marked_and_bodies_are_not_changed(
     shop.insert(events_of(kind, 2))
     body = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
     shop.run("marked", name="rebuild", reason="view lost", **body)
-    for record in read(shop, topic):
-        (event,) = [
-            e for e in shop.stored({"event_type": kind}) if e["event_id"] == event_id_of(record)
-        ]
-        assert_is_replay_of(record, event, "marked", {kind: topic})
+    records = read(shop, topic)
+    assert_published_exactly(records, shop.stored({"event_type": kind}), "marked", {kind: topic})
+    for record in records:
         assert record.headers["replay-attempt"] == b"1"
         assert record.headers["replay-name"] == b"rebuild"
         assert record.headers["replay-reason"] == b"view lost"
@@ -219,8 +212,12 @@ def test_events_that_are_themselves_replays_are_left_out_unless_asked_for(
     guarded = shop.run(unique_name("guard"), **body)
     assert guarded["state"] == "completed"
     assert guarded["counters"] == {"read": 4, "published": 2, "skipped": 2, "dead_lettered": 0}
-    asked = shop.run(unique_name("guard"), include_replayed=True, **body)
-    assert asked["counters"]["published"] == 4
+    ids = [f"{kind}-0", f"{kind}-1"]
+    assert sorted(map(event_id_of, read(shop, topic))) == ids
+    unguarded = shop.run(unique_name("guard"), include_replayed=True, **body)
+    assert unguarded["counters"] == {"read": 4, "published": 4, "skipped": 0, "dead_lettered": 0}
+    of_both = [*ids, *ids, *(f"{one}-again" for one in ids)]
+    assert sorted(map(event_id_of, read(shop, topic))) == sorted(of_both)
 
 
 def test_control_records_stand_at_both_ends_of_every_partition(
@@ -233,12 +230,17 @@ def test_control_records_stand_at_both_ends_of_every_partition(
         filter={"event_types": [kind]},
         target={"topic": topic},
     )
+    published: list[str] = []
     for partition in range(2):
         records = [one for one in read(shop, topic) if one.partition == partition]
-        controls = [one.headers.get("replay-control") for one in records]
-        assert (controls[0], controls[-1]) == (b"begin", b"end")
-        assert set(controls[1:-1]) <= {None}
-        assert (records[0].key, records[0].value) == (None, None)
+        begin, *events, end = sorted(records, key=lambda one: one.offset)
+        for control, name in ((begin, b"begin"), (end, b"end")):
+            assert (control.key, control.value) == (None, None)
+            assert control.headers["replay-id"] == b"controlled"
+            assert control.headers["replay-control"] == name
+        assert not any("replay-control" in one.headers for one in events)
+        published += map(event_id_of, events)
+    assert sorted(published) == [f"{kind}-{number}" for number in range(6)]
 
 
 def test_a_dry_run_reads_maps_and_counts_but_publishes_nothing(
@@ -294,7 +296,8 @@ def test_under_skip_bad_events_are_counted_and_named(shop: Cluster, topic: str, 
     assert session["state"] == "completed_with_errors"
     assert session["counters"] == {"read": 5, "published": 4, "skipped": 1, "dead_lettered": 0}
     assert [one["event_id"] for one in session["receipt"]["failures"]] == [f"{kind}-2"]
-    assert len(read(shop, topic)) == 4
+    ids = sorted(map(event_id_of, read(shop, topic)))
+    assert ids == [f"{kind}-{number}" for number in (0, 1, 3, 4)]
 
 
 def test_dead_letters_hold_the_bad_events_with_the_reason(
@@ -313,6 +316,9 @@ def test_dead_letters_hold_the_bad_events_with_the_reason(
         for one in read(shop, f"{shop.prefix}dead-letters")
         if one.headers["replay-id"] == b"burying"
     }
+    assert len(letters) == 2
+    ids = sorted(map(event_id_of, read(shop, topic)))
+    assert ids == [f"{kind}-{number}" for number in (0, 1, 4)]
     odd, large = letters[f"{kind}-2".encode()], letters[f"{kind}-3".encode()]
     assert json.loads(odd.value or b"")["body"] == {
         "$regularExpression": {"pattern": "^x", "options": ""}
@@ -361,10 +367,12 @@ def test_a_missing_destination_topic_is_named_before_anything_is_published(
     assert session["state"] == "failed"
     assert f"missing destination topics: {missing!r}" in session["error"]
     assert read(shop, topic) == []
-    assert read_topic(shop.stack.kafka, topic) == []
     create_topics(shop.stack.kafka, {missing: 1})
     shop.command("nowhere", "retry")
     assert shop.wait_for("nowhere", "completed")["counters"]["published"] == 4
+    ids = sorted(map(event_id_of, read(shop, topic)))
+    assert ids == [f"{kind}-{number}" for number in range(3)]
+    assert list(map(event_id_of, read(shop, missing))) == [f"{kind}-b-0"]
 
 
 # Commands
@@ -376,7 +384,7 @@ def test_a_missing_destination_topic_is_named_before_anything_is_published(
         (b'{"command": "start", "replay_id": "ID", "filtr": {}}', "filtr: unknown field"),
         (b'{"command": "start", "replay_id": "ID", "filter": {"typ": 1}}', "typ: unknown field"),
         (b'{"command": "begin", "replay_id": "ID"}', "'begin' is not one of start"),
-        (b'{"command": "start", "replay_id": "ID", "rate": -1}', "rate"),
+        (b'{"command": "start", "replay_id": "ID", "rate": -1}', "rate: Input should"),
         (
             b'{"command": "start", "replay_id": "ID", "filter": {"start": "2026-01-01T00:00:00"}}',
             "timezone",
@@ -394,33 +402,45 @@ def test_a_bad_command_is_answered_on_the_status_topic(
 ) -> None:
     replay_id = unique_name("bad")
     shop.produce(body.replace(b"ID", replay_id.encode()), replay_id.encode())
-    answer = wait_until(lambda: _rejections(shop, replay_id), 30)
-    assert why in answer[0]["rejected"]
+    (answer,) = wait_until(lambda: _rejections(shop, replay_id), 30)
+    assert why in answer["rejected"]
     assert shop.session(replay_id) is None
 
 
-def test_rubbish_on_the_requests_topic_stops_nothing(shop: Cluster, topic: str) -> None:
-    for rubbish in (None, b"", b"\x00\xff", b"{", b"[]", b"5", b'"start"', b"{}", b"[" * 20_000):
-        shop.produce(rubbish, b"x")
+def test_rubbish_on_the_requests_topic_is_refused_and_stops_nothing(
+    shop: Cluster, topic: str
+) -> None:
+    def refused() -> float:
+        return shop.workers[0].metrics()["replay_refused_commands_total", "malformed"]
+
+    before = refused()
+    noise = (None, b"", b"\x00\xff", b"{", b"[]", b"5", b'"start"', b"{}", b"[" * 20_000)
+    for value in noise:
+        shop.produce(value, b"x")
     faults = {"event_types": [1] * 20_000}
     shop.produce(json.dumps({"command": "start", "replay_id": "x", "filter": faults}).encode())
-    for replay_id in ("a/b", "a b", "", "x" * 10_000):
+    wrong_ids = ("a/b", "a b", "", "x" * 10_000)
+    for replay_id in wrong_ids:
         shop.produce(json.dumps({"command": "start", "replay_id": replay_id}).encode())
     session = shop.run(unique_name("after"), max_events=5, **everything(topic))
-    assert session["state"] == "completed"
+    assert (session["state"], session["counters"]["published"]) == ("completed", 5)
+    commands = len(noise) + 1 + len(wrong_ids)
+    wait_until(lambda: refused() - before >= commands, 30)
+    assert refused() - before == commands
 
 
 def test_rubbish_on_the_internal_topics_stops_nothing(cluster: Cluster) -> None:
     cluster.seed(200)
     cluster.start_worker().wait_until_ready()
     for topic in ("work", "progress", "checkpoints", "status"):
-        for partition in range(int(cluster.environment["REPLAY_PARTITIONS"])):
+        for partition in range(cluster.partitions):
             for rubbish in (None, b"{}", b"\x00\xff", b'{"token": 5}'):
                 cluster.produce(rubbish, b"x", topic, partition)
     cluster.workers[0].kill()
     cluster.start_worker(0).wait_until_ready()
-    session = cluster.run("after-rubbish")
-    assert session["counters"]["published"] == 200
+    cluster.run("after-rubbish")
+    records, events = cluster.published(), cluster.stored()
+    assert_published_exactly(records, events, "after-rubbish", cluster.target_prefix)
 
 
 def test_the_same_body_again_changes_nothing_and_another_one_is_refused(
@@ -445,14 +465,14 @@ def test_pause_resume_rate_and_cancel_take_effect_within_a_slice(shop: Cluster, 
     shop.command("steered", "pause", requested_by="ana")
     paused = shop.wait_for("steered", "paused")
     at_rest = len(read(shop, topic))
-    assert at_rest == paused["counters"]["published"] < EVENTS
+    assert at_rest == paused["counters"]["published"] < SHOP_EVENTS
     shop.command("steered", "pause")  # again: nothing
     shop.command("steered", "set-rate", rate=None)
     shop.wait_for("steered", "paused", rate=None)
     assert len(read(shop, topic)) == at_rest
     shop.command("steered", "resume")
     done = shop.wait_for("steered", "completed")
-    assert done["counters"]["published"] == EVENTS
+    assert done["counters"]["published"] == SHOP_EVENTS
     kinds = {event["event_type"]: topic for event in stored(shop, {})}
     assert_published_exactly(read(shop, topic), stored(shop, {}), "steered", kinds)
 
@@ -466,12 +486,12 @@ def test_a_cancelled_replay_publishes_nothing_more_and_cannot_be_resumed(
     session = shop.wait_for("stopped", "cancelled")
     records = read(shop, topic)
     events = [one for one in records if one.value is not None]
-    assert len(events) == session["receipt"]["counters"]["published"] < EVENTS
+    assert len(events) == session["receipt"]["counters"]["published"] < SHOP_EVENTS
     controls = [one.headers["replay-control"] for one in records if one.value is None]
     assert Counter(controls) == {b"begin": 2, b"cancelled": 2}
     shop.command("stopped", "resume")
-    answer = wait_until(lambda: _rejections(shop, "stopped"), 30)
-    assert "it is cancelled" in answer[0]["rejected"]
+    (answer,) = wait_until(lambda: _rejections(shop, "stopped"), 30)
+    assert "it is cancelled" in answer["rejected"]
     assert len(read(shop, topic)) == len(records)
 
 
@@ -482,8 +502,21 @@ def test_a_replay_waits_for_those_before_it(shop: Cluster, topic: str) -> None:
     assert waiting["counters"]["read"] == 0
     shop.command("one", max_events=3, **everything(topic))
     assert shop.wait_for("second", "completed")["counters"]["published"] == 5
-    order = [one.headers["replay-id"] for one in read(shop, topic)]
-    assert order.count(b"one") == 3
+    records = {
+        replay_id: [one for one in read(shop, topic) if one.headers["replay-id"] == replay_id]
+        for replay_id in (b"one", b"second")
+    }
+    events = stored(shop, {})
+    kinds = {event["event_type"]: topic for event in events}
+    assert_published_exactly(records[b"one"], events[:3], "one", kinds)
+    assert_published_exactly(records[b"second"], events[:5], "second", kinds)
+    for partition in {one.partition for one in records[b"one"]}:
+        last = max(one.offset for one in records[b"one"] if one.partition == partition)
+        first = min(one.offset for one in records[b"second"] if one.partition == partition)
+        assert last < first
+    assert max(one.timestamp_ms for one in records[b"one"]) <= min(
+        one.timestamp_ms for one in records[b"second"]
+    )
 
 
 def test_many_small_replays_finish_beside_a_large_throttled_one(shop: Cluster, topic: str) -> None:
@@ -512,7 +545,9 @@ def test_json_of_the_store_and_of_the_topic_are_the_same(shop: Cluster, topic: s
     """Every BSON type of the shop survives; see the unit tests for the rest of the table."""
     shop.run("json", max_events=50, **everything(topic))
     events = {event["event_id"]: event for event in stored(shop, {})[:50]}
-    for record in read(shop, topic):
+    records = read(shop, topic)
+    assert len(records) == len(events) == 50
+    for record in records:
         event = events[event_id_of(record)]
         assert_same_json(
             json.loads(record.value or b""), {k: v for k, v in event.items() if k != "_id"}

@@ -8,11 +8,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from support import unique_name
-from workers import Cluster, Worker
+from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
-from replay_app.demo.stack import Stack
-
-EVENTS = 600
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox",
@@ -32,20 +29,6 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def shared(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(stack, tmp_path_factory.mktemp("page"))
-    cluster.seed(EVENTS)
-    cluster.start_worker().wait_until_ready()
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture
-def worker(shared: Cluster) -> Worker:
-    return shared.workers[0]
 
 
 @pytest.fixture
@@ -68,11 +51,11 @@ def page(browser: Browser, worker: Worker) -> Iterator[Page]:
     assert errors == []
 
 
-def test_a_replay_is_watched_and_controlled_by_its_buttons(shared: Cluster, page: Page) -> None:
-    replay_id = _run_slowly(shared)
+def test_a_replay_is_watched_and_controlled_by_its_buttons(shop: Cluster, page: Page) -> None:
+    replay_id = _run_slowly(shop)
     row = page.get_by_role("row").filter(has_text=replay_id)
     expect(row.locator(".state")).to_have_text("running")
-    expect(row).to_contain_text(f"/ {EVENTS}")
+    expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}")
     expect(row).to_contain_text("ana")
     expect(row.get_by_role("progressbar")).to_be_visible()
 
@@ -93,11 +76,11 @@ def test_a_replay_is_watched_and_controlled_by_its_buttons(shared: Cluster, page
     expect(row.locator(".buttons button:visible")).to_have_count(0)
 
 
-def test_what_is_unknown_is_a_dash_and_never_a_zero(shared: Cluster, page: Page) -> None:
+def test_what_is_unknown_is_a_dash_and_never_a_zero(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
     missing = unique_name("not-there")
-    shared.command(replay_id, target={"topic": missing})
-    shared.wait_for(replay_id, "failed")
+    shop.command(replay_id, target={"topic": missing})
+    shop.wait_for(replay_id, "failed")
     row = page.get_by_role("row").filter(has_text=replay_id)
     expect(row.locator(".state")).to_have_text("failed")
     expect(row.locator(".notes .bad")).to_contain_text(missing)
@@ -108,9 +91,9 @@ def test_what_is_unknown_is_a_dash_and_never_a_zero(shared: Cluster, page: Page)
     expect(page.get_by_role("button", name=f"Retry {replay_id}")).to_be_visible()
 
 
-def test_the_details_show_the_receipt_and_are_left_by_keyboard(shared: Cluster, page: Page) -> None:
+def test_the_details_show_the_receipt_and_are_left_by_keyboard(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
-    session = shared.run(replay_id, reason="orders view lost")
+    session = shop.run(replay_id, reason="orders view lost", filter=SHOP_HISTORY)
     opener = page.get_by_role("button", name=replay_id, exact=True)
     opener.focus()
     page.keyboard.press("Enter")
@@ -126,38 +109,40 @@ def test_the_details_show_the_receipt_and_are_left_by_keyboard(shared: Cluster, 
     expect(opener).to_be_focused()
 
 
-def test_a_command_by_someone_elses_hand_is_shown_as_text_only(shared: Cluster, page: Page) -> None:
+def test_a_command_by_someone_elses_hand_is_shown_as_text_only(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
     evil = "<img src=x onerror=alert(1)>"
-    shared.command(replay_id, name=evil, requested_by=evil, dry_run=True)
+    shop.command(replay_id, name=evil, requested_by=evil, dry_run=True, filter=SHOP_HISTORY)
     row = page.get_by_role("row").filter(has_text=replay_id)
     expect(row.locator("td.name")).to_have_text(evil)
     assert page.locator("img").count() == 0
+    shop.wait_for(replay_id, "completed")
 
 
-def test_a_refused_command_is_shown(shared: Cluster, page: Page) -> None:
+def test_a_refused_command_is_shown(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
-    shared.command(replay_id, "resume")
+    shop.command(replay_id, "resume")
     expect(page.locator("#refused")).to_contain_text(replay_id)
 
 
-def test_the_focus_stays_while_the_numbers_change(shared: Cluster, page: Page) -> None:
-    replay_id = _run_slowly(shared)
+def test_the_focus_stays_while_the_numbers_change(shop: Cluster, page: Page) -> None:
+    replay_id = _run_slowly(shop)
     opener = page.get_by_role("button", name=replay_id, exact=True)
     opener.focus()
     read = page.get_by_role("row").filter(has_text=replay_id).locator("td.number").first
     before = read.text_content() or ""
     expect(read).not_to_have_text(before, timeout=20_000)
     expect(opener).to_be_focused()
-    shared.command(replay_id, "cancel")
+    shop.command(replay_id, "cancel")
+    shop.wait_for(replay_id, "cancelled")
 
 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_nothing_is_wider_than_the_window(
-    browser: Browser, shared: Cluster, worker: Worker, width: int
+    browser: Browser, shop: Cluster, worker: Worker, width: int
 ) -> None:
     replay_id = unique_name("r")
-    shared.run(replay_id, name="n" * 200, dry_run=True)
+    shop.run(replay_id, name="n" * 200, dry_run=True, filter=SHOP_HISTORY)
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
     page.goto(worker.url)
     expect(page.get_by_role("button", name=replay_id, exact=True)).to_be_attached()
@@ -199,6 +184,6 @@ def test_the_page_asks_for_the_token_and_uses_it(browser: Browser, cluster: Clus
 def _run_slowly(cluster: Cluster) -> str:
     """Start a replay that would take a minute, and return its id once it runs."""
     replay_id = unique_name("r")
-    cluster.command(replay_id, rate=EVENTS / 60, requested_by="ana")
+    cluster.command(replay_id, rate=SHOP_EVENTS / 60, requested_by="ana", filter=SHOP_HISTORY)
     cluster.wait_for(replay_id, "running")
     return replay_id

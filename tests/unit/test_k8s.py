@@ -1,8 +1,15 @@
+"""The manifests and the image fit the program, its settings and each other."""
+
+from __future__ import annotations
+
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from replay_app.settings import Settings
 
@@ -10,10 +17,42 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "k8s").rglob("*.yaml"))
 DOCKERFILE = ROOT / "Dockerfile"
 PORT = Settings.model_fields["web_port"].default
+LABELS = {"app.kubernetes.io/name": "event-replay"}
 
 
-def text_of(name: str) -> str:
-    return (ROOT / "k8s" / "base" / name).read_text()
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return the YAML documents of a file."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def resource(kind: str, name: str = "event-replay") -> dict[str, Any]:
+    """Return one resource of the base."""
+    (found,) = (
+        document
+        for path in (ROOT / "k8s" / "base").glob("*.yaml")
+        for document in documents(path)
+        if document["kind"] == kind and document.get("metadata", {}).get("name") == name
+    )
+    return found
+
+
+def pod() -> dict[str, Any]:
+    """Return the pod's spec."""
+    spec: dict[str, Any] = resource("StatefulSet")["spec"]["template"]["spec"]
+    return spec
+
+
+def worker() -> dict[str, Any]:
+    """Return the pod's only container."""
+    (container,) = pod()["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
+def instructions(name: str) -> list[str]:
+    """Return the arguments of each Dockerfile instruction of one name, continued lines joined."""
+    text = DOCKERFILE.read_text().replace("\\\n", " ")
+    return re.findall(rf"^\s*{name}\s+(.*)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", [*MANIFESTS, DOCKERFILE], ids=lambda path: path.name)
@@ -25,43 +64,69 @@ def test_every_setting_that_is_set_exists(path: Path) -> None:
 
 
 def test_every_resource_that_is_listed_is_there_and_every_file_is_listed() -> None:
-    for kustomization in (ROOT / "k8s").rglob("kustomization.yaml"):
-        listed = re.search(r"^resources:\n((?:  - .*\n)+)", kustomization.read_text(), re.MULTILINE)
-        assert listed, kustomization
-        paths = {kustomization.parent / line for line in re.findall(r"- (.*)", listed[1])}
-        assert all(path.exists() for path in paths)
-        assert set(kustomization.parent.glob("*.yaml")) - {kustomization} <= paths
+    kustomizations = sorted((ROOT / "k8s").rglob("kustomization.yaml"))
+    assert len(kustomizations) == 2
+    for kustomization in kustomizations:
+        folder = kustomization.parent
+        (document,) = documents(kustomization)
+        listed = {(folder / name).resolve() for name in document["resources"]}
+        assert all(path.exists() for path in listed)
+        assert set(folder.glob("*.yaml")) - {kustomization} <= listed
 
 
 def test_every_place_names_the_port_of_the_settings() -> None:
-    workload = text_of("statefulset.yaml")
-    assert f"http://$(REPLAY_WORKER_ID).event-replay:{PORT}" in workload
-    assert f"containerPort: {PORT}" in workload
-    assert f'value: "{PORT}"' in workload
-    assert f"port: {PORT}" in text_of("service.yaml")
-    assert f"EXPOSE {PORT}" in DOCKERFILE.read_text()
-    assert f"'REPLAY_WEB_PORT', '{PORT}'" in DOCKERFILE.read_text()
+    values = {one["name"]: one.get("value") for one in worker()["env"]}
+    assert values["REPLAY_WEB_PORT"] == str(PORT)
+    assert values["REPLAY_CANONICAL_URL"] == f"http://$(REPLAY_WORKER_ID).event-replay:{PORT}"
+    assert worker()["ports"] == [{"name": "http", "containerPort": PORT}]
+    (headless,) = resource("Service")["spec"]["ports"]
+    assert (headless["port"], headless["targetPort"]) == (PORT, "http")
+    (api,) = resource("Service", "event-replay-api")["spec"]["ports"]
+    assert api["targetPort"] == "http"
+    assert instructions("EXPOSE") == [str(PORT)]
+    (check,) = instructions("HEALTHCHECK")
+    assert f"int(os.environ.get('REPLAY_WEB_PORT', '{PORT}'))" in check
+
+
+@pytest.mark.parametrize(
+    ("probe", "path"),
+    [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")],
+)
+def test_every_probe_asks_the_path_that_is_meant_for_it(probe: str, path: str) -> None:
+    assert worker()[probe]["httpGet"] == {"path": path, "port": "http"}
 
 
 def test_the_pod_runs_as_the_user_of_the_image() -> None:
-    user = re.search(r"^USER (\d+):(\d+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    assert user
-    workload = text_of("statefulset.yaml")
-    assert f"runAsUser: {user[1]}\n" in workload
-    assert f"runAsGroup: {user[2]}\n" in workload
-    assert f"fsGroup: {user[2]}\n" in workload
+    (user,) = instructions("USER")
+    context = pod()["securityContext"]
+    assert f"{context['runAsUser']}:{context['runAsGroup']}" == user
+    assert context["fsGroup"] == context["runAsGroup"]
+    assert context["runAsNonRoot"] is True
 
 
 def test_a_worker_is_found_by_the_name_that_the_headless_service_gives_it() -> None:
-    workload = text_of("statefulset.yaml")
-    assert workload.index("name: REPLAY_WORKER_ID") < workload.index("$(REPLAY_WORKER_ID)")
-    assert "serviceName: event-replay\n" in workload
-    assert "publishNotReadyAddresses: true" in text_of("service.yaml")
+    # Kubernetes replaces $(NAME) only by a variable that stands before.
+    names = [one["name"] for one in worker()["env"]]
+    assert names.index("REPLAY_WORKER_ID") < names.index("REPLAY_CANONICAL_URL")
+    service = resource("Service")
+    assert resource("StatefulSet")["spec"]["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_no_selector_takes_in_every_pod() -> None:
+def test_every_selector_takes_the_workers_and_no_other_pod() -> None:
+    template = resource("StatefulSet")["spec"]["template"]
+    assert template["metadata"]["labels"] == LABELS
+    assert resource("StatefulSet")["spec"]["selector"] == {"matchLabels": LABELS}
+    assert resource("PodDisruptionBudget")["spec"]["selector"] == {"matchLabels": LABELS}
+    assert resource("NetworkPolicy")["spec"]["podSelector"] == {"matchLabels": LABELS}
+    for name in ("event-replay", "event-replay-api"):
+        assert resource("Service", name)["spec"]["selector"] == LABELS
+    (rule,) = resource("NetworkPolicy")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
     for path in MANIFESTS:
-        assert not re.search(r"[sS]elector: *\{\}", path.read_text()), path
+        selectors = [one for document in documents(path) for one in _selectors(document)]
+        assert all(selectors), f"{path} has an empty selector, which takes every pod"
 
 
 def test_the_image_installs_the_tested_versions_and_all_that_is_declared() -> None:
@@ -84,3 +149,15 @@ def test_a_lock_names_no_index(lock: str) -> None:
 
 def pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def _selectors(part: Any) -> Iterator[dict[str, Any]]:
+    """Yield every selector in a document, at any depth."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name.lower().endswith("selector"):
+                yield value
+            yield from _selectors(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _selectors(value)
