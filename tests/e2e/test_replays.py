@@ -385,6 +385,7 @@ def test_a_missing_destination_topic_is_named_before_anything_is_published(
         (b'{"command": "start", "replay_id": "ID", "filter": {"typ": 1}}', "typ: unknown field"),
         (b'{"command": "begin", "replay_id": "ID"}', "'begin' is not one of start"),
         (b'{"command": "start", "replay_id": "ID", "rate": -1}', "rate: Input should"),
+        (b'{"command": "start", "replay_id": "ID", "rate": 1, "rate": 2}', "rate: given more"),
         (
             b'{"command": "start", "replay_id": "ID", "filter": {"start": "2026-01-01T00:00:00"}}',
             "timezone",

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 from support import unique_name
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
@@ -74,6 +74,26 @@ def test_a_replay_is_watched_and_controlled_by_its_buttons(shop: Cluster, page: 
     page.get_by_role("button", name=f"Cancel {replay_id}").click()
     expect(row.locator(".state")).to_have_text("cancelled")
     expect(row.locator(".buttons button:visible")).to_have_count(0)
+
+
+def test_only_the_verbs_that_the_worker_names_have_a_button(shop: Cluster, page: Page) -> None:
+    replay_id = _run_slowly(shop)
+
+    def finish(route: Route) -> None:
+        answer = route.fetch()
+        listed = answer.json()
+        for session in listed["replays"]:
+            if session["replay_id"] == replay_id:
+                assert session["verbs"] == ["pause", "cancel", "set-rate"]
+                session |= {"finishing": True, "verbs": ["set-rate"]}
+        route.fulfill(response=answer, json=listed)
+
+    buttons = page.get_by_role("row").filter(has_text=replay_id).locator(".buttons button:visible")
+    expect(buttons).to_have_text(["Pause", "Cancel"])
+    page.route("**/replays?*", finish)
+    expect(buttons).to_have_count(0)
+    page.unroute("**/replays?*", finish)
+    shop.command(replay_id, "cancel")
 
 
 def test_what_is_unknown_is_a_dash_and_never_a_zero(shop: Cluster, page: Page) -> None:
