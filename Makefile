@@ -19,7 +19,9 @@ RUST_LINTS := $(and $(RUST_ANSWERS),$(shell cargo clippy --version 2>/dev/null &
 FUZZ := $(if $(shell cargo +nightly --version 2>/dev/null),fuzz,no-nightly)
 CHROMIUM := /usr/bin/chromium
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
-PYTEST_WORKERS ?= 2
+# More than cores: most tests wait. A process that has no test left takes some from another.
+PYTEST_WORKERS ?= 3
+PYTEST := $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal
 CARGO_FUZZ := 0.13.2
 FUZZ_SECONDS ?= 60
 CHAOS_SEED ?= 1
@@ -30,7 +32,7 @@ STORE_RUST := 1.98
 STORE_CARGO := cargo $(shell printf '%s\n' $(STORE_RUST) $(or $(RUST_FOUND),0) | sort -VC || echo +$(STORE_RUST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test lint format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
+.PHONY: help demo stack check test lint format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-11s %s\n", $$1, $$2}'
@@ -41,11 +43,14 @@ demo: $(INSTALLED) $(NATIVE)  ## Run the whole program on a stack of its own, wi
 stack: $(INSTALLED)  ## Start a broker and a store, print where they are, run until Ctrl-C
 	@$(BIN)/python -m replay_app.demo.stack
 
+check: lint $(NATIVE)  ## Lint, and run the unit and integration tests: a minute or two
+	$(PYTEST) tests/unit tests/integration
+
 test: lint browser $(NATIVE)  ## Lint, run every test, and fuzz the native encoder for a minute
 ifneq ($(RUST_ANSWERS),)
 	cd native && cargo test --locked --quiet
 endif
-	$(BIN)/pytest -n $(PYTEST_WORKERS)
+	$(PYTEST) --cov
 	@$(MAKE) --no-print-directory $(FUZZ)
 
 lint: $(INSTALLED)  ## Check style, types and formatting

@@ -23,4 +23,18 @@ def test_nothing_is_lost_repeated_or_disordered_whatever_dies() -> None:
         check=False,
     )
     assert suite.returncode == 0, f"{suite.stdout}\n{suite.stderr}"
-    assert "| kill -9 of workers |" in suite.stdout
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in suite.stdout.splitlines()
+        if line.startswith("|")
+    ][2:]
+    assert [row[0] for row in rows] == [
+        "kill -9 of workers",
+        "SIGSTOP past the session timeout, SIGCONT",
+        "store kill -9 and restart",
+        "broker kill -9 and restart",
+    ]
+    for _, times, events, *faults in rows:
+        assert int(times) > 0
+        assert int(events.replace(",", "")) > 0
+        assert faults[:4] == ["0", "0", "0", "0"]  # duplicates, losses, disorder, wrong counters

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from workers import SHOP_EVENTS, Cluster, Worker
 
 from replay_app.demo.stack import Stack
 
+ROOT = Path(__file__).parents[2]
+COVERAGE = {
+    "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
+    "COVERAGE_FILE": str(ROOT / ".coverage"),  # pytest-cov adds the data of its neighbours
+}
+"""Environment of the one worker process whose coverage is measured; others are killed too often."""
+
 
 @pytest.fixture(scope="session")
-def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def shop(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Cluster]:
     """A shop's history and one worker, which the tests of several modules share.
 
     A test may start replays under new ids, must leave none of them unfinished, and may add events
@@ -21,8 +31,12 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
     # Small, so that a test can store an event that is too large.
     cluster.environment["REPLAY_MAX_RECORD_BYTES"] = "100000"
     cluster.seed(SHOP_EVENTS)
-    cluster.start_worker().wait_until_ready()
+    is_covered = pytestconfig.pluginmanager.hasplugin("_cov")
+    worker = cluster.start_worker(None, **(COVERAGE if is_covered else {}))
+    worker.wait_until_ready()
     yield cluster
+    if is_covered:
+        worker.terminate()  # a killed process writes no coverage data
     cluster.close()
 
 

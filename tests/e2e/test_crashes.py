@@ -30,13 +30,13 @@ def crash_site(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -> None:
-    events = 50_000
-    cluster.environment |= {"REPLAY_SLICE_EVENTS": "2000", "REPLAY_PAGE_EVENTS": "500"}
+    events = 15_000
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "600", "REPLAY_PAGE_EVENTS": "150"}
     cluster.seed(events)
     rng = random.Random(20260101)
     worker = cluster.start_worker().wait_until_ready()
     # The rate keeps the replay running until the last kill.
-    cluster.command("r", rate=5_000)
+    cluster.command("r", rate=1_500)
     for _ in range(10):
         before = _read(cluster)
         wait_until(partial(_has_read_more, cluster, before), 60)
@@ -85,54 +85,60 @@ def test_a_kill_between_any_two_steps_changes_nothing(crash_site: Cluster, place
 
 
 def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) -> None:
+    events = 3_000
     cluster.environment |= SMALL_SLICES
-    cluster.seed(6_000)
+    cluster.seed(events)
     first, second = cluster.start_worker(), cluster.start_worker()
     first.wait_until_ready()
     second.wait_until_ready()
     names = [f"r{number}" for number in range(4)]  # on several partitions, so on both workers
     for name in names:
-        cluster.command(name, rate=1_000)
+        cluster.command(name, rate=500)
     for name in names:
         wait_until(partial(_read, cluster, name), 60)
     first.kill()
     for name in names:
         session = cluster.wait_for(name, "completed")
-        assert session["counters"]["published"] == 6_000
+        assert session["counters"]["published"] == events
     cluster.assert_exact(*names)
     assert second.process.poll() is None
 
 
 def test_sigterm_in_mid_slice_publishes_nothing_twice(cluster: Cluster) -> None:
+    events = 10_000
     cluster.environment |= {"REPLAY_SLICE_EVENTS": "5000", "REPLAY_PAGE_EVENTS": "100"}
-    cluster.seed(20_000)
-    worker = cluster.start_worker().wait_until_ready()
-    cluster.command("r")
+    cluster.seed(events)
+    worker = cluster.start_worker()
+    cluster.command("r", rate=1_000)  # a slice ends after two seconds
     for _ in range(3):
         before = _read(cluster)
         wait_until(partial(_has_read_more, cluster, before), 60)
+        time.sleep(0.5)  # into the next slice
+        assert cluster.wait_for("r", "running")["counters"]["read"] < events
         assert worker.terminate() == 0
-        worker = cluster.start_worker(0).wait_until_ready()
-    cluster.wait_for("r", "completed")
+        worker = cluster.start_worker(0)
+    cluster.command("r", "set-rate", rate=None)
+    assert cluster.wait_for("r", "completed")["counters"]["published"] == events
     assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
 
 
 def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cluster) -> None:
+    events = 3_000
     cluster.environment |= SMALL_SLICES
-    cluster.seed(6_000)
+    cluster.seed(events)
     first, second = cluster.start_worker(), cluster.start_worker()
     first.wait_until_ready()
     second.wait_until_ready()
     names = [f"r{number}" for number in range(4)]
     for name in names:
-        cluster.command(name, rate=800)
+        cluster.command(name, rate=400)
     for name in names:
         wait_until(partial(_read, cluster, name), 60)
     first.signal(signal.SIGSTOP)
     time.sleep(9)  # longer than the session timeout: the zombie is evicted
     first.signal(signal.SIGCONT)
     for name in names:
-        assert cluster.wait_for(name, "completed")["counters"]["published"] == 6_000
+        assert cluster.wait_for(name, "completed")["counters"]["published"] == events
     cluster.assert_exact(*names)
 
 
@@ -148,14 +154,14 @@ def test_the_broker_is_killed_and_restarted_in_the_middle(
     own_cluster: Cluster, own_stack: EmbeddedServers
 ) -> None:
     own_cluster.environment |= SMALL_SLICES
-    own_cluster.seed(10_000)
+    own_cluster.seed(5_000)
     own_cluster.start_worker().wait_until_ready()
-    own_cluster.command("r", rate=2_500)
+    own_cluster.command("r", rate=1_250)
     wait_until(lambda: _read(own_cluster) > 0, 60)
     own_stack.kill_broker()
     own_stack.start_broker()
     session = own_cluster.wait_for("r", "completed")
-    assert session["counters"]["published"] == 10_000
+    assert session["counters"]["published"] == 5_000
     records, events = own_cluster.published(), own_cluster.stored()
     assert_published_exactly(records, events, "r", own_cluster.target_prefix)
 
@@ -164,9 +170,9 @@ def test_the_store_is_killed_and_restarted_in_the_middle(
     own_cluster: Cluster, own_stack: EmbeddedServers
 ) -> None:
     own_cluster.environment |= SMALL_SLICES
-    own_cluster.seed(10_000)
+    own_cluster.seed(5_000)
     own_cluster.start_worker().wait_until_ready()
-    own_cluster.command("r", rate=2_500)
+    own_cluster.command("r", rate=1_250)
     wait_until(lambda: _read(own_cluster) > 0, 60)
     own_stack.kill_store()
     session = own_cluster.wait_for("r", "running", seconds=30)
@@ -177,7 +183,7 @@ def test_the_store_is_killed_and_restarted_in_the_middle(
     )
     own_stack.start_store()
     session = own_cluster.wait_for("r", "completed")
-    assert session["counters"]["published"] == 10_000
+    assert session["counters"]["published"] == 5_000
     records, events = own_cluster.published(), own_cluster.stored()
     assert_published_exactly(records, events, "r", own_cluster.target_prefix)
 

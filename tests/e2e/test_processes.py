@@ -16,7 +16,7 @@ from workers import WORKER_READY_SECONDS, WORKER_STOP_SECONDS, Api, Cluster, Wor
 
 from replay_app.demo.stack import PORTS, free_port
 
-EVENTS = 6_000
+EVENTS = 3_000
 GONE_SECONDS = 10.0
 
 
@@ -82,7 +82,7 @@ def test_a_killed_worker_comes_back_under_its_name_and_the_replay_is_exact(
     # On several partitions, so on both workers.
     names = [f"r{number}" for number in range(4)]
     for name in names:
-        cluster.command(name, rate=1_000)
+        cluster.command(name, rate=500)
     for name in names:
         cluster.wait_for(name, "running")
     before = pair.processes()

@@ -226,19 +226,21 @@ def test_fifty_small_replays_finish_before_a_large_one_that_came_first(cluster: 
         "REPLAY_SLICE_EVENTS": "15",
         "REPLAY_PAGE_EVENTS": "15",
     }
-    cluster.seed(5_000)
-    first, last = cluster.stored()[0]["timestamp"], cluster.stored()[10]["timestamp"]
+    cluster.seed(2_000)
+    events = cluster.stored()
+    first, last = events[0]["timestamp"], events[10]["timestamp"]
     few = {"start": first.isoformat(), "end": last.isoformat()}
+    matching = sum(first <= event["timestamp"] < last for event in events)
+    assert 0 < matching <= 10
     cluster.start_worker()
     cluster.command("large")
     names = [f"small-{number}" for number in range(50)]
     for name in names:
         cluster.command(name, filter=few)
-    ended = {
-        name: dt.datetime.fromisoformat(cluster.wait_for(name, "completed")["ended_at"])
-        for name in (*names, "large")
-    }
-    assert max(ended, key=lambda name: ended[name]) == "large"
+    sessions = {name: cluster.wait_for(name, "completed") for name in (*names, "large")}
+    assert [sessions[name]["counters"]["published"] for name in names] == [matching] * 50
+    ends = {name: dt.datetime.fromisoformat(one["ended_at"]) for name, one in sessions.items()}
+    assert max(ends, key=lambda name: ends[name]) == "large"
     cluster.assert_exact("large")
 
 

@@ -199,8 +199,8 @@ async def test_a_scan_and_a_sort_are_warned_of(
         f"no index fits the filter: {settings.mongo_database}.events is scanned as a whole and "
         "sorted; an index on {timestamp: 1, _id: 1} would avoid both"
     )
-    (warning,) = (await planned(store, settings, ordering="aggregate")).warnings
-    assert "{aggregate_id: 1, timestamp: 1, _id: 1}" in warning
+    (of_aggregates,) = (await planned(store, settings, ordering="aggregate")).warnings
+    assert of_aggregates == warning.replace("{timestamp", "{aggregate_id: 1, timestamp")
 
 
 async def test_a_plan_of_very_many_types_stays_small(
@@ -438,7 +438,7 @@ def test_cuts_are_distinct_and_keep_the_order(
 async def test_a_count_that_takes_too_long_leaves_the_total_unknown(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
-    events.insert_many([event(n) for n in range(20_000)])
+    events.insert_many([event(n) for n in range(8_000)])
     hasty = settings.model_copy(update={"plan_seconds": 0.001})
     for ordering in ("global", "aggregate"):
         plan = await planned(store, hasty, ordering=ordering, target=Target(topic="rebuild"))
@@ -446,4 +446,4 @@ async def test_a_count_that_takes_too_long_leaves_the_total_unknown(
         assert (plan.by_type, plan.by_topic, plan.partitions) == ({}, {}, {"rebuild": 4})
         assert "could not be counted within 0.001 s (REPLAY_PLAN_SECONDS)" in plan.warnings[0]
         found = await shards(store, settings, plan)
-        assert sorted(one for part in found for one in part) == list(range(20_000))
+        assert sorted(one for part in found for one in part) == list(range(8_000))

@@ -48,7 +48,10 @@ UID = uuid.UUID("12345678-1234-4234-8234-123456789abc")
     [
         (NOON, '"2026-01-02T12:00:00.005000Z"'),
         (dt.datetime(1, 1, 1, tzinfo=dt.UTC), '"0001-01-01T00:00:00Z"'),
-        (dt.datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=dt.UTC), None),
+        (
+            dt.datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=dt.UTC),
+            '"9999-12-31T23:59:59.999000Z"',
+        ),
         (OID, '"65920080000001000000002a"'),
         (UID, '"12345678-1234-4234-8234-123456789abc"'),
         (Decimal128("10.50"), '"10.50"'),
@@ -64,20 +67,16 @@ UID = uuid.UUID("12345678-1234-4234-8234-123456789abc")
         (b"\x00\xff", '"AP8="'),
         (Binary(b"\x00\xff", 128), '"AP8="'),
         (Binary(b"0123456789abcdef", 3), '"MDEyMzQ1Njc4OWFiY2RlZg=="'),
-        ("Zoë 🎁 \u0000 \u2028", None),
+        ("Zoë 🎁 \u0000 \u2028", '"Zoë 🎁 \\u0000 \u2028"'),
         ([1, [2, {"b": None}]], '[1,[2,{"b":null}]]'),
         ({}, "{}"),
     ],
 )
-def test_each_bson_type_has_one_json_form(value: Any, shown: str | None) -> None:
+def test_each_bson_type_has_one_json_form(value: Any, shown: str) -> None:
     stored: dict[str, Any] = bson.decode(
         bson.encode({"a": value}, codec_options=STRICT), codec_options=STRICT
     )
-    found = encode_json(stored)
-    if shown is not None:
-        assert found == b'{"a":' + shown.encode() + b"}"
-    else:
-        assert json.loads(found)["a"] in {value, "9999-12-31T23:59:59.999000Z"}
+    assert encode_json(stored) == b'{"a":' + shown.encode() + b"}"
 
 
 @pytest.mark.parametrize(

@@ -324,5 +324,8 @@ def test_a_crash_behind_a_late_gate_does_not_publish_while_paused() -> None:
     assert world.session is not None
     assert world.session.state == "paused"
     world.see("r/0", 9)
+    assert [token.kind for _, token in world.tokens["r/0"]][:1] == ["emit"]
     for _ in range(4):
         world.work("r/0", 1)
+    assert not world._waiting("r/0")
+    assert world.published == [0]
