@@ -149,7 +149,7 @@ def _add_connections(
     sessions: SessionPartitions,
     ready: asyncio.Event,
 ) -> None:
-    """Add the connections that Faust does not have itself. Sets ``ready`` once they are there."""
+    """Add the connections that Faust does not have. Sets ``ready`` once the outbox is connected."""
 
     @app.service
     class Connections(Service):
@@ -178,7 +178,7 @@ def _add_connections(
         await asyncio.gather(work.revoke(), sessions.revoke())
 
     async def assigned(*arguments: Any, **_: Any) -> None:
-        partitions: set[TP] = arguments[1]  # after the app itself
+        partitions: set[TP] = arguments[1]  # the first argument is the app
         await work.assign(tp.partition for tp in partitions if tp.topic == context.topics.work.name)
         await sessions.assign(
             tp.partition for tp in partitions if tp.topic == context.topics.requests.name

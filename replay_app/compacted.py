@@ -51,7 +51,7 @@ class CompactedReader:
         )
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
-        """Connect, and stand at ``positions``; a partition without one starts at its beginning."""
+        """Connect, and start at ``positions``. Other partitions start at their beginning."""
         await self._consumer.start()
         self._consumer.assign(list(self._partitions.values()))
         for number, partition in self._partitions.items():
@@ -66,7 +66,7 @@ class CompactedReader:
             await self._consumer.stop()
 
     async def ends(self, *numbers: int) -> dict[int, int]:
-        """Return the end offset, now, of the given partitions; of all if none is given."""
+        """Return the present end offsets of the given partitions; of all without arguments."""
         wanted = [self._partitions[number] for number in numbers or self._partitions]
         ends = await self._consumer.end_offsets(wanted)
         return {partition.partition: end for partition, end in ends.items()}

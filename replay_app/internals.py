@@ -1,4 +1,4 @@
-"""Every private name of another library that this program uses, behind names of its own.
+"""Every private name of another library that this program uses, behind public names.
 
 A private name may change with any version. So the versions are pinned, and a worker that finds
 other versions does not start (`check_versions`). Nothing else in this program may use private
@@ -141,7 +141,7 @@ async def request_types(client: AIOKafkaClient) -> frozenset[int]:
 def has_lost_membership(app: faust.App) -> bool:
     """Return whether aiokafka has given up the consumer group of a Faust app.
 
-    aiokafka's coordinator ends its task then, and neither aiokafka nor Faust tells anybody.
+    aiokafka's coordinator ends its task then. Neither aiokafka nor Faust reports this.
     """
     thread = getattr(app._consumer, "_thread", None)  # noqa: SLF001
     coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)

@@ -287,7 +287,7 @@ class Planner:
         for kind in kinds:
             same = [value for value in values if _aggregate_type(value) == kind]
             if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
-                same = []  # of unequal lengths: not every store sorts them as it compares them
+                same = []  # bytes of unequal lengths: some stores sort and compare them differently
             share = max(1, round(wanted * len(same) / len(values))) if values else wanted
             for low, high in pairwise([None, *quantiles(same, share), None]):
                 limits = {"$gte": low} if low is not None else {}
@@ -297,9 +297,10 @@ class Planner:
         return ranges
 
     async def _sample(self, timed: Query, shards: int) -> list[Any]:
-        """Return aggregate ids of a sample of the matching events.
+        """Return the aggregate ids of a sample of the matching events.
 
-        Of all events instead, if nearly all match, or if the matching events are hard to sample.
+        The sample is of all events if nearly all match, or if a sample of the matching events takes
+        too long.
         """
         size, seconds = shards * SAMPLE_PER_SHARD, self._settings.plan_seconds
         is_narrow = self._start.filter.start is not None or self._filter

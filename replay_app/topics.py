@@ -36,18 +36,20 @@ _COMPACTED = {
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(_DAY_MS),
 }
-# In segments of a day: Kafka deletes whole segments only, and no command may outlive its session.
-_KEPT_A_WEEK = {
+# Kafka deletes whole segments only. With segments of a day, six days of retention keep a record for
+# a week at most: no command may outlive its session.
+_DELETE_AFTER_A_WEEK = {
     "cleanup.policy": "delete",
     "retention.ms": str(6 * _DAY_MS),
     "segment.ms": str(_DAY_MS),
 }
 TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
-"""By API key (Kafka's protocol guide): the requests without which there are no transactions."""
+"""The requests that transactions need, by API key (Kafka's protocol guide)."""
 NOOP = b'{"kind":"noop"}'
 """The record that primes a new partition. The agents ignore it."""
 _HASHES: dict[bytes, int] = {}
-MAX_HASHES = 100_000
+"""The murmur2 hashes of recent keys."""
+MAX_CACHED_HASHES = 100_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Topic:
     name: str
     partitions: int
     config: dict[str, str] = field(default_factory=dict)
+    """Kafka's topic configuration."""
     on_target: bool = False
     """Whether the topic is on the cluster that receives the replayed records."""
     subscribed: bool = False
@@ -88,11 +91,11 @@ class Topics:
         """Return the topics of an installation with these settings."""
         prefix, count = settings.topic_prefix, settings.partitions
         return cls(
-            # Kept for less time than sessions: a command that is read again, after the group's
-            # offsets have expired, always finds the session that it started.
-            requests=Topic(f"{prefix}requests", count, _KEPT_A_WEEK, subscribed=True),
-            work=Topic(f"{prefix}work", count, _KEPT_A_WEEK, subscribed=True),
-            progress=Topic(f"{prefix}progress", count, _KEPT_A_WEEK, subscribed=True),
+            # Kafka keeps commands for a shorter time than sessions. If the group's offsets expire
+            # and a command is read again, its session still exists, and nothing starts twice.
+            requests=Topic(f"{prefix}requests", count, _DELETE_AFTER_A_WEEK, subscribed=True),
+            work=Topic(f"{prefix}work", count, _DELETE_AFTER_A_WEEK, subscribed=True),
+            progress=Topic(f"{prefix}progress", count, _DELETE_AFTER_A_WEEK, subscribed=True),
             status=Topic(f"{prefix}status", count, _COMPACTED),
             checkpoints=Topic(f"{prefix}checkpoints", count, _COMPACTED, on_target=True),
             dead_letters=Topic(
@@ -120,7 +123,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     found = _HASHES.get(key)
     if found is None:
         found = int(murmur2(key) & 0x7FFFFFFF)
-        if len(_HASHES) >= MAX_HASHES:
+        if len(_HASHES) >= MAX_CACHED_HASHES:
             _HASHES.clear()
         _HASHES[key] = found
     return found % partitions
@@ -150,7 +153,7 @@ async def ensure_topics(settings: Settings) -> list[str]:
 async def partition_counts(
     settings: Settings, bootstrap: str, names: Iterable[str] | None = None
 ) -> dict[str, int]:
-    """Return the partition counts of the named topics that exist; of all topics if None.
+    """Return the partition counts of the named topics that exist; of all topics without names.
 
     Raises
     ------
@@ -224,7 +227,7 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
     for name, code, message in (entry[:3] for entry in response.topic_errors):
         if not code:
             created.append(name)
-        # Two workers that start together both try: the loser finds it created.
+        # When two workers start at once, both try: the second one finds the topic created.
         elif for_code(code) is not TopicAlreadyExistsError:
             msg = f"topic {name!r} cannot be created: {message or for_code(code).__name__}"
             raise InvalidSettings(msg)
@@ -236,10 +239,10 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
 async def _prime(settings: Settings, topics: list[Topic]) -> None:
     """Give the group a committed offset above 0 on every partition, before any member joins.
 
-    aiokafka seeks to offsets above 0 only, and Faust relies on that seek after it has discarded
-    what it fetched during a rebalance: a record at offset 0 without a commit can be skipped for
-    ever (docs/decisions.md, 10). So offset 0 gets a no-op. If a command stands there already, all
-    records of the partition are copied to its end, and the agents read the copies.
+    After a rebalance Faust discards the records that it has fetched, and seeks back. aiokafka seeks
+    to offsets above 0 only, so a record at offset 0 could be skipped for ever if no offset is
+    committed (docs/decisions.md, 10). So `NOOP` is the record at offset 0. If a command has offset
+    0 already, all records of the partition are copied to its end, and the agents read the copies.
     """
     connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
@@ -255,7 +258,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
         commits: dict[TopicPartition, int] = {}
         for tp in unprimed:
             if beginnings[tp] > 0:
-                continue  # the reset to the earliest offset is a seek above 0
+                continue  # the earliest offset is above 0: aiokafka seeks to it
             end = ends[tp]
             if end == 0:
                 # A client may have sent a command meanwhile: the no-op may not be the first record.
@@ -269,7 +272,8 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
             try:
                 await consumer.commit(commits)
             except CommitFailedError:
-                # Another worker, started at the same time, has primed them and joined the group.
+                # Another worker, started at the same time, may have primed the partitions and
+                # joined the group.
                 if not all([await consumer.committed(tp) for tp in commits]):
                     raise
             logger.info("primed %d partitions", len(commits))

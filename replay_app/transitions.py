@@ -293,14 +293,14 @@ def _on_finish(session: Session, report: Report, now: datetime) -> Step:
         return Step(_update(session, now, reason=report.reason))
     if report.state == "failed" and session.state != "cancelling":
         return Step(_fail(session, now, report.error))
-    if report.state == "failed":  # the cancelled replay publishes nothing more all the same
+    if report.state == "failed":  # a cancelled replay publishes nothing more in any case
         warning = f"the cancellation could not be announced: {report.error}"
         session = session.model_copy(update={"warnings": (*session.warnings, warning)})
     return Step(_end(session, now))
 
 
 def _settle(step: Step, now: datetime) -> Step:
-    """Return the step that follows once every shard has answered; else the step itself."""
+    """Return the step that follows if every shard has answered; otherwise ``step``."""
     session = step.session
     if session is None or session.finishing:
         return step
