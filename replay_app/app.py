@@ -91,6 +91,7 @@ def _add_agent(
             record = event.message
             await handle(record.partition, record.offset, record.value)
 
+    process.__name__ = process.__qualname__ = f"{name}_agent"  # Faust's log names the function
     app.agent(channel, name=name, isolated_partitions=True)(process)
 
 

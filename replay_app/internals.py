@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Never, Protocol
 
 import bson
 from aiokafka import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from bson import json_util, raw_bson
 from pymongo.cursor import RawBatchCursor
@@ -67,13 +68,7 @@ class EncodedRecords(Protocol):
     def size(self) -> int:
         """Bytes of the batch, header included."""
 
-    def seal(
-        self,
-        producer_id: int,
-        producer_epoch: int,
-        base_sequence: int,
-        transactional: bool,  # noqa: FBT001 - the signature of Rust
-    ) -> bytes:
+    def seal(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
         """Return the batch with its header, for one producer."""
 
 
@@ -121,7 +116,7 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
     def _build(self) -> bytes:
         # Sealed once: a retry must send the same bytes, and memory holds one copy only.
         if self._unsealed is not None:
-            self._sealed = self._unsealed.seal(*self._producer_state, True)  # noqa: FBT003 - Rust's
+            self._sealed = self._unsealed.seal(*self._producer_state)
             self._unsealed = None
         return self._sealed
 
@@ -132,10 +127,20 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
 async def request_types(client: AIOKafkaClient) -> frozenset[int]:
     """Return the numbers (API keys) of the requests that a broker answers.
 
-    ``client`` has been bootstrapped.
+    ``client`` has been bootstrapped. Any broker will do: brokers that are away are passed over.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaConnectionError
+        When no broker can be reached.
+
     """
-    connection = await client._get_conn(client.get_random_node())  # noqa: SLF001
-    return frozenset(connection._versions)  # noqa: SLF001
+    for broker in client.cluster.brokers():
+        connection = await client._get_conn(broker.nodeId)  # noqa: SLF001
+        if connection is not None:
+            return frozenset(connection._versions)  # noqa: SLF001
+    msg = "no broker answers at the address that it advertises"
+    raise KafkaConnectionError(msg)
 
 
 def has_lost_membership(app: faust.App) -> bool:

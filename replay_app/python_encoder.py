@@ -37,7 +37,7 @@ from replay_app.pages import (
     set_position,
     timestamp_ms,
 )
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 """The numbers of the codecs in the attributes of a record batch (KIP-98)."""

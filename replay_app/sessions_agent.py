@@ -255,13 +255,15 @@ class SessionPartitions:
             # A client with another partitioner sent the command to a wrong partition.
             await self._context.outbox.send(requests, replay_id, value or b"")
             return
-        owned = self._own(partition)
         try:
-            await owned.apply(replay_id, lambda session, now: on_command(session, command, now))
+            await self._own(partition).apply(
+                replay_id, lambda session, now: on_command(session, command, now)
+            )
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)
             self._context.metrics.refused_commands.labels("conflict").inc()
-            await owned.reject(offset, replay_id, str(error), command.command)
+            # Perhaps another owner object: a rebalance may have come in between.
+            await self._own(partition).reject(offset, replay_id, str(error), command.command)
 
     async def _refuse_malformed(
         self, partition: int, offset: int, value: bytes | None, error: str

@@ -167,7 +167,7 @@ def account(session: SessionJson) -> str:
             ("filter", _conditions(start["filter"]) or "every event"),
             ("target", _conditions(start["target"]) or "each event's original topic"),
             ("after", ", ".join(start["after"])),
-            ("verbs now", ", ".join(session["verbs"])),
+            ("verbs now", ", ".join(session.get("verbs", ()))),
             ("counters", _counts(session["counters"])),
         ),
     ]

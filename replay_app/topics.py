@@ -15,10 +15,9 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
-from aiokafka.partitioner import murmur2
 
 from replay_app.exceptions import InvalidSettings, Unavailable
-from replay_app.internals import request_types
+from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,9 +46,6 @@ TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "End
 """The requests that transactions need, by API key (Kafka's protocol guide)."""
 NOOP = b'{"kind":"noop"}'
 """The record that primes a new partition. The agents ignore it."""
-_HASHES: dict[bytes, int] = {}
-"""The murmur2 hashes of recent keys."""
-MAX_CACHED_HASHES = 100_000
 
 
 @dataclass(frozen=True)
@@ -117,18 +113,6 @@ class Topics:
         )
 
 
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner (Java's, murmur2) gives to a key."""
-    # aiokafka's murmur2 is written in Python, and keys repeat: keep the hashes.
-    found = _HASHES.get(key)
-    if found is None:
-        found = int(murmur2(key) & 0x7FFFFFFF)
-        if len(_HASHES) >= MAX_CACHED_HASHES:
-            _HASHES.clear()
-        _HASHES[key] = found
-    return found % partitions
-
-
 async def ensure_topics(settings: Settings) -> list[str]:
     """Create the missing topics and prime every partition; return the names of the new topics.
 
@@ -167,27 +151,30 @@ async def partition_counts(
         wanted = existing if names is None else existing & set(names)
         described = await admin.describe_topics(sorted(wanted)) if wanted else []
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await admin.close()
     return {t["topic"]: len(t["partitions"]) for t in described if not t["error_code"]}
 
 
 async def _require_transactions(settings: Settings, bootstrap: str) -> None:
+    # Imported here: internals.py imports PyMongo, and most commands do not need PyMongo.
+    from replay_app.internals import request_types  # noqa: PLC0415
+
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
         await client.bootstrap()
         missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await client.close()
     if missing:
         named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
         msg = (
-            f"Kafka at {bootstrap} (REPLAY_KAFKA) has no transactions, and a replay publishes in "
-            f"transactions only: the broker does not answer {named}. Use Apache Kafka 0.11 or "
-            "later, or another broker with transactions"
+            f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) has no transactions, and a "
+            f"replay publishes in transactions only: the broker does not answer {named}. Use "
+            "Apache Kafka 0.11 or later, or another broker with transactions"
         )
         raise InvalidSettings(msg)
 
@@ -220,7 +207,7 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
             ]
         )
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await admin.close()
     created: list[str] = []
@@ -278,7 +265,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
                     raise
             logger.info("primed %d partitions", len(commits))
     except KafkaError as error:
-        raise _unavailable(settings.kafka, error) from error
+        raise _unavailable(settings, settings.kafka, error) from error
     finally:
         await producer.stop()
         await consumer.stop()
@@ -303,10 +290,15 @@ async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
         await admin.start()
     except KafkaError as error:
         await admin.close()
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     return admin
 
 
-def _unavailable(bootstrap: str, error: Any) -> Unavailable:
+def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:
     what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
-    return Unavailable(f"Kafka at {bootstrap} (REPLAY_KAFKA) {what}: {error}")
+    return Unavailable(f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) {what}: {error}")
+
+
+def _variable(settings: Settings, bootstrap: str) -> str:
+    """Return the name of the setting that names a cluster."""
+    return "REPLAY_KAFKA" if bootstrap == settings.kafka else "REPLAY_TARGET_KAFKA"

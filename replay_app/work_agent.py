@@ -148,10 +148,10 @@ class WorkPartition:
     async def close(self) -> None:
         """Stop everything. Uncommitted work is discarded."""
         plans = [planning.task for planning in self._plans.values()]
-        tasks = [task for task in (self._opening, *plans) if task]
+        tasks = [task for task in (self._opening, *self.delays.tasks(), *plans) if task]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(self.delays.close(), *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.readers.close()
         await self.producer.discard()
 

@@ -23,7 +23,7 @@ from replay_app.encoders import encoder_name, make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
