@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ SHARED = pytest.StashKey[Stack]()
 # How long one example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+
+# The brokers of the tests live for minutes: the second compiler costs more than it saves.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from replay_app.events import STRICT
 
 KAFKA_SECONDS = 30.0
+POLL_SECONDS = 0.1
 AWARE = STRICT.with_options(tz_aware=True)
 """How tests read the store: as the program does, but with times that say that they are UTC."""
 
@@ -174,7 +175,7 @@ def wait_until(
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"{message} (after {deadline_seconds} s: {answer!r})")
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
 
 
 def _admin(bootstrap: str) -> AdminClient:
