@@ -44,7 +44,8 @@ from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.readers import Readers
-from replay_app.steps import Planning, control_batches, gate_reason
+from replay_app.stable_offsets import explain_hidden_records
+from replay_app.steps import Planning, audit, control_batches, gate_reason
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
@@ -57,6 +58,9 @@ PLAN_WAIT_SECONDS = 0.05
 """How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
 SESSION_WAIT_SECONDS = 0.5
 """How long a token waits for its session to appear on the board, before the token is requeued."""
+HIDDEN_SECONDS = 60.0
+"""How long a replay waits at its end until consumers can see every record. A transaction of another
+producer ends within its own time limit, one minute by default."""
 MAX_REQUEUES = 60
 """How often a token is requeued while its session is unknown. Then the token is dropped, and the
 watchdog repairs the replay."""
@@ -84,6 +88,8 @@ class WorkPartition:
         self.delays = DelayedTokens(self._send_token)
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._plans: dict[str, Planning] = {}
+        self._hidden_since: dict[str, float] = {}
+        """By token key: monotonic seconds since when consumers do not see all of a replay."""
         self._opening: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -337,8 +343,27 @@ class WorkPartition:
         return Checkpoint.of_step(token, origin, "done")
 
     async def _finish(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        warnings: tuple[str, ...] = ()
+        if token.outcome == "end":
+            hidden = await explain_hidden_records(self.context.settings, session.offsets)
+            if hidden is not None:
+                return self._wait_for_consumers(token, origin, hidden)
+            self._hidden_since.pop(token.key, None)
+            warnings = await audit(session, self.context)
         await self._announce(session, token.outcome)
-        return Checkpoint.of_step(token, origin, "done")
+        return Checkpoint.of_step(token, origin, "done", warnings=warnings)
+
+    def _wait_for_consumers(self, token: Token, origin: Origin, hidden: str) -> Checkpoint:
+        """Wait until consumers can see every record; fail the replay after HIDDEN_SECONDS."""
+        since = self._hidden_since.setdefault(token.key, time.monotonic())
+        if time.monotonic() - since < HIDDEN_SECONDS:
+            return Checkpoint.of_step(token, origin, reason=f"consumers do not see all: {hidden}")
+        del self._hidden_since[token.key]
+        msg = (
+            f"all events are published, but read_committed consumers do not see all of them: "
+            f"{hidden}; then retry"
+        )
+        raise ReplayFailed(msg)
 
     async def _announce(self, session: Session, outcome: str) -> None:
         batches = await control_batches(session, self.context, outcome)
