@@ -19,7 +19,7 @@ from workers import Worker
 
 from replay_app.client import Client
 from replay_app.demo.stack import EmbeddedServers, free_port
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 COMPLETED_SECONDS = 600.0
 SEND_SECONDS = 30.0

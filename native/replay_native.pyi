@@ -79,7 +79,5 @@ class Batch:
     def size(self) -> int:
         """Bytes of the batch as the producer sends it."""
 
-    def seal(
-        self, producer_id: int, producer_epoch: int, base_sequence: int, transactional: bool
-    ) -> bytes:
+    def seal(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
         """Return the batch as the producer sends it, with the producer's state in the header."""

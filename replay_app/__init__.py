@@ -1,3 +1,3 @@
-"""Event replay on Kafka: send a part of the stored history again, exactly once, in order."""
+"""Event replay on Kafka: publish stored events again, exactly once and in order."""
 
 __version__ = "0.2.0"

@@ -91,6 +91,7 @@ def _add_agent(
             record = event.message
             await handle(record.partition, record.offset, record.value)
 
+    process.__name__ = process.__qualname__ = f"{name}_agent"  # Faust's log names the function
     app.agent(channel, name=name, isolated_partitions=True)(process)
 
 
@@ -149,7 +150,7 @@ def _add_connections(
     sessions: SessionPartitions,
     ready: asyncio.Event,
 ) -> None:
-    """Add the connections that Faust does not have itself. Sets ``ready`` once they are there."""
+    """Add the connections that Faust does not have. Sets ``ready`` once the outbox is connected."""
 
     @app.service
     class Connections(Service):
@@ -178,7 +179,7 @@ def _add_connections(
         await asyncio.gather(work.revoke(), sessions.revoke())
 
     async def assigned(*arguments: Any, **_: Any) -> None:
-        partitions: set[TP] = arguments[1]  # after the app itself
+        partitions: set[TP] = arguments[1]  # the first argument is the app
         await work.assign(tp.partition for tp in partitions if tp.topic == context.topics.work.name)
         await sessions.assign(
             tp.partition for tp in partitions if tp.topic == context.topics.requests.name

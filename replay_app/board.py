@@ -121,7 +121,7 @@ class Board:
             session = decode_session(value)
         except ValidationError:
             logger.exception(
-                "%s: the record %r is unreadable and was passed over", self._topic.name, key
+                "%s: the record %r cannot be read and is ignored", self._topic.name, key
             )
             return
         if session is None:
@@ -154,9 +154,10 @@ class Board:
                 logger.warning("%s", why)
 
     async def session_for(self, token: Token, seconds: float) -> Session | None:
-        """Return the session that sent a token, or a later state; None if it does not come in time.
+        """Return the session that sent a token, or a later state of this session.
 
-        Tokens are sent before their session is published.
+        Tokens are sent before their session is published. None if the session does not come within
+        ``seconds``.
         """
 
         def has_session() -> bool:
@@ -169,7 +170,7 @@ class Board:
         return self.sessions.get(token.replay_id) if has_session() else None
 
     async def changes(self, replay_id: str) -> AsyncIterator[Session | None]:
-        """Yield the session now and after each change. None comes last, if the session is gone."""
+        """Yield the session now and after each change; None, as the last, once it is forgotten."""
         last: Session | None = None
         first = True
         while True:

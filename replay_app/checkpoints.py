@@ -211,11 +211,11 @@ def add_checkpoint(found: dict[str, Checkpoint], record: ConsumerRecord) -> None
             # Perhaps of another version. To go on from an older checkpoint would publish twice.
             msg = (
                 f"the checkpoint {key!r} ({record.topic} {record.partition}:{record.offset}) "
-                "cannot be read: was it written by a newer version? Run that one"
+                "cannot be read: was it written by a newer version? Run that version"
             )
             raise ReplayFailed(msg) from error
         logger.exception(
-            "%s %d:%d, the record %r, is no checkpoint and was passed over",
+            "%s %d:%d, the record %r, is not a checkpoint and is ignored",
             record.topic,
             record.partition,
             record.offset,

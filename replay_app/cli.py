@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from replay_app.client import (
     SessionJson,
     produce_command,
 )
-from replay_app.commands import VERBS, command_of, new_replay_id
+from replay_app.commands import VERBS, command_of, new_replay_id, parse_command
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
 from replay_app.settings import Settings, load_settings, settings_rows
@@ -118,7 +119,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 async def _produce(settings: Settings, topic: str, body: Mapping[str, Any]) -> Any:
-    command_of(body)  # a malformed command is refused before the broker is asked
+    parse_command(json.dumps(body).encode())  # refused here, before the broker is asked
     if not await partition_counts(settings, settings.kafka, [topic]):
         raise ReplayError(
             f"topic {topic!r} does not exist on {settings.kafka} (REPLAY_KAFKA): start a worker, "
@@ -193,7 +194,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     session = _client(options).session(options.replay_id)
-    _answer(options, session, account(session))
+    _answer(options, session, "" if options.json else account(session))
     return DONE
 
 
@@ -212,7 +213,7 @@ def _set_rate(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     plan = _client(options).plan(start_body(options))
-    _answer(options, plan, plan_account(plan))
+    _answer(options, plan, "" if options.json else plan_account(plan))
     return DONE
 
 

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from replay_app.commands import command_of
+from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidSettings, ReplayError, Unavailable
 from replay_app.sessions import TERMINAL
 
@@ -211,8 +211,8 @@ async def produce_command(
         The broker does not accept the record.
 
     """
-    command = command_of(body)
     value = json.dumps(body).encode()
+    command = parse_command(value)
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, **security
     )

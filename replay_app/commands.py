@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,12 +24,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from replay_app.exceptions import InvalidCommand
-
-if TYPE_CHECKING:
-    pass
 
 Verb = Literal["pause", "resume", "cancel", "retry", "set-rate"]
 """A command that changes a replay which exists."""
@@ -195,6 +193,8 @@ class Start(_Command):
     shards: Annotated[int, Field(ge=1, le=256)] | None = None
     """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""
     dry_run: bool = False
+    speed: SkipJsonSchema[None] = Field(None, exclude=True)
+    """Older clients and stored sessions have this member. Its only value is null."""
     rate: Rate | None = None
     """Events per second, all shards together; None: no limit."""
     max_events: Annotated[int, Field(ge=1)] | None = None
@@ -206,19 +206,12 @@ class Start(_Command):
     after: Items[ReplayId] = ()
     """Wait until these replays have completed."""
 
-    @model_validator(mode="before")
+    @field_validator("speed", mode="before")
     @classmethod
-    def _without_speed(cls, members: Any) -> Any:
-        """Accept a null ``speed``: older clients and stored sessions have this member."""
-        if not isinstance(members, dict) or "speed" not in members:
-            return members
-        if members["speed"] is not None:
-            msg = (
-                "speed: speed (the original pace) is not supported yet; "
-                "set a rate in events per second"
-            )
+    def _require_no_speed(cls, value: object) -> None:
+        if value is not None:
+            msg = "speed (the original pace) is not supported yet; set a rate in events per second"
             raise ValueError(msg)
-        return {name: value for name, value in members.items() if name != "speed"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -381,6 +374,10 @@ def _sentence(error: Any) -> str:
             what = "unknown field"
         case "missing":
             what = "missing"
+        case "tuple_type":  # the words of JSON, not of Python
+            what = "Input should be a valid array"
+        case "model_type" | "dict_type":
+            what = "Input should be an object"
         case "timezone_aware":
             what = "a time needs a timezone, such as a final Z"
         case "value_error":

@@ -72,7 +72,7 @@ class CompactedReader:
         )
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
-        """Connect, and stand at ``positions``; a partition without one starts at its beginning."""
+        """Connect, and start at ``positions``. Other partitions start at their beginning."""
         await self._watermarks.start()
         await self._consumer.start()
         self._consumer.assign(list(self._partitions.values()))
@@ -89,7 +89,7 @@ class CompactedReader:
                 await consumer.stop()
 
     async def ends(self, *numbers: int) -> dict[int, int]:
-        """Return the high watermark, now, of the given partitions; of all if none is given."""
+        """Return the present high watermarks of the given partitions; of all without arguments."""
         wanted = [self._partitions[number] for number in numbers or self._partitions]
         ends = await self._watermarks.end_offsets(wanted)
         return {partition.partition: end for partition, end in ends.items()}

@@ -1,7 +1,7 @@
-"""For those who consume: tell replayed records from live ones.
+"""For consumers: tell replayed records from live records.
 
-This module needs nothing but Python, so it may also be copied into another project. It reads the
-headers as each client library gives them::
+This module needs nothing but Python, so you may also copy it into another project. It reads headers
+in the form that each client library gives::
 
     # aiokafka
     async for record in consumer:
@@ -15,17 +15,17 @@ headers as each client library gives them::
     async for event in stream.events():
         replayed = provenance(event.headers)
 
-and then, whatever the library::
+The rest is the same for every library::
 
     if replayed is None:
         send_confirmation_mail(...)  # a live event: side effects as always
     elif replayed.control is not None:
-        ...  # a mark without key and value: the replay begins or ends here
+        ...  # a control record without key and value: the replay begins or ends here
     elif replayed.delivery_id not in seen:
         rebuild_projection(...)  # a replayed event: no mails, no payments
 
-A consumer with ``isolation.level=read_committed`` sees each event of a replay once; any other has
-to remember each `Provenance.delivery_id`, as above.
+A consumer with ``isolation.level=read_committed`` sees each event of a replay once. Any other
+consumer must remember each `Provenance.delivery_id`, as above.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CONTROLS = frozenset({"begin", "end", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a replayed record comes from; what a record does not say is None."""
+    """Where a replayed record comes from. A field is None if the record lacks its header."""
 
     replay_id: str
     original_time: datetime | None = None
@@ -51,23 +51,24 @@ class Provenance:
     attempt: int | None = None
     """1, and one more for each retry of the replay; None on control records."""
     name: str | None = None
-    """The replay's title, where it was given one."""
+    """The replay's title, if the start command has one."""
     reason: str | None = None
-    """Why the replay was started, where that was said."""
+    """Why the replay was started, if the start command says why."""
     control: Control | None = None
-    """On control records: the replay begins or has ended; None on events."""
+    """On control records: whether the replay begins, has ended or was cancelled. None on events."""
 
 
 def provenance(headers: Any) -> Provenance | None:
     """Return where a record comes from; None for a live record.
 
-    ``headers`` are pairs of name and value in any sequence, or a mapping, or None; values are
-    bytes, text or None. Of a header that is there twice, the last one counts.
+    ``headers`` is an iterable of pairs of name and value, a mapping, or None. Values are bytes,
+    text or None. If a header occurs twice, the last one counts.
 
-    Never raises. The presence of ``replay-id`` makes a replayed record, whatever else is wrong
-    with it: a consumer that took it for a live one could send mails again. A header that cannot be
-    read is None in the answer, bytes that are no UTF-8 are replaced by U+FFFD, a ``replay-id``
-    without a value is empty text, and whatever is no pair of name and value is passed over.
+    Never raises. Every record with the header ``replay-id`` is a replayed record, even if its
+    headers are damaged: a consumer that took the record for a live record could send mails again.
+    A header that cannot be read is None in the answer. Bytes that are not UTF-8 are replaced by
+    U+FFFD. A ``replay-id`` without a value becomes an empty text. Anything that is not a pair of
+    name and value is ignored.
     """
     found = dict(_pairs(headers))
     if "replay-id" not in found:
@@ -111,5 +112,5 @@ def _time(text: str | None) -> datetime | None:
 
 def _number(text: str | None) -> int | None:
     # int() would also take spaces, underscores and digits of other scripts.
-    is_number = text is not None and text.isascii() and text.isdigit() and len(text) < 10  # noqa: PLR2004 - nobody retries a billion times
+    is_number = text is not None and text.isascii() and text.isdigit() and len(text) < 10  # noqa: PLR2004 - no replay has a billion attempts
     return int(text) if is_number and text else None

@@ -1,7 +1,7 @@
-"""Places where a test makes a worker die; without the test's environment variable, nothing.
+"""Places where a test can kill a worker. Without the test's environment variable they do nothing.
 
-``REPLAY_TEST_CRASH_AT=after-commit:3`` kills the process, as ``kill -9`` would, the third time it
-gets there.
+``REPLAY_TEST_CRASH_AT=after-commit:3`` kills the process, as ``kill -9`` would, when it reaches the
+place ``after-commit`` for the third time. The default is the first time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 import signal
 
 VARIABLE = "REPLAY_TEST_CRASH_AT"
-_place, _, _count = os.environ.get(VARIABLE, "").partition(":")
-_left = {_place: int(_count or 1)} if _place else {}
+_place, _, _visit = os.environ.get(VARIABLE, "").partition(":")
+_visits_left = {_place: int(_visit or 1)} if _place else {}
 
 
 def reach(place: str) -> None:
-    """Die here if the test asked for it."""
-    if place in _left:
-        _left[place] -= 1
-        if _left[place] == 0:
+    """Kill this process if the test's variable names this place and this visit."""
+    if place in _visits_left:
+        _visits_left[place] -= 1
+        if _visits_left[place] == 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -73,9 +73,6 @@ class DelayedTokens:
         """Forget the failures: the shard moves again."""
         self._failures.pop(key, None)
 
-    async def close(self) -> None:
-        """Drop all delayed tokens."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Return the tasks that send the tokens; who cancels them drops the tokens."""
+        return tuple(self._tasks.values())

@@ -48,7 +48,7 @@ class Emitted:
     """What a slice did. The partition makes the checkpoint from it."""
 
     progress: ShardProgress
-    """Absolute, all slices of the shard included."""
+    """The progress of the whole shard, former slices included."""
     cursor: str | None
     due_at: float
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
@@ -253,11 +253,11 @@ class EmitSlice:
             return None
         failure = encoded.failures[-1]
         if failure.missing_topic:
-            # With every on_error: the event is good, and must not be left out.
+            # The replay fails whatever on_error says: the event is good, and must not be left out.
             return f"event {failure.event_id!r}: {failure.reason}; create the topic, then retry"
         if start.on_error == "fail":
             return (
-                f"event {failure.event_id!r}: {failure.reason}; mend it and retry, or start "
+                f"event {failure.event_id!r}: {failure.reason}; correct it and retry, or start "
                 "again with on_error skip or dead-letter"
             )
         return None

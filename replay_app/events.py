@@ -1,7 +1,7 @@
 """Events: how a stored document becomes a Kafka record (docs/mapping.md).
 
-Pure functions on decoded documents. For a document that cannot be mapped they raise `EventError`,
-which says why this one event fails.
+Pure functions on decoded documents. They raise `EventError` for a document that cannot be mapped;
+the message says why.
 """
 
 from __future__ import annotations
@@ -26,30 +26,33 @@ from replay_app.exceptions import EventError
 Document = dict[str, Any]
 
 STRICT: CodecOptions[dict[str, Any]] = CodecOptions(
-    # Naive times, in UTC as BSON has them: to attach a timezone takes longer than to decode them.
+    # Times without a timezone, in UTC: attaching a timezone takes longer than decoding the time.
     tz_aware=False,
     uuid_representation=UuidRepresentation.STANDARD,
-    # A date outside the years 1 to 9999 must not keep us from the event's id: see `_encode_other`.
+    # A date outside the years 1 to 9999 becomes a DatetimeMS: the event's id can still be read, and
+    # `_encode_other` refuses the date.
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
 """How stored documents are decoded; invalid UTF-8 is an error."""
 LENIENT = STRICT.with_options(tz_aware=True, unicode_decode_error_handler="replace")
-"""How a document is decoded that cannot be decoded otherwise, to name it; and a cursor."""
+"""How cursors are decoded, and documents that `STRICT` refuses, to find the event's id. U+FFFD
+replaces invalid UTF-8."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS
-"""Of subclasses only ours are known: the driver's `Code` is a `str` too, but no text."""
+"""orjson must not write subclasses as their base: PyMongo's `Code` is a ``str``, but not a text."""
 _MISSING = object()
+"""Stands for the value at a path that leads to no field. None is the value of a null field."""
 
 TimestampType = Literal["date", "iso", "epoch_ms"]
 
 
 @dataclass(frozen=True, slots=True)
 class EventMapping:
-    """Where a document keeps what an event is made of; all fields are dotted paths."""
+    """The rules by which a document becomes a record. The names of fields are dotted paths."""
 
     field_id: str | None = None
-    """None: ``event_id`` where there is one, else ``_id``."""
+    """None: ``event_id`` if the document has this field, else ``_id``."""
     field_timestamp: str = "timestamp"
     field_type: str = "event_type"
     field_aggregate: str = "aggregate_id"
@@ -57,24 +60,25 @@ class EventMapping:
     field_key: str | None = None
     """None: the aggregate id, else the event id."""
     field_value: str | None = None
-    """None: the document as JSON; else this field's bytes or text, passed through as they are."""
+    """None: the document as JSON. Otherwise the bytes or the text of this field, unchanged."""
     field_replayed: str | None = None
-    """Whose presence says that the stored event is itself a replayed one."""
+    """A stored event with this field is itself a replayed event. None: no stored event is."""
     timestamp_type: TimestampType = "date"
     exclude_fields: tuple[str, ...] = ("_id",)
-    """Left out of the value."""
+    """Fields that are left out of the value."""
     topics: Mapping[str, str] = field(default_factory=dict)
-    """Event type to topic."""
+    """Topics by event type."""
     topic_template: str = "{event_type}"
+    """The topic if no other rule gives one."""
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """Return whether a value is a BSON string; the driver's `Code` is a `str` too, but no text."""
+    """Return whether a value is a BSON string. PyMongo's `Code` is a ``str``, but not a text."""
     return type(value) is str
 
 
 def field_at(document: Document, path: str) -> Any:
-    """Return the value at a dotted path; None where there is none."""
+    """Return the value at a dotted path; None if the path leads to no field."""
     if "." not in path:
         return document.get(path)
     value = _at(document, path)
@@ -82,7 +86,7 @@ def field_at(document: Document, path: str) -> Any:
 
 
 def has_field(document: Document, path: str) -> bool:
-    """Return whether there is a field at a dotted path, whatever its value."""
+    """Return whether a dotted path leads to a field, whatever the field's value."""
     if "." not in path:
         return path in document
     return _at(document, path) is not _MISSING
@@ -96,8 +100,8 @@ def _at(document: Any, path: str) -> Any:
     return document
 
 
-def without_field(document: dict[str, Any], path: str) -> None:
-    """Remove the field at a dotted path, if it is there."""
+def remove_field(document: dict[str, Any], path: str) -> None:
+    """Remove the field at a dotted path, if the path leads to one."""
     if "." not in path:
         document.pop(path, None)
         return
@@ -116,7 +120,7 @@ def event_id(document: Document, mapping: EventMapping) -> str:
     Raises
     ------
     EventError
-        When it has none.
+        When the document has no id, or the id has no text form.
 
     """
     if mapping.field_id is None:
@@ -137,13 +141,13 @@ def event_type(document: Document, mapping: EventMapping) -> str:
     Raises
     ------
     EventError
-        When it has none, or one that is not text.
+        When the document has no type, or a type that is not text.
 
     """
     value = field_at(document, mapping.field_type)
     if is_text(value) and value:
         return value
-    msg = f"it has no type: field {mapping.field_type!r} (REPLAY_FIELD_TYPE) holds {_shown(value)}"
+    msg = f"it has no type: field {mapping.field_type!r} (REPLAY_FIELD_TYPE) holds {_quote(value)}"
     raise EventError(msg)
 
 
@@ -153,7 +157,8 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
     Raises
     ------
     EventError
-        When the field is missing, of another type than configured, or no time of years 1 to 9999.
+        When the field is missing, has another type than ``timestamp_type`` says, or its time lies
+        outside the years 1 to 9999.
 
     """
     value = field_at(document, mapping.field_timestamp)
@@ -170,7 +175,7 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
         pass
     msg = (
         f"it has no {kind} time: field {mapping.field_timestamp!r} (REPLAY_FIELD_TIMESTAMP, "
-        f"REPLAY_TIMESTAMP_TYPE) holds {_shown(value)}"
+        f"REPLAY_TIMESTAMP_TYPE) holds {_quote(value)}"
     )
     raise EventError(msg)
 
@@ -199,13 +204,14 @@ def event_key(document: Document, mapping: EventMapping, identity: str) -> bytes
 def destination(kind: Any, own_topic: Any, mapping: EventMapping, target: Target) -> str:
     """Return the topic for an event of type ``kind`` whose document names ``own_topic``.
 
-    The first that gives one: the target's map and topic, the document's own topic, the map of
-    types to topics, the template; a target's prefix goes before the last three.
+    The first rule that gives a topic: the target's map, the target's topic, the document's topic,
+    the mapping's map, the template. The target's prefix is put before the topic of the last three
+    rules (docs/mapping.md, "The topic").
 
     Raises
     ------
     EventError
-        When what comes out is no topic name.
+        When no rule gives a topic, or when the result is not a topic name.
 
     """
     topic = target.topics.get(kind) or target.topic
@@ -215,22 +221,22 @@ def destination(kind: Any, own_topic: Any, mapping: EventMapping, target: Target
         elif isinstance(kind, str):
             topic = mapping.topics.get(kind) or mapping.topic_template.replace("{event_type}", kind)
         else:
-            msg = "it has neither a topic nor a type that would give one"
+            msg = "it has neither a topic nor a type that gives a topic"
             raise EventError(msg)
         topic = (target.prefix or "") + topic
     if not TOPIC_NAME.match(topic):
-        msg = f"its topic would be {topic[:300]!r}, which is no topic name: {TOPIC_RULE}"
+        msg = f"its topic would be {topic[:300]!r}, which is not a topic name: {TOPIC_RULE}"
         raise EventError(msg)
     return topic
 
 
 def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
-    """Return the record's value; removes the excluded fields from ``document``.
+    """Return the record's value. The excluded fields are removed from ``document``.
 
     Raises
     ------
     EventError
-        When a value has no mapping to JSON, or the pass-through field is no bytes or text.
+        When a value has no mapping to JSON, or when ``field_value`` holds neither bytes nor text.
 
     """
     if mapping.field_value is not None:
@@ -240,12 +246,12 @@ def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
         if is_text(value):
             return value.encode()
         msg = (
-            f"field {mapping.field_value!r} (REPLAY_FIELD_VALUE) holds {_shown(value)}; only "
+            f"field {mapping.field_value!r} (REPLAY_FIELD_VALUE) holds {_quote(value)}; only "
             "bytes and text can be passed through"
         )
         raise EventError(msg)
     for path in mapping.exclude_fields:
-        without_field(document, path)
+        remove_field(document, path)
     return encode_json(document)
 
 
@@ -265,27 +271,28 @@ def encode_json(document: Document) -> bytes:
             raise error.__cause__ from None
         msg = f"it cannot be written as JSON: {error}"
         raise EventError(msg) from error
-    # The encoder writes NaN as null. Only a value with a null in it can have been one.
+    # orjson writes NaN and infinities as null. JSON without a null had no such number.
     if b"null" in value:
-        _refuse_no_numbers(document, "")
+        _require_finite(document, "")
     return value
 
 
-def _refuse_no_numbers(value: Any, path: str) -> None:
+def _require_finite(value: Any, path: str) -> None:
+    """Raise `EventError` if a number in a value is NaN or infinite."""
     if isinstance(value, float):
         if value - value != 0:
-            msg = f"field {path!r} holds {value}, which JSON has no number for"
+            msg = f"field {path!r} holds {value}, which is not a number in JSON"
             raise EventError(msg)
     elif isinstance(value, dict):
         for name, inner in value.items():
-            _refuse_no_numbers(inner, f"{path}.{name}" if path else name)
+            _require_finite(inner, f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            _refuse_no_numbers(inner, f"{path}.{number}")
+            _require_finite(inner, f"{path}.{number}")
 
 
 def _encode_other(value: Any) -> Any:
-    """Return a BSON value as one that JSON has; what orjson knows itself does not come here."""
+    """Convert a BSON value that orjson does not know. orjson calls this function."""
     convert = _CONVERSIONS.get(type(value))
     if convert is not None:
         return convert(value)
@@ -297,14 +304,14 @@ def _encode_other(value: Any) -> Any:
 
 
 def base64_text(value: bytes) -> str:
-    """Return bytes as JSON has them."""
+    """Return bytes as base64, their form in JSON."""
     return base64.b64encode(value).decode()
 
 
 def decimal_text(value: Decimal128) -> str:
-    """Return what ``str`` gives, at a fifth of its cost for everyday amounts.
+    """Return ``str(value)``, for common amounts at a fifth of its cost.
 
-    The layout is that of IEEE 754-2008's binary integer decimal encoding.
+    The bits are those of the binary integer decimal encoding of IEEE 754-2008.
     """
     low, high = _TWO_WORDS.unpack(value.bid)
     exponent = (high >> 49 & 0x3FFF) - 6176
@@ -328,12 +335,12 @@ _CONVERSIONS: dict[type, Callable[[Any], Any]] = {
 
 
 def as_text(value: Any, what: str) -> str:
-    """Return an id or key as text.
+    """Return an id or key as text. ``what`` names the value in the error.
 
     Raises
     ------
     EventError
-        For a type that has no one text form.
+        When values of this type have no text form.
 
     """
     if is_text(value):
@@ -348,18 +355,20 @@ def as_text(value: Any, what: str) -> str:
         return rfc3339(value).decode()
     if isinstance(value, bytes):
         return bytes(value).hex()
-    msg = f"its {what} is {_shown(value)}, which has no text form"
+    msg = f"its {what} is {_quote(value)}, which has no text form"
     raise EventError(msg)
 
 
 def rfc3339(time: datetime) -> bytes:
-    """Return a time of a document with milliseconds, BSON's precision, and a final Z."""
-    # A quarter of isoformat()'s cost: quoted, with six digits of fraction or none.
+    """Return a time of a document, in UTC, as RFC 3339 with milliseconds and a final Z."""
+    # orjson takes a quarter of isoformat()'s time. It writes quotes, and six digits of fraction or
+    # no fraction.
     text = orjson.dumps(time, None, JSON_OPTIONS)
     return text[1:24] + b"Z" if time.microsecond else text[1:20] + b".000Z"
 
 
-def _shown(value: Any) -> str:
+def _quote(value: Any) -> str:
+    """Return a value and its type for a message, shortened."""
     if value is None:
         return "nothing"
     text = repr(value)

@@ -10,7 +10,7 @@
     ├── ReplayFailed          the replay stops and keeps its checkpoints
     ├── Unavailable           the store, the broker or the worker does not answer; try again
     │   ├── client.NotReady           a worker answers that it is not ready
-    │   └── store.TimeLimitExceeded   the store needs too long for a count
+    │   └── store.TimeLimitExceeded   the store needs too much time for a query
     ├── client.Refused        a worker refuses; the message is the worker's reason
     └── WrongUsage            the arguments of the command line are wrong
 """
@@ -47,4 +47,4 @@ class ReplayFailed(ReplayError):
 
 
 class Unavailable(ReplayError):
-    """The store, the broker or the worker does not answer; the same step succeeds later."""
+    """The store, the broker or the worker does not answer; the same step may succeed later."""

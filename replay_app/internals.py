@@ -1,4 +1,4 @@
-"""Every private name of another library that this program uses, behind names of its own.
+"""Every private name of another library that this program uses, behind public names.
 
 A private name may change with any version. So the versions are pinned, and a worker that finds
 other versions does not start (`check_versions`). Nothing else in this program may use private
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Never, Protocol
 
 import bson
 from aiokafka import AIOKafkaClient, TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -78,13 +79,7 @@ class EncodedRecords(Protocol):
     def size(self) -> int:
         """Bytes of the batch, header included."""
 
-    def seal(
-        self,
-        producer_id: int,
-        producer_epoch: int,
-        base_sequence: int,
-        transactional: bool,  # noqa: FBT001 - the signature of Rust
-    ) -> bytes:
+    def seal(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
         """Return the batch with its header, for one producer."""
 
 
@@ -132,7 +127,7 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
     def _build(self) -> bytes:
         # Sealed once: a retry must send the same bytes, and memory holds one copy only.
         if self._unsealed is not None:
-            self._sealed = self._unsealed.seal(*self._producer_state, True)  # noqa: FBT003 - Rust's
+            self._sealed = self._unsealed.seal(*self._producer_state)
             self._unsealed = None
         return self._sealed
 
@@ -143,10 +138,20 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
 async def request_types(client: AIOKafkaClient) -> frozenset[int]:
     """Return the numbers (API keys) of the requests that a broker answers.
 
-    ``client`` has been bootstrapped.
+    ``client`` has been bootstrapped. Any broker will do: brokers that are away are passed over.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaConnectionError
+        When no broker can be reached.
+
     """
-    connection = await client._get_conn(client.get_random_node())  # noqa: SLF001
-    return frozenset(connection._versions)  # noqa: SLF001
+    for broker in client.cluster.brokers():
+        connection = await client._get_conn(broker.nodeId)  # noqa: SLF001
+        if connection is not None:
+            return frozenset(connection._versions)  # noqa: SLF001
+    msg = "no broker answers at the address that it advertises"
+    raise KafkaConnectionError(msg)
 
 
 class _DescribeProducersResponse(Response):  # type: ignore[misc]
@@ -249,7 +254,7 @@ async def describe_producers(
 def has_lost_membership(app: faust.App) -> bool:
     """Return whether aiokafka has given up the consumer group of a Faust app.
 
-    aiokafka's coordinator ends its task then, and neither aiokafka nor Faust tells anybody.
+    aiokafka's coordinator ends its task then. Neither aiokafka nor Faust reports this.
     """
     thread = getattr(app._consumer, "_thread", None)  # noqa: SLF001
     coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)

@@ -1,4 +1,4 @@
-"""Logging: one line a message, and a flood from one place cut short."""
+"""Logging: the form of a message, and a limit on floods of messages."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import time
 from collections.abc import Callable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-BURST = 5
-WINDOW_SECONDS = 10.0
+FLOOD_BURST = 5
+"""Messages of one place in the code that are written in a window."""
+FLOOD_WINDOW_SECONDS = 10.0
 
 
 class RateLimit(logging.Filter):
-    """Lets through a few messages of each place in the code per window.
+    """Lets the first messages of each place in the code through, again in each window.
 
-    The next window's first message tells how many were left out. aiokafka logs thousands of lines
-    while a broker is away; the first few say it all.
+    The first message of the next window says how many messages were left out. While a broker is
+    away aiokafka logs thousands of lines, and the first few lines tell the cause.
     """
 
     def __init__(
         self,
-        burst: int = BURST,
-        window_seconds: float = WINDOW_SECONDS,
+        burst: int = FLOOD_BURST,
+        window_seconds: float = FLOOD_WINDOW_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
@@ -30,6 +31,7 @@ class RateLimit(logging.Filter):
         self._window_seconds = window_seconds
         self._clock = clock
         self._windows: dict[tuple[str, int], tuple[float, int]] = {}
+        """By file and line: when the window began, and the number of messages since then."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a message."""
@@ -52,6 +54,6 @@ def configure_logging(level: str) -> None:
     limit = RateLimit()
     writer.addFilter(lambda record: not record.name.startswith("aiokafka") or limit.filter(record))
     logging.basicConfig(level=level, handlers=[writer], force=True)
-    # The libraries' everyday messages are of no use to an operator.
+    # An operator has no use for the libraries' everyday messages.
     for noisy in ("aiokafka", "faust", "mode", "pymongo", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

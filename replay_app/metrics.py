@@ -1,7 +1,7 @@
-"""What one worker tells Prometheus about itself (``GET /metrics``).
+"""The metrics of one worker for Prometheus (docs/operations.md, "Metrics").
 
-Everything may be added up over the workers: a worker counts what it did itself, and the sessions
-whose partitions it owns.
+The metrics of all workers may be added up: each worker counts only its own work, and the sessions
+of the partitions that it owns.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from prometheus_client.registry import Collector
 from replay_app.reports import Counters
 
 Stage = Literal["read", "encode", "send", "commit"]
-SLICE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SLICE_BUCKETS_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """The metrics of one worker, in a registry of their own."""
+    """The metrics of one worker, in a separate registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -29,20 +29,20 @@ class Metrics:
             "replay_events", "Events of committed slices.", ["outcome"], registry=registry
         )
         for outcome in ("published", "skipped", "dead_lettered"):
-            self._events.labels(outcome)  # so that each is there from the start, at 0
+            self._events.labels(outcome)  # shows each outcome from the start, as 0
         self._bytes = Counter(
             "replay_published_bytes", "Bytes of the published values.", registry=registry
         )
         self._slices = Histogram(
             "replay_slice_seconds",
-            "From the token to the commit.",
+            "Seconds from a token to its commit.",
             ["kind"],
-            buckets=SLICE_SECONDS,
+            buckets=SLICE_BUCKETS_SECONDS,
             registry=registry,
         )
         self._stages = Summary(
             "replay_stage_seconds",
-            "What shards waited for: a page, its encoding, the acks of the one before, a commit.",
+            "Seconds for which shards waited, by stage: read, encode, send or commit.",
             ["stage"],
             registry=registry,
         )
@@ -52,13 +52,17 @@ class Metrics:
             "replay_requeued_tokens", "Tokens put back after a producer's error.", registry=registry
         )
         self.refused_commands = Counter(
-            "replay_refused_commands", "Commands refused, by why.", ["why"], registry=registry
+            "replay_refused_commands", "Refused commands, by cause.", ["why"], registry=registry
         )
         for why in ("malformed", "conflict"):
             self.refused_commands.labels(why)
 
     def count_slice(self, kind: str, seconds: float, more: Counters, more_bytes: int) -> None:
-        """Count a slice and what it added to its shard's counters."""
+        """Count a committed slice.
+
+        ``seconds`` is the time from the token to the commit. ``more`` and ``more_bytes`` are the
+        increase of the shard's counters and of its published bytes.
+        """
         self._slices.labels(kind).observe(seconds)
         self._events.labels("published").inc(more.published)
         self._events.labels("skipped").inc(more.skipped)
@@ -66,18 +70,18 @@ class Metrics:
         self._bytes.inc(more_bytes)
 
     def waiting(self, stage: Stage) -> AbstractContextManager[object]:
-        """Measure the block as time in which a shard waits for one stage of its work.
+        """Return a context that measures how long a shard waits for a stage.
 
-        They run beside each other, so the one that is waited for longest limits the replay.
+        The stages run beside each other. The stage with the longest wait limits the replay.
         """
         return self._stages.labels(stage).time()
 
     def show_sessions(self, owned_by_state: Callable[[], Mapping[str, int]]) -> None:
-        """Show the sessions that this worker owns, as they are whenever somebody asks."""
+        """Show the number of owned sessions by state. The function is called at each scrape."""
         self.registry.register(_Sessions(owned_by_state))
 
     def exposition(self) -> bytes:
-        """Return all in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -87,7 +91,7 @@ class _Sessions(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         sessions = GaugeMetricFamily(
-            "replay_sessions", "Sessions whose partition is owned here.", labels=["state"]
+            "replay_sessions", "Sessions of the partitions that this worker owns.", labels=["state"]
         )
         for state, count in self._owned_by_state().items():
             sessions.add_metric([state], count)

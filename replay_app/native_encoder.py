@@ -1,8 +1,8 @@
 """The native page encoder: the records of `PythonEncoder`, in a sixth of its time.
 
 The module ``replay_native`` (written in Rust, in ``native/``) does the work, without the
-interpreter's lock. It declines every document that it is not sure of. The Python encoder encodes
-these documents, so the errors are always those of the Python encoder.
+interpreter's lock. It declines every document that it might encode in another way than the Python
+encoder. The Python encoder encodes these documents, so all errors are errors of the Python encoder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_interface() -> None:
     Raises
     ------
     InvalidSettings
-        When its interface is another one.
+        When another interface is installed.
 
     """
     if (interface := replay_native.INTERFACE) != INTERFACE:
@@ -98,7 +98,7 @@ class NativeEncoder:
 
 
 def _native_spec(spec: EncodeSpec) -> dict[str, Any]:
-    """Return a spec in the form that ``replay_native`` takes."""
+    """Return a spec as the argument of ``replay_native.Encoder``."""
     mapping, target = spec.mapping, spec.target
     headers = replay_headers(spec)
     return {

@@ -1,7 +1,8 @@
 """Pacing: how many events a throttled shard may publish now.
 
-A generic cell rate algorithm: each event costs ``1 / rate`` seconds, and ``due_at`` says until
-when the published ones have been paid for. Pure: the caller gives the time.
+A generic cell rate algorithm: each event costs ``1 / rate`` seconds. ``due_at`` is the time up to
+which the published events are paid for. The functions are pure: the caller passes the time. Times
+are seconds since 1970, rates are events per second, and a rate of None is no limit.
 """
 
 from __future__ import annotations
@@ -9,27 +10,31 @@ from __future__ import annotations
 import math
 
 CHUNK_SECONDS = 0.5
-"""A throttled shard publishes as much as it may in this time, then lets its neighbours work."""
+"""A throttled shard publishes as many events as its rate allows in this time. Then the other shards
+of the partition may work."""
 
 
 def due(rate: float | None, due_at: float, now: float) -> float:
-    """Return when the next event may be published, after the rate may have changed."""
+    """Return the time of the next event, at the present rate; 0 without a rate.
+
+    ``due_at`` is the former answer, at a rate that may have been another one.
+    """
     if rate is None:
         return 0.0
-    # No longer than one chunk takes at this rate, whatever a slower one before has left.
+    # A slower rate may have put due_at far ahead: wait no longer than for one chunk at this rate.
     return min(due_at, now + max(CHUNK_SECONDS, 1 / rate))
 
 
 def allowance(rate: float | None, due_at: float, now: float) -> int | None:
-    """Return how many events may be published now; None: no limit."""
+    """Return how many events may be published now; None without a rate."""
     if rate is None:
         return None
     return 0 if now < due_at else max(1, math.floor(rate * CHUNK_SECONDS))
 
 
 def charge(rate: float | None, due_at: float, now: float, events: int) -> float:
-    """Return the new ``due_at`` after publishing ``events``; idle time is not saved up."""
+    """Return the new ``due_at`` after ``events`` more events. Idle time is not saved up."""
     if rate is None:
         return 0.0
-    # A little lateness is made up for, so that the rate is met in spite of scheduling.
+    # A shard that is late by up to one chunk makes up for it: a busy worker still meets the rate.
     return max(due_at, now - CHUNK_SECONDS) + events / rate

@@ -173,9 +173,7 @@ def document_spans(page: bytes) -> Iterator[tuple[int, int]]:
         has_length = size - start >= SMALLEST_DOCUMENT
         length = struct.unpack_from("<i", page, start)[0] if has_length else 0
         if length < SMALLEST_DOCUMENT or start + length > size:
-            msg = (
-                "the event store sent bytes that are no BSON documents; check the store, then retry"
-            )
+            msg = "the event store sent bytes that are not BSON; check the store, then retry"
             raise ReplayFailed(msg)
         yield start, start + length
         start += length
@@ -198,12 +196,12 @@ def replay_headers(spec: EncodeSpec) -> list[tuple[str, bytes]]:
 
 
 def overhead_bytes(headers: list[tuple[str, bytes]]) -> int:
-    """Return the most bytes of a record beside its key, value and id."""
+    """Return the most bytes that a record has beside its key, its value and its event id."""
     return RECORD_OVERHEAD_BYTES + sum(len(name) + len(value) for name, value in headers)
 
 
 def timestamp_ms(time: datetime) -> int:
-    """Return an event's time (naive, in UTC) as a record timestamp."""
+    """Return an event's time (naive, in UTC) in milliseconds since 1970."""
     return round(time.replace(tzinfo=UTC).timestamp() * 1000)
 
 
@@ -231,5 +229,5 @@ def _decode_leniently(document: bytes) -> Document:
     try:
         return bson.decode(document, codec_options=LENIENT)
     except DECODE_ERRORS as error:
-        msg = f"the event store sent a document that is no BSON: {error}; mend it, then retry"
+        msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
         raise ReplayFailed(msg) from error

@@ -53,7 +53,7 @@ _AGGREGATE_TYPES: dict[str, Any] = {
 }
 """BSON types of aggregate ids, as the driver decodes them. A shard has ids of one type."""
 
-CountPartitions = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
+PartitionCounts = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
 """Returns the partition counts of those topics that exist."""
 OnDraft = Callable[[tuple[ShardPlan, ...]], None]
 """Is called with the first shards of a plan, while the events are still being counted."""
@@ -78,13 +78,13 @@ class Planner:
         start: Start,
         settings: Settings,
         store: EventStore,
-        count_partitions: CountPartitions,
+        partition_counts: PartitionCounts,
     ) -> None:
         self._start = start
         self._settings = settings
         self._mapping = settings.mapping
         self._store = store
-        self._count_partitions = count_partitions
+        self._partition_counts = partition_counts
         self._filter = compile_filter(start.filter, settings.mapping)
         """Everything in the command's filter but the time range."""
         self._is_bounded = start.filter.start is not None or start.max_events is not None
@@ -235,7 +235,7 @@ class Planner:
 
     async def _require_topics(self, topics: Iterable[str]) -> dict[str, int]:
         """Return the partition counts of the topics, or raise `ReplayFailed` if one is missing."""
-        partitions = await self._count_partitions(topics)
+        partitions = await self._partition_counts(topics)
         missing = sorted(set(topics) - set(partitions))
         if missing:
             named = ", ".join(map(repr, missing[:MAX_NAMED_TOPICS]))
@@ -304,7 +304,7 @@ class Planner:
         for kind in kinds:
             same = [value for value in values if _aggregate_type(value) == kind]
             if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
-                same = []  # of unequal lengths: not every store sorts them as it compares them
+                same = []  # bytes of unequal lengths: some stores sort and compare them differently
             share = max(1, round(wanted * len(same) / len(values))) if values else wanted
             for low, high in pairwise([None, *quantiles(same, share), None]):
                 limits = {"$gte": low} if low is not None else {}
@@ -314,9 +314,10 @@ class Planner:
         return ranges
 
     async def _sample(self, timed: Query, shards: int) -> list[Any]:
-        """Return aggregate ids of a sample of the matching events.
+        """Return the aggregate ids of a sample of the matching events.
 
-        Of all events instead, if nearly all match, or if the matching events are hard to sample.
+        The sample is of all events if nearly all match, or if a sample of the matching events takes
+        too long.
         """
         size, seconds = shards * SAMPLE_PER_SHARD, self._settings.plan_seconds
         is_narrow = self._start.filter.start is not None or self._filter

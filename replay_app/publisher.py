@@ -175,7 +175,7 @@ class Outbox:
             self._producer = None
 
     async def send(self, topic: Topic, key: str, value: bytes) -> None:
-        """Append one record to its key's partition, and try until the broker has acked it."""
+        """Append one record to its key's partition. Try until the broker has acked the record."""
         while True:
             try:
                 await self.try_send(topic, key, value)

@@ -37,12 +37,12 @@ from replay_app.pages import (
     set_position,
     timestamp_ms,
 )
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
-"""The numbers in a record batch's attributes (KIP-98)."""
+"""The numbers of the codecs in the attributes of a record batch (KIP-98)."""
 DECODE_EVENTS = 64
-"""Documents that are decoded at once."""
+"""Documents that the driver decodes in one call."""
 MAX_CACHED_TOPICS = 100_000
 
 Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
@@ -188,4 +188,4 @@ def _decode(document: bytes) -> Document | EventError:
     try:
         return bson.decode(document, codec_options=STRICT)
     except DECODE_ERRORS as error:
-        return EventError(f"it is no valid BSON: {error}")
+        return EventError(f"it is not valid BSON: {error}")

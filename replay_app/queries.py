@@ -1,7 +1,7 @@
-"""The queries on the event store, as pure functions: filter, order, and where to go on.
+"""Filter, order and cursor as MongoDB queries: pure functions.
 
-All documents built here are plain MongoDB filters. Values that travel inside JSON records
-(cursors, shard bounds) are written as canonical extended JSON, so that no BSON type is lost.
+The queries are plain MongoDB filters. Values inside JSON records (cursors, bounds of shards) are
+written as canonical extended JSON, so that no BSON type is lost.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def to_json(value: Any) -> Any:
 
 
 def encode_cursor(values: Sequence[Any]) -> str:
-    """Write the sort values of one event."""
+    """Return the cursor of the event with these sort values, as extended JSON."""
     return json_util.dumps(list(values), json_options=_JSON)
 
 
 def decode_cursor(cursor: str) -> list[Any]:
-    """Read the sort values of one event."""
+    """Return the sort values of a cursor."""
     return list(json_util.loads(cursor, json_options=_JSON))
 
 
@@ -67,7 +67,7 @@ def from_json(value: Any) -> Any:
 
 
 def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
-    """Return the query for everything in a filter but the time range (see `time_range`)."""
+    """Return the query for a filter without its time range, which `time_range` compiles."""
     parts: list[Query] = []
     if wanted.event_types:
         parts.append({mapping.field_type: {"$in": list(wanted.event_types)}})
@@ -79,17 +79,17 @@ def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
         ids = _spellings(wanted.event_ids)
         if mapping.field_id:
             parts.append({mapping.field_id: {"$in": ids}})
-        else:  # as the mapping finds it: event_id where there is one, else _id
+        else:  # as in `event_id`: the field event_id if the document has it, else _id
             parts.append(
                 {"$or": [{"event_id": {"$in": ids}}, {"event_id": None, "_id": {"$in": ids}}]}
             )
-    # $eq: a value is never taken for an operator, whatever it looks like.
+    # With $eq the store never takes a value for an operator.
     parts += [{path: {"$eq": value}} for path, value in sorted(wanted.fields.items())]
     return all_of(*parts)
 
 
 def all_of(*parts: Query) -> Query:
-    """Return the conjunction of queries."""
+    """Return the query for events that match every part. An empty part matches all events."""
     wanted = [part for part in parts if part]
     if len(wanted) == 1:
         return wanted[0]
@@ -97,7 +97,7 @@ def all_of(*parts: Query) -> Query:
 
 
 def _spellings(ids: Iterable[str | int]) -> list[Any]:
-    """Return each id in every BSON type in which it may be stored: "42" finds 42 as well."""
+    """Return each id in every BSON type in which it may be stored: "42" also finds 42."""
     found: list[Any] = []
     for item in ids:
         found.append(item)
@@ -114,8 +114,8 @@ def _spellings(ids: Iterable[str | int]) -> list[Any]:
 
 
 def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> Query:
-    """Return the query for start <= timestamp < end, in the store's kind of timestamp."""
-    # An array with a time in it would match too, and no cursor could stand on it.
+    """Return the query for start <= timestamp < end, in the store's type of timestamp."""
+    # Without $not an array of times would match too, and a cursor cannot hold its sort value.
     bounds: Query = {"$lt": _stored_time(end, mapping), "$not": {"$type": "array"}}
     if start is not None:
         bounds["$gte"] = _stored_time(start, mapping)
@@ -123,12 +123,15 @@ def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> 
 
 
 def untimed(mapping: EventMapping) -> Query:
-    """Return the query for events whose timestamp is missing or of another type."""
+    """Return the query for events whose timestamp is missing or has another type."""
     return {"$nor": [of_type(mapping.field_timestamp, _BSON_TYPE[mapping.timestamp_type])]}
 
 
 def time_keys(end: datetime, mapping: EventMapping) -> list[Any]:
-    """Return the aggregation expressions whose two values `in_time` judges."""
+    """Return two aggregation expressions: the timestamp's type, and whether it is before ``end``.
+
+    `in_time` takes their values.
+    """
     value = f"${mapping.field_timestamp}"
     kind: Any = {"$type": value}
     if mapping.timestamp_type == "epoch_ms":
@@ -139,8 +142,8 @@ def time_keys(end: datetime, mapping: EventMapping) -> list[Any]:
 def in_time(kind: Any, is_before: Any, mapping: EventMapping) -> bool | None:
     """Return whether events with these `time_keys` match the `time_range` without a start.
 
-    None: they are `untimed`, or the path to their timestamp leads through an array, where queries
-    see more than expressions do.
+    None if the events are `untimed`, or if the path to their timestamp leads through an array:
+    queries look into arrays, expressions do not.
     """
     return bool(is_before) if kind in _EXPRESSION_TYPES[mapping.timestamp_type] else None
 
@@ -148,7 +151,7 @@ def in_time(kind: Any, is_before: Any, mapping: EventMapping) -> bool | None:
 def of_type(field: str, kind: str) -> Query:
     """Return the query for a field of one BSON type.
 
-    Arrays of that type do not match, nor does NaN: no range and no order includes it.
+    An array with elements of the type does not match. NaN does not match: no range contains NaN.
     """
     condition: Query = {"$type": kind, "$not": {"$type": "array"}}
     if kind == "number":
@@ -157,28 +160,29 @@ def of_type(field: str, kind: str) -> Query:
 
 
 def _stored_time(time: datetime, mapping: EventMapping) -> Any:
-    """Return a bound in the store's kind of timestamp."""
+    """Return a bound of a time range in the store's type of timestamp."""
     time = time.astimezone(UTC)
     if mapping.timestamp_type == "iso":
-        # A prefix sorts before all its continuations: "...00" before "...00Z" and "...00.5Z",
-        # "...00.5" before "...00.5Z" and "...00.500Z". Text has no other order: the stored times
-        # must all be UTC with equally many digits, and a bound have no more of them.
+        # The store compares text, and a text sorts before every longer text that begins with it:
+        # "...00" before "...00Z" and "...00.5Z", "...00.5" before "...00.500Z". So a bound has no
+        # timezone, and no zeros at the end of its fraction. All stored times must be UTC with the
+        # same number of digits, and a bound must not have more digits than they have.
         text = time.replace(tzinfo=None).isoformat()
         return text.rstrip("0") if "." in text else text
     if mapping.timestamp_type == "epoch_ms":
         return (time - EPOCH) / timedelta(milliseconds=1)
-    # BSON dates are whole milliseconds, and the driver would cut the bound down to the one before.
-    # The same dates lie before the exact bound and before the next whole millisecond.
+    # BSON dates are whole milliseconds, and the driver would round the bound down. Rounded up, the
+    # bound keeps its meaning: no BSON date lies between the exact bound and the next millisecond.
     past = time.microsecond % 1000
     return time + timedelta(microseconds=1000 - past) if past else time
 
 
 def after(cursor: str | None, sort: Sequence[str]) -> Query:
-    """Return the query for what comes after a cursor in an ascending order over ``sort``.
+    """Return the query for the events after a cursor, in the ascending order of ``sort``.
 
-    The first field gets a plain bound, so that an index on ``sort`` starts right there. ``_id``,
-    always the last, is compared by ``$expr``: a plain ``$gt`` compares within one BSON type only
-    and would skip events whose ``_id`` has another.
+    The first field gets a plain bound, so that an index on ``sort`` starts at the cursor. The last
+    field is always ``_id``. It is compared by ``$expr``: a plain ``$gt`` compares values of one
+    BSON type only, and would skip events whose ``_id`` has another type (docs/decisions.md, 12).
     """
     if cursor is None:
         return {}
@@ -186,11 +190,11 @@ def after(cursor: str | None, sort: Sequence[str]) -> Query:
     parts: list[Query] = []
     if len(sort) > 1 and values[0] is not None:
         parts.append({sort[0]: {"$gte": values[0]}})
-    done: list[Query] = []
+    up_to_cursor: list[Query] = []
     equal: Query = {}
     for field, value in zip(sort[:-1], values[:-1], strict=True):
         if equal:
-            done.append({**equal, field: {"$lt": value}})
+            up_to_cursor.append({**equal, field: {"$lt": value}})
         equal[field] = {"$eq": value}
-    done.append({**equal, "$expr": {"$lte": [f"${sort[-1]}", {"$literal": values[-1]}]}})
-    return all_of(*parts, {"$nor": done})
+    up_to_cursor.append({**equal, "$expr": {"$lte": [f"${sort[-1]}", {"$literal": values[-1]}]}})
+    return all_of(*parts, {"$nor": up_to_cursor})

@@ -35,8 +35,8 @@ class Readers:
         self._store = store
         self._partition = partition
         self._wake = wake
-        """Lets a shard that waits for a reader try again. Returns False if the shard does not
-        wait."""
+        """Lets a shard that waits for a reader try again. Returns False if no token of the shard is
+        delayed."""
         self._readers: dict[str, PageReader] = {}
         self._drafts: dict[str, tuple[ShardPlan, PageReader]] = {}
         """Readers opened for drafts. No slice has used them yet."""
@@ -48,9 +48,9 @@ class Readers:
     ) -> PageReader | None:
         """Return a reader for a shard that stands at ``cursor``.
 
-        None if every slot belongs to a shard that has not served a page yet. A query that is given
-        up before its first page has cost the store its work, and many shards would take turns
-        without ever reaching a first page.
+        None if every slot belongs to a shard that has not served a page yet. Such a shard keeps its
+        slot: if many shards took the slots from each other, the store would begin query after
+        query, and no shard would reach its first page.
         """
         draft, reader = self._drafts.pop(key, (shard, None))
         reader = self._readers.pop(key, reader)

@@ -17,7 +17,7 @@ MAX_INTERNAL_BYTES = 1_000_000
 """Bytes of a session or checkpoint as one record. With its headers and its batch, the record stays
 below the broker's default limit of 1,048,588 bytes."""
 MAX_TYPE_NAME = 249
-"""Characters of an event type in the counts by type. A topic's name has at most as many."""
+"""Characters of an event type in the counts by type. A topic's name has no more characters."""
 MAX_LISTED_OFFSETS = 5000
 """Partitions whose offsets a record lists."""
 OTHER = "(other)"
@@ -88,7 +88,7 @@ class ShardProgress(_Record):
     """Valid events for each destination topic."""
     offsets: Offsets = Field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
-    """The first MAX_LISTED_FAILURES."""
+    """The first failures, at most MAX_LISTED_FAILURES."""
     last_time: datetime | None = None
     """Time of the last event read. None if no event was read, or if that event has no time."""
     error: str | None = None
@@ -98,7 +98,7 @@ class ShardProgress(_Record):
 
 
 class ShardPlan(_Record):
-    """A part of a replay, with an order and a checkpoint of its own."""
+    """A part of a replay, with its own order and checkpoint."""
 
     match: dict[str, Any]
     """MongoDB filter of this part, as extended JSON. An event must match the replay's own filter

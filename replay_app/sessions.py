@@ -64,8 +64,8 @@ VERBS_OF_STATE: dict[State, tuple[Verb, ...]] = {
 VERBS_AT_THE_END: tuple[Verb, ...] = ("set-rate",)
 """The commands that change a running replay whose last event is published."""
 SHORT_LIST = 20
-"""Names in the counts by type and topic of a session that would be too large otherwise. The shards
-share this number."""
+"""Names in the counts by type, and by topic, of a session that would be too large for a record.
+All shards together have this number of names."""
 
 _Counted = TypeVar("_Counted", "Plan", "ShardProgress", "Receipt")
 
@@ -179,7 +179,7 @@ class Session(_Record):
         return VERBS_OF_STATE[self.state]
 
     def has_heard(self, report: Report) -> bool:
-        """Whether the session has taken this report, or a later one, into account."""
+        """Whether this report, or a later report of its shard, is part of the session."""
         if self.state in TERMINAL:
             return True
         if not isinstance(report.shard, int):

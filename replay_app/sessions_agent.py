@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 0.3
-"""Least time between two publications of a session of which only counters changed."""
+"""Least time between two publications of a session if only its counters changed."""
 WATCH_SECONDS = 1.0
 """Interval at which the watchdog looks at the sessions."""
 MAX_REASON = 2000
@@ -191,7 +191,7 @@ class SessionPartition:
             else:
                 self._table[replay_id.encode()] = value
         except Exception:
-            # The row is a cache. Faust would ack the record even if this raised.
+            # The row is a cache. Faust would ack the record even after an exception here.
             logger.exception(
                 "the row of replay %r cannot be written: is the disk of REPLAY_DATA_DIR full? "
                 "The replay goes on; the state that counts is on replay.status",
@@ -255,20 +255,22 @@ class SessionPartitions:
             # A client with another partitioner sent the command to a wrong partition.
             await self._context.outbox.send(requests, replay_id, value or b"")
             return
-        owned = self._own(partition)
         try:
-            await owned.apply(replay_id, lambda session, now: on_command(session, command, now))
+            await self._own(partition).apply(
+                replay_id, lambda session, now: on_command(session, command, now)
+            )
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)
             self._context.metrics.refused_commands.labels("conflict").inc()
-            await owned.reject(offset, replay_id, str(error), command.command)
+            # Perhaps another owner object: a rebalance may have come in between.
+            await self._own(partition).reject(offset, replay_id, str(error), command.command)
 
     async def _refuse_malformed(
         self, partition: int, offset: int, value: bytes | None, error: str
     ) -> None:
         self._context.metrics.refused_commands.labels("malformed").inc()
         topic = self._context.topics.requests.name
-        logger.error("%s %d:%d is no command: %s", topic, partition, offset, error)
+        logger.error("%s %d:%d is not a command: %s", topic, partition, offset, error)
         replay_id = usable_replay_id(value)
         if replay_id is not None:
             await self._own(partition).reject(offset, replay_id, error, None)
@@ -278,7 +280,7 @@ class SessionPartitions:
         report = decode_report(value)
         if report is None:
             topic = self._context.topics.progress.name
-            logger.error("%s %d:%d is no report and was passed over", topic, partition, offset)
+            logger.error("%s %d:%d is not a report and is ignored", topic, partition, offset)
             return
         if report.kind == "noop":
             return

@@ -31,7 +31,7 @@ REMOVED_SETTINGS = {
     "REPLAY_DELIVERY": "every replay is published exactly once; remove the variable"
 }
 INTERNAL: dict[str, Any] = {"internal": True}
-"""Marks a setting that only tests and benchmarks change. The tables of settings leave it out."""
+"""Marks a setting that only tests and benchmarks change. docs/settings.md does not list it."""
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
 
 
@@ -47,20 +47,23 @@ class Settings(BaseSettings):
         "localhost:9092", min_length=1, description="Bootstrap servers, comma-separated."
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="As aiokafka's security_protocol."
+        "PLAINTEXT", description="How to connect to Kafka (aiokafka's security_protocol)."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="As aiokafka's sasl_mechanism."
+        "PLAIN", description="How to log in to Kafka (aiokafka's sasl_mechanism)."
     )
     kafka_sasl_plain_username: str | None = Field(None, description="The SASL user.")
     kafka_sasl_plain_password: pydantic.SecretStr | None = Field(
         None, description="The SASL password."
     )
-    kafka_ssl_cafile: Path | None = Field(None, description="CA certificates to trust, PEM.")
-    kafka_ssl_certfile: Path | None = Field(None, description="Client certificate, PEM.")
-    kafka_ssl_keyfile: Path | None = Field(None, description="Client key, PEM.")
+    kafka_ssl_cafile: Path | None = Field(
+        None, description="PEM file of the CA certificates to trust."
+    )
+    kafka_ssl_certfile: Path | None = Field(None, description="PEM file of the client certificate.")
+    kafka_ssl_keyfile: Path | None = Field(None, description="PEM file of the client key.")
     target_kafka: str | None = Field(
-        None, description="Another cluster to publish to; the checkpoints live there too."
+        None,
+        description="Servers of another cluster to publish to; the checkpoints are there too.",
     )
 
     # The event store
@@ -71,107 +74,141 @@ class Settings(BaseSettings):
     mongo_collection: str = Field("events", min_length=1, description="Collection of the events.")
 
     # Names and topics
-    app_id: str = Field("replay", pattern=r"^[A-Za-z0-9._-]+$", description="Consumer group.")
-    topic_prefix: str = Field(
-        "replay.", pattern=r"^[A-Za-z0-9._-]*$", description="Prefix of all own topics."
+    app_id: str = Field(
+        "replay",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Consumer group, and prefix of the transactional ids.",
     )
-    partitions: int = Field(8, ge=1, le=1000, description="Partitions of each own topic.")
-    replication: int = Field(1, ge=1, description="Replication factor of each own topic.")
+    topic_prefix: str = Field(
+        "replay.", pattern=r"^[A-Za-z0-9._-]*$", description="Prefix of this program's topics."
+    )
+    partitions: int = Field(8, ge=1, le=1000, description="Partitions of each of these topics.")
+    replication: int = Field(1, ge=1, description="Replication factor of these topics.")
 
     # The mapping of documents to events
     field_id: str = Field("", description="Field of the event id; empty: event_id, else _id.")
-    field_timestamp: str = Field("timestamp", min_length=1, description="Field of the time.")
-    field_type: str = Field("event_type", min_length=1, description="Field of the type.")
+    field_timestamp: str = Field(
+        "timestamp", min_length=1, description="Field of the event's time."
+    )
+    field_type: str = Field("event_type", min_length=1, description="Field of the event type.")
     field_aggregate: str = Field(
-        "aggregate_id", min_length=1, description="Field of the aggregate."
+        "aggregate_id", min_length=1, description="Field of the aggregate id."
     )
     field_topic: str = Field("topic", min_length=1, description="Field of the original topic.")
-    field_key: str = Field("", description="Field of the record key; empty: aggregate, else id.")
-    field_value: str = Field("", description="Field passed through as value; empty: the document.")
+    field_key: str = Field(
+        "", description="Field of the record's key; empty: aggregate id, else event id."
+    )
+    field_value: str = Field(
+        "", description="Field that becomes the value unchanged; empty: the document becomes JSON."
+    )
     field_replayed: str = Field(
-        "headers.replay-id", description="Field whose presence marks a stored event as a replay."
+        "headers.replay-id",
+        description="A stored event with this field is itself a replayed event.",
     )
     timestamp_type: Literal["date", "iso", "epoch_ms"] = Field(
-        "date", description="How the store keeps times."
+        "date",
+        description="How the store keeps times: BSON date, ISO text, or milliseconds since 1970.",
     )
     exclude_fields: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("_id",), description="Comma-separated fields left out of the value."
+        ("_id",), description="Fields to leave out of the value, comma-separated."
     )
-    topics: dict[str, str] = Field(default_factory=dict, description="Type-to-topic map, JSON.")
+    topics: dict[str, str] = Field(
+        default_factory=dict, description="JSON object: topics by event type."
+    )
     topic_template: str = Field(
-        "{event_type}", min_length=1, description="Topic where nothing else gives one."
+        "{event_type}", min_length=1, description="Topic if no other rule gives one."
     )
     record_timestamp: Literal["append", "original"] = Field(
-        "append", description="Timestamp of replayed records: now, or the event's own."
+        "append",
+        description="Timestamp of replayed records: time of the replay, or time of the event.",
     )
 
     # The worker
-    worker_id: str = Field("", description="Stable worker name; empty: host name and port.")
+    worker_id: str = Field(
+        "", description="Worker's name, kept over restarts; empty: host name and port."
+    )
     encoder: Literal["auto", "native", "python"] = Field(
-        "auto", description="The page encoder; auto: the native one where it is installed."
+        "auto", description="The page encoder; auto: native if it is installed, else python."
     )
-    data_dir: Path = Field(Path("data"), description="RocksDB folder, one a worker.")
+    data_dir: Path = Field(Path("data"), description="Folder for RocksDB, not shared by workers.")
     web_host: str = Field(
-        "", description="Address to bind; empty: 0.0.0.0 with a token, else loopback."
+        "",
+        description="Address of the HTTP API; empty: 0.0.0.0 with a token, else 127.0.0.1.",
     )
-    web_port: int = Field(6066, ge=1, le=65535, description="Port of the HTTP API, one a worker.")
-    canonical_url: str = Field("", description="How other workers reach this one.")
+    web_port: int = Field(6066, ge=1, le=65535, description="Port of the HTTP API.")
+    canonical_url: str = Field("", description="URL at which other workers reach this worker.")
     api_token: pydantic.SecretStr | None = Field(
-        None, description="Bearer token of the HTTP API; without one it binds to loopback only."
+        None,
+        description="Bearer token of the HTTP API; without a token the API binds to loopback only.",
     )
-    public_reads: bool = Field(default=False, description="Let anybody read the HTTP API.")
+    public_reads: bool = Field(
+        default=False, description="Allow reads of the HTTP API without a token."
+    )
 
     # Speed and survival
     slice_events: int = Field(
         100_000,
         ge=1,
-        description="Events of one slice (one transaction).",
+        description="Most events of one slice (one transaction).",
         json_schema_extra=INTERNAL,
     )
-    slice_seconds: float = Field(2.0, gt=0, le=30, description="Longest slice.")
+    slice_seconds: float = Field(2.0, gt=0, le=30, description="Longest time of one slice.")
     slice_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Encoded bytes of one slice.", json_schema_extra=INTERNAL
+        64 << 20,
+        ge=1 << 20,
+        description="Most encoded bytes of one slice.",
+        json_schema_extra=INTERNAL,
     )
     page_events: int = Field(
-        5_000, ge=1, le=100_000, description="Events of one page.", json_schema_extra=INTERNAL
+        5_000, ge=1, le=100_000, description="Most events of one page.", json_schema_extra=INTERNAL
     )
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
-        "snappy", description="Codec of the published batches."
+        "snappy", description="Compression of the published batches."
     )
-    plan_seconds: float = Field(60.0, gt=0, description="Longest count before matched is unknown.")
-    stall_seconds: float = Field(30.0, gt=0, description="No progress for so long: stalled.")
-    retention_days: float = Field(30.0, gt=7, description="Ended sessions are forgotten after.")
-    session_timeout_seconds: float = Field(10.0, ge=1, description="Kafka session timeout.")
-    max_record_bytes: int = Field(MAX_RECORD_BYTES, ge=1024, description="Largest record.")
+    plan_seconds: float = Field(
+        60.0, gt=0, description="Longest time to count the matching events."
+    )
+    stall_seconds: float = Field(
+        30.0, gt=0, description="Time without progress until a replay is stalled."
+    )
+    retention_days: float = Field(
+        30.0, gt=7, description="Time until an ended session is forgotten."
+    )
+    session_timeout_seconds: float = Field(
+        10.0, ge=1, description="Time until Kafka gives up a silent worker."
+    )
+    max_record_bytes: int = Field(
+        MAX_RECORD_BYTES, ge=1024, description="Most bytes of a published record."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Log level."
+        "INFO", description="Least severe level that is logged."
     )
 
     @field_validator("exclude_fields", mode="before")
     @classmethod
-    def _split_commas(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("api_token", mode="before")
     @classmethod
-    def _empty_token_is_none(cls, value: object) -> object:
+    def _drop_empty_token(cls, value: object) -> object:
         # REPLAY_API_TOKEN= must not open the API to everybody who sends an empty token.
         return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("topics")
     @classmethod
-    def _are_topic_names(cls, topics: dict[str, str]) -> dict[str, str]:
+    def _require_topic_names(cls, topics: dict[str, str]) -> dict[str, str]:
         for event_type, topic in topics.items():
             if not TOPIC_NAME.match(topic):
-                msg = f"{topic!r}, for type {event_type!r}, is no topic name: {TOPIC_RULE}"
+                msg = f"{topic!r}, for type {event_type!r}, is not a topic name: {TOPIC_RULE}"
                 raise ValueError(msg)
         return topics
 
     @field_validator("topic_template")
     @classmethod
-    def _gives_topic_names(cls, template: str) -> str:
+    def _require_topic_template(cls, template: str) -> str:
         if not TOPIC_NAME.match(template.replace("{event_type}", "x")):
             msg = (
                 f"{template!r} gives no topic names: {{event_type}} is the only placeholder, "
@@ -181,7 +218,7 @@ class Settings(BaseSettings):
         return template
 
     @model_validator(mode="after")
-    def _loopback_without_a_token(self) -> Settings:
+    def _require_loopback_without_token(self) -> Settings:
         if self.api_token is None and self.web_host and not _is_loopback(self.web_host):
             msg = (
                 f"REPLAY_WEB_HOST={self.web_host} would let anybody start replays: set "
@@ -192,13 +229,13 @@ class Settings(BaseSettings):
 
     @cached_property
     def bind_host(self) -> str:
-        """The address to bind: without a token the API never leaves the machine."""
-        everywhere = "0.0.0.0"  # noqa: S104 - only where a token guards it
+        """The address that the HTTP API binds to. Without a token only this machine reaches it."""
+        everywhere = "0.0.0.0"  # noqa: S104 - only with a token
         return self.web_host or ("127.0.0.1" if self.api_token is None else everywhere)
 
     @cached_property
     def worker_name(self) -> str:
-        """The stable name of this worker, its static group membership."""
+        """The name of this worker, which stays the same over restarts."""
         return self.worker_id or f"{socket.gethostname()}-{self.web_port}"
 
     @cached_property
@@ -225,7 +262,14 @@ class Settings(BaseSettings):
         )
 
     def kafka_security(self) -> dict[str, Any]:
-        """Return the connection options that every aiokafka client takes."""
+        """Return the connection options that every aiokafka client takes.
+
+        Raises
+        ------
+        InvalidSettings
+            When SASL has no user or no password, or a TLS file cannot be used.
+
+        """
         options: dict[str, Any] = {"security_protocol": self.kafka_security_protocol}
         if "SSL" in self.kafka_security_protocol:
             options["ssl_context"] = self.ssl_context()
@@ -242,7 +286,14 @@ class Settings(BaseSettings):
         return options
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return the TLS context of the ``REPLAY_KAFKA_SSL_*`` files."""
+        """Return the TLS context of the ``REPLAY_KAFKA_SSL_*`` files.
+
+        Raises
+        ------
+        InvalidSettings
+            When a file is missing or malformed.
+
+        """
         files = {
             name: path
             for name, path in (
@@ -262,12 +313,12 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings.
+    """Read the settings: ``overrides`` first, then the environment, then the ``.env`` file.
 
     Raises
     ------
     InvalidSettings
-        With one line for each wrong variable.
+        When a variable is wrong. The message names each wrong variable.
 
     """
     _refuse_removed()
@@ -275,7 +326,7 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except pydantic.ValidationError as error:
         raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
-    except SettingsError as error:  # a value that should be JSON and is none
+    except SettingsError as error:  # a value is not JSON, but should be
         named = re.search(r'field "(\w+)"', str(error))
         variable = f"REPLAY_{named[1].upper()}" if named else "a REPLAY_ variable"
         msg = f'{variable}: not JSON; write an object such as {{"order_placed": "orders"}}'
@@ -283,7 +334,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _refuse_removed() -> None:
-    """Refuse settings of former versions: to ignore one would change what the operator expects."""
+    """Refuse settings of former versions: an ignored setting would surprise its operator."""
     given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     for variable, remedy in REMOVED_SETTINGS.items():
         if variable.lower() in given:
@@ -291,7 +342,7 @@ def _refuse_removed() -> None:
 
 
 def _sentence(error: Any) -> str:
-    """Say one validation error in words, never with the value, which may be a secret."""
+    """Return one validation error in words, without the value: the value may be a secret."""
     what = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     if not error["loc"]:
         return what
@@ -328,7 +379,7 @@ def settings_rows() -> list[tuple[str, str, str]]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Return a setting's value as the environment would have it, without secrets."""
+    """Return a setting's value in the form of the environment, with secrets masked."""
     if isinstance(value, pydantic.SecretStr):
         return masked_uri(value.get_secret_value()) if name == "mongo" else "***"
     if value is None:
@@ -341,6 +392,6 @@ def _text(name: str, value: Any) -> str:
 
 
 def masked_uri(uri: str) -> str:
-    """Return a MongoDB URI with each password replaced by ***, also among the URI's options."""
+    """Return a MongoDB URI with *** for each password, also in the URI's options."""
     uri = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
     return re.sub(r"(?i)(password|authMechanismProperties)=[^&]*", r"\1=***", uri)

@@ -102,6 +102,8 @@ def start_body(options: Namespace) -> dict[str, Any]:
 
     """
     body = {"command": "start", **({} if options.file is None else _read_file(options.file))}
+    if not getattr(options, "body.requested_by", None):
+        vars(options).pop("body.requested_by", None)  # an empty name, such as an unset $USER
     body.setdefault("requested_by", user_name())
     parts = {"body": body, "filter": body.get("filter", {}), "target": body.get("target", {})}
     for name, part in parts.items():

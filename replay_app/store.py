@@ -1,4 +1,4 @@
-"""The event store: the only user of motor."""
+"""The event store in MongoDB. Only this module imports motor."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
 
 SERVER_SELECTION_MS = 5_000
-PAGES_AHEAD = 1
-"""Read while the current page is being sent; a page has at most 16 MiB."""
-_TRANSIENT = (ConnectionFailure, CursorNotFound, NotPrimaryError)
+"""How long the driver looks for a server before a call fails."""
+_TRANSIENT_ERRORS = (ConnectionFailure, CursorNotFound, NotPrimaryError)
 _TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
-"""Of a cluster in motion: host unreachable or not found, network timeout, no suitable member, query
-plan or cursor killed, socket exception."""
+"""Errors of a cluster that changes its members: host unreachable, host not found, network timeout,
+no suitable member, query plan killed, cursor killed, socket exception."""
 
 
 class TimeLimitExceeded(Unavailable):
-    """The store answers, but not within the time that a query was given."""
+    """The store answers, but needs more time for a query than the caller allows."""
 
 
 class EventStore:
-    """One collection of events."""
+    """One collection of events.
+
+    Every method raises `Unavailable` when the store does not answer, and `ReplayFailed` when the
+    store refuses.
+    """
 
     def __init__(self, settings: Settings) -> None:
         try:
@@ -58,7 +61,7 @@ class EventStore:
                 uuidRepresentation="standard",
             )
         except (InvalidURI, ConfigurationError, ValueError) as error:
-            msg = f"REPLAY_MONGO is no usable MongoDB URI: {error}"
+            msg = f"REPLAY_MONGO is not a usable MongoDB URI: {error}"
             raise InvalidSettings(msg) from error
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
@@ -69,7 +72,7 @@ class EventStore:
         self._client.close()
 
     async def clock(self) -> datetime:
-        """Return the server's time."""
+        """Return the server's time, in UTC."""
         with self._errors():
             reply = await self._client.admin.command("hello")
         local: datetime = reply["localTime"]
@@ -81,7 +84,7 @@ class EventStore:
         Raises
         ------
         ReplayFailed
-            When it does not: an unknown name must not pass for an empty history.
+            When the collection does not exist: a wrong name must not look like an empty history.
 
         """
         with self._errors():
@@ -98,12 +101,14 @@ class EventStore:
     async def count_groups(
         self, query: Query, keys: Sequence[Any], seconds: float
     ) -> dict[tuple[Any, ...], int]:
-        """Count the matching events by the values of ``keys``, aggregation expressions.
+        """Return the number of matching events for each combination of the values of ``keys``.
+
+        ``keys`` are aggregation expressions.
 
         Raises
         ------
         TimeLimitExceeded
-            When it takes longer than ``seconds``.
+            When counting takes longer than ``seconds``.
 
         """
         names = {f"k{number}": key for number, key in enumerate(keys)}
@@ -123,7 +128,14 @@ class EventStore:
             return await self._collection.find_one(query, projection=["_id"]) is not None
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
-        """Return the field's values in a random sample of the matching events, in BSON's order."""
+        """Return the field's values in a random sample of the matching events, in BSON's order.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When sampling takes longer than ``seconds``.
+
+        """
         pipeline: list[dict[str, Any]] = [
             # As the first stage, $sample reads no more than it returns.
             *([{"$match": query}] if query else []),
@@ -138,7 +150,7 @@ class EventStore:
         return [row.get("value") for row in rows]
 
     async def has_index(self, fields: Sequence[str]) -> bool:
-        """Return whether there is an ascending index on exactly these fields, over all events."""
+        """Return whether an ascending index on exactly these fields covers all events."""
         with self._errors():
             indexes = await self._collection.index_information()
         return any(
@@ -148,7 +160,7 @@ class EventStore:
         )
 
     async def plan_stages(self, query: Query, sort: Sequence[str]) -> set[str]:
-        """Return the names of the stages with which the server would run a query."""
+        """Return the names of the stages in the server's plan for a query."""
         command = {
             "find": self._collection.name,
             "filter": query,
@@ -166,7 +178,10 @@ class EventStore:
     async def pages(
         self, query: Query, sort: Sequence[str], events: int
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the matching events in order, as pages of concatenated raw BSON documents."""
+        """Yield the matching events in order, as pages of concatenated raw BSON documents.
+
+        A page has at most ``events`` documents, and at most 16 MiB.
+        """
         with self._errors():
             find = PageCursor(
                 self._collection.delegate,
@@ -186,10 +201,10 @@ class EventStore:
 
     @contextlib.contextmanager
     def _errors(self) -> Any:
-        """Turn the driver's errors into this program's."""
+        """Turn the driver's errors into errors of this program."""
         try:
             yield
-        except _TRANSIENT as error:
+        except _TRANSIENT_ERRORS as error:
             msg = f"the event store {self.name!r} does not answer: {_first_line(error)}"
             raise Unavailable(msg) from error
         except ExecutionTimeout as error:
@@ -230,10 +245,11 @@ def _collect_stages(plan: Any, stages: set[str]) -> None:
 
 
 class PageReader:
-    """The pages of one shard, read one ahead of their use, kept open between slices.
+    """Reads the pages of one shard, one page ahead, and stays open between slices.
 
-    ``position`` is the cursor up to which its pages were consumed. A slice may use an open reader
-    only if the checkpoint's cursor equals it: the checkpoint alone decides where to go on.
+    ``position`` is the cursor up to which slices have consumed the pages. A slice may use an open
+    reader only if ``position`` equals the checkpoint's cursor: the checkpoint alone decides where
+    a slice begins.
     """
 
     def __init__(
@@ -248,11 +264,16 @@ class PageReader:
         self.page_events = page_events
         """The most documents of a page."""
         self.has_served = False
-        """Whether it has given a page."""
+        """Whether `next` has returned a page."""
         self._rest = b""
+        """What `put_back` gave back."""
         self._next: bytes | Exception | None = None
-        self._there = asyncio.Event()
-        self._taken = asyncio.Event()
+        """The page that was read ahead, or the error that ended reading. None after the last page,
+        and while ``_arrival`` is not set."""
+        self._arrival = asyncio.Event()
+        """Set while `next` can answer."""
+        self._demand = asyncio.Event()
+        """Set when `next` takes a page: the page after may be read."""
         self._task = asyncio.create_task(self._fill(store.pages(query, sort, page_events)))
 
     async def _fill(self, pages: AsyncGenerator[bytes, None]) -> None:
@@ -260,49 +281,49 @@ class PageReader:
             async with contextlib.aclosing(pages):
                 async for page in pages:
                     self._offer(page)
-                    await self._taken.wait()
+                    await self._demand.wait()
             self._offer(None)
-        except Exception as error:  # noqa: BLE001 - `next` raises it; else it would wait for ever
+        except Exception as error:  # noqa: BLE001 - `next` raises the error; else `next` would wait for ever
             self._offer(error)
 
     def _offer(self, found: bytes | Exception | None) -> None:
         self._next = found
-        self._taken.clear()
-        self._there.set()
+        self._demand.clear()
+        self._arrival.set()
 
     async def ready(self) -> None:
-        """Wait until `next` answers at once."""
+        """Wait until `next` can answer at once."""
         if not self._rest:
-            await self._there.wait()
+            await self._arrival.wait()
 
     async def next(self, seconds: float) -> bytes | None:
-        """Return the next page, None at the end.
+        """Return the next page; None after the last page.
 
         Raises
         ------
         TimeoutError
-            When it is not there in time; ask again later.
+            When no page comes within ``seconds``. The caller may ask again.
         ReplayError
-            When reading failed; the reader is of no more use.
+            When reading failed. The caller must close the reader.
 
         """
         if self._rest:
             page, self._rest = self._rest, b""
             return page
         async with asyncio.timeout(seconds):
-            await self._there.wait()
+            await self._arrival.wait()
         found = self._next
         if isinstance(found, Exception):
             raise found
         if found is not None:
             self.has_served = True
             self._next = None
-            self._there.clear()
-            self._taken.set()
+            self._arrival.clear()
+            self._demand.set()
         return found
 
     def put_back(self, rest: bytes) -> None:
-        """Give back the unread rest of the last page."""
+        """Give back the unread rest of the last page: `next` returns the rest first."""
         self._rest = rest
 
     async def close(self) -> None:

@@ -29,13 +29,14 @@ logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "replay_app", "worker", "--end-with-parent")
 """Starts a worker that ends with the process that holds the pipe to its standard input."""
 RESTART_SECONDS = 0.5
-"""The wait before a restart; it doubles as long as the process dies within `SETTLED_SECONDS`."""
+"""The wait before a restart. It doubles while the process dies within `SETTLED_SECONDS`."""
 MAX_RESTART_SECONDS = 10.0
 SETTLED_SECONDS = 60.0
-"""A process that has lived this long has started well: its end has a new cause."""
+"""A process that has lived this long has started well, and its end has another cause."""
 WORKER_STOP_SECONDS = 30.0
 """How long a worker may take to end its slices and leave the group."""
 WRONG_SETTINGS = 2
+"""The exit code of a worker whose settings are wrong."""
 MAX_PORT = 65_535
 
 
@@ -80,7 +81,7 @@ def worker_places(settings: Settings, processes: int) -> list[WorkerPlace]:
     Raises
     ------
     InvalidSettings
-        There are not enough ports above the first, or ``REPLAY_CANONICAL_URL`` has no port.
+        When too few ports follow ``REPLAY_WEB_PORT``, or ``REPLAY_CANONICAL_URL`` has no port.
 
     """
     if settings.web_port + processes - 1 > MAX_PORT:
@@ -121,7 +122,7 @@ def run_workers(settings: Settings, processes: int) -> int:
     Raises
     ------
     ReplayError
-        A worker cannot start; its own message is on standard error. All workers have ended.
+        When a worker cannot start. Its message is on standard error, and all workers have ended.
 
     """
     configure_logging(settings.log_level)
@@ -208,15 +209,15 @@ async def _end(process: Process, place: WorkerPlace) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on, die when standard input ends, a pipe that the starting process holds.
+    """Kill this process when its standard input ends: a pipe that the starting process holds.
 
-    The system closes the pipe however that process ends, also after kill -9.
+    The system closes the pipe when the starting process ends, even by kill -9.
     """
 
     def watch() -> None:
         while os.read(0, 1024):
             pass
-        # A worker survives kill -9 at any time, and nothing can delay kill -9.
+        # Nothing can delay kill -9, and no work is lost by it.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

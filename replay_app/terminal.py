@@ -18,7 +18,8 @@ from replay_app.client import ENDED, SessionJson
 
 LINE_SECONDS = 1.0  # between two plain lines if only the counters have changed
 PIPED_COLUMNS = 200
-LISTED_FAILURES = 10
+"""The width of a table that is not printed to a terminal."""
+MAX_SHOWN_FAILURES = 10
 _CONTROL_CHARACTERS = {
     code: "\N{REPLACEMENT CHARACTER}"
     for code in (*range(32), *range(127, 160))
@@ -27,13 +28,13 @@ _CONTROL_CHARACTERS = {
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print text without its control characters: a stranger may have named the replay."""
-    # A new console each time, as standard output may have changed.
+    """Print text. Control characters are replaced: any client may have named the replay."""
+    # A new console each time: standard output may have changed.
     Console(stderr=error, highlight=False).print(Text(_clean(text)), soft_wrap=True)
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON to standard output, at once."""
+    """Print JSON to standard output, and flush."""
     print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)  # noqa: T201 - the output
 
 
@@ -42,30 +43,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_COLUMNS
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(_clean(str(cell))) for cell in row))
-    console.print(shown)
+        grid.add_row(*(Text(_clean(str(cell))) for cell in row))
+    console.print(grid)
 
 
 def show_progress(sessions: Iterable[SessionJson], *, as_json: bool = False) -> SessionJson:
-    """Show a replay's progress until the sessions end; return the last session.
+    """Show a replay's progress until ``sessions`` ends; return the last session.
 
-    In a terminal the progress is a bar, otherwise a line for each change. With ``as_json``, each
-    changed session is a line of JSON.
+    With ``as_json`` each changed session is a line of JSON. Otherwise a terminal shows a bar, and a
+    file or pipe gets a line of text for each change.
     """
     if as_json:
-        shown = _as_json_lines(sessions)
+        sessions = _print_json_lines(sessions)
     elif sys.stdout.isatty():
-        shown = _as_bar(sessions)
+        sessions = _draw_bar(sessions)
     else:
-        shown = _as_lines(sessions)
-    return deque(shown, maxlen=1).pop()
+        sessions = _print_lines(sessions)
+    return deque(sessions, maxlen=1).pop()
 
 
-def _as_json_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+def _print_json_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
     last = None
     for session in sessions:
         if session != last:
@@ -74,7 +75,7 @@ def _as_json_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
         yield session
 
 
-def _as_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+def _print_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
     shown, shown_at = None, 0.0
     for session in sessions:
         line = progress_line(session)
@@ -86,7 +87,7 @@ def _as_lines(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
         yield session
 
 
-def _as_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
+def _draw_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -126,7 +127,7 @@ def _amounts(session: SessionJson) -> Iterator[str]:
 
 
 def amount(session: SessionJson) -> str:
-    """Return how many of the matching events have been read."""
+    """Return how many of the matching events were read, such as "5 of 10 events (50 %)"."""
     read, matched, percent = session["counters"]["read"], session["matched"], session["percent"]
     if matched is None:
         return f"{read:,} events"
@@ -135,7 +136,7 @@ def amount(session: SessionJson) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in at most two units."""
+    """Return a duration in at most two units, such as "1 h 5 min"."""
     whole = round(seconds)
     for size, unit, smaller_size, smaller in (
         (86400, "d", 3600, "h"),
@@ -149,7 +150,7 @@ def duration(seconds: float) -> str:
 
 
 def account(session: SessionJson) -> str:
-    """Return everything about a replay."""
+    """Return everything about a replay, as lines of text."""
     start = session["start"]
     parts = [
         progress_line(session),
@@ -163,10 +164,10 @@ def account(session: SessionJson) -> str:
             ("attempt", session["attempt"]),
             ("ordering", start["ordering"] + (" (dry run)" if start["dry_run"] else "")),
             ("rate", f"{session['rate']:g} events/s" if session["rate"] else "unlimited"),
-            ("filter", _chosen(start["filter"]) or "every event"),
-            ("target", _chosen(start["target"]) or "each event's original topic"),
+            ("filter", _conditions(start["filter"]) or "every event"),
+            ("target", _conditions(start["target"]) or "each event's original topic"),
             ("after", ", ".join(start["after"])),
-            ("verbs now", ", ".join(session["verbs"])),
+            ("verbs now", ", ".join(session.get("verbs", ()))),
             ("counters", _counts(session["counters"])),
         ),
     ]
@@ -194,13 +195,13 @@ def account(session: SessionJson) -> str:
         parts += ["", "Warnings", *(f"  {warning}" for warning in session["warnings"])]
     failures = [f for shard in session["shards"] for f in shard["progress"]["failures"]]
     if failures:
-        shown = [f"  {f['event_id']}: {f['reason']}" for f in failures[:LISTED_FAILURES]]
+        shown = [f"  {f['event_id']}: {f['reason']}" for f in failures[:MAX_SHOWN_FAILURES]]
         parts += ["", f"Failures, the first {len(shown)}", *shown]
     return "\n".join(parts)
 
 
 def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> str:
-    """Return what a replay would do."""
+    """Return what a replay would do, as lines of text."""
     matched = plan["matched"]
     parts = _facts(
         ("matched", "unknown" if matched is None else f"{matched:,} events"),
@@ -222,7 +223,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _chosen(conditions: dict[str, Any]) -> str:
+def _conditions(conditions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(v)}" for name, v in conditions.items() if v)
 
 

@@ -15,10 +15,9 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
-from aiokafka.partitioner import murmur2
 
 from replay_app.exceptions import InvalidSettings, Unavailable
-from replay_app.internals import request_types
+from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,18 +35,17 @@ _COMPACTED = {
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(_DAY_MS),
 }
-# In segments of a day: Kafka deletes whole segments only, and no command may outlive its session.
-_KEPT_A_WEEK = {
+# Kafka deletes whole segments only. With segments of a day, six days of retention keep a record for
+# a week at most: no command may outlive its session.
+_DELETE_AFTER_A_WEEK = {
     "cleanup.policy": "delete",
     "retention.ms": str(6 * _DAY_MS),
     "segment.ms": str(_DAY_MS),
 }
 TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
-"""By API key (Kafka's protocol guide): the requests without which there are no transactions."""
+"""The requests that transactions need, by API key (Kafka's protocol guide)."""
 NOOP = b'{"kind":"noop"}'
 """The record that primes a new partition. The agents ignore it."""
-_HASHES: dict[bytes, int] = {}
-MAX_HASHES = 100_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Topic:
     name: str
     partitions: int
     config: dict[str, str] = field(default_factory=dict)
+    """Kafka's topic configuration."""
     on_target: bool = False
     """Whether the topic is on the cluster that receives the replayed records."""
     subscribed: bool = False
@@ -88,11 +87,11 @@ class Topics:
         """Return the topics of an installation with these settings."""
         prefix, count = settings.topic_prefix, settings.partitions
         return cls(
-            # Kept for less time than sessions: a command that is read again, after the group's
-            # offsets have expired, always finds the session that it started.
-            requests=Topic(f"{prefix}requests", count, _KEPT_A_WEEK, subscribed=True),
-            work=Topic(f"{prefix}work", count, _KEPT_A_WEEK, subscribed=True),
-            progress=Topic(f"{prefix}progress", count, _KEPT_A_WEEK, subscribed=True),
+            # Kafka keeps commands for a shorter time than sessions. If the group's offsets expire
+            # and a command is read again, its session still exists, and nothing starts twice.
+            requests=Topic(f"{prefix}requests", count, _DELETE_AFTER_A_WEEK, subscribed=True),
+            work=Topic(f"{prefix}work", count, _DELETE_AFTER_A_WEEK, subscribed=True),
+            progress=Topic(f"{prefix}progress", count, _DELETE_AFTER_A_WEEK, subscribed=True),
             status=Topic(f"{prefix}status", count, _COMPACTED),
             checkpoints=Topic(f"{prefix}checkpoints", count, _COMPACTED, on_target=True),
             dead_letters=Topic(
@@ -112,18 +111,6 @@ class Topics:
             self.dead_letters,
             self.table_changelog,
         )
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner (Java's, murmur2) gives to a key."""
-    # aiokafka's murmur2 is written in Python, and keys repeat: keep the hashes.
-    found = _HASHES.get(key)
-    if found is None:
-        found = int(murmur2(key) & 0x7FFFFFFF)
-        if len(_HASHES) >= MAX_HASHES:
-            _HASHES.clear()
-        _HASHES[key] = found
-    return found % partitions
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
@@ -150,7 +137,7 @@ async def ensure_topics(settings: Settings) -> list[str]:
 async def partition_counts(
     settings: Settings, bootstrap: str, names: Iterable[str] | None = None
 ) -> dict[str, int]:
-    """Return the partition counts of the named topics that exist; of all topics if None.
+    """Return the partition counts of the named topics that exist; of all topics without names.
 
     Raises
     ------
@@ -164,27 +151,30 @@ async def partition_counts(
         wanted = existing if names is None else existing & set(names)
         described = await admin.describe_topics(sorted(wanted)) if wanted else []
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await admin.close()
     return {t["topic"]: len(t["partitions"]) for t in described if not t["error_code"]}
 
 
 async def _require_transactions(settings: Settings, bootstrap: str) -> None:
+    # Imported here: internals.py imports PyMongo, and most commands do not need PyMongo.
+    from replay_app.internals import request_types  # noqa: PLC0415
+
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
         await client.bootstrap()
         missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await client.close()
     if missing:
         named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
         msg = (
-            f"Kafka at {bootstrap} (REPLAY_KAFKA) has no transactions, and a replay publishes in "
-            f"transactions only: the broker does not answer {named}. Use Apache Kafka 0.11 or "
-            "later, or another broker with transactions"
+            f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) has no transactions, and a "
+            f"replay publishes in transactions only: the broker does not answer {named}. Use "
+            "Apache Kafka 0.11 or later, or another broker with transactions"
         )
         raise InvalidSettings(msg)
 
@@ -217,14 +207,14 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
             ]
         )
     except KafkaError as error:
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     finally:
         await admin.close()
     created: list[str] = []
     for name, code, message in (entry[:3] for entry in response.topic_errors):
         if not code:
             created.append(name)
-        # Two workers that start together both try: the loser finds it created.
+        # When two workers start at once, both try: the second one finds the topic created.
         elif for_code(code) is not TopicAlreadyExistsError:
             msg = f"topic {name!r} cannot be created: {message or for_code(code).__name__}"
             raise InvalidSettings(msg)
@@ -236,10 +226,10 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
 async def _prime(settings: Settings, topics: list[Topic]) -> None:
     """Give the group a committed offset above 0 on every partition, before any member joins.
 
-    aiokafka seeks to offsets above 0 only, and Faust relies on that seek after it has discarded
-    what it fetched during a rebalance: a record at offset 0 without a commit can be skipped for
-    ever (docs/decisions.md, 10). So offset 0 gets a no-op. If a command stands there already, all
-    records of the partition are copied to its end, and the agents read the copies.
+    After a rebalance Faust discards the records that it has fetched, and seeks back. aiokafka seeks
+    to offsets above 0 only, so a record at offset 0 could be skipped for ever if no offset is
+    committed (docs/decisions.md, 10). So `NOOP` is the record at offset 0. If a command has offset
+    0 already, all records of the partition are copied to its end, and the agents read the copies.
     """
     connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
@@ -255,7 +245,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
         commits: dict[TopicPartition, int] = {}
         for tp in unprimed:
             if beginnings[tp] > 0:
-                continue  # the reset to the earliest offset is a seek above 0
+                continue  # the earliest offset is above 0: aiokafka seeks to it
             end = ends[tp]
             if end == 0:
                 # A client may have sent a command meanwhile: the no-op may not be the first record.
@@ -269,12 +259,13 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
             try:
                 await consumer.commit(commits)
             except CommitFailedError:
-                # Another worker, started at the same time, has primed them and joined the group.
+                # Another worker, started at the same time, may have primed the partitions and
+                # joined the group.
                 if not all([await consumer.committed(tp) for tp in commits]):
                     raise
             logger.info("primed %d partitions", len(commits))
     except KafkaError as error:
-        raise _unavailable(settings.kafka, error) from error
+        raise _unavailable(settings, settings.kafka, error) from error
     finally:
         await producer.stop()
         await consumer.stop()
@@ -299,10 +290,15 @@ async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
         await admin.start()
     except KafkaError as error:
         await admin.close()
-        raise _unavailable(bootstrap, error) from error
+        raise _unavailable(settings, bootstrap, error) from error
     return admin
 
 
-def _unavailable(bootstrap: str, error: Any) -> Unavailable:
+def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:
     what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
-    return Unavailable(f"Kafka at {bootstrap} (REPLAY_KAFKA) {what}: {error}")
+    return Unavailable(f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) {what}: {error}")
+
+
+def _variable(settings: Settings, bootstrap: str) -> str:
+    """Return the name of the setting that names a cluster."""
+    return "REPLAY_KAFKA" if bootstrap == settings.kafka else "REPLAY_TARGET_KAFKA"

@@ -198,7 +198,7 @@ def on_report(session: Session | None, report: Report, now: datetime) -> Step:
 
 
 def _on_plan(session: Session, report: Report, now: datetime) -> Step:
-    session = _update(session, now, state="planning", reason=report.reason)
+    session = _advance(session, now, state="planning", reason=report.reason)
     if report.state == "failed":
         return Step(_fail(session, now, report.error))
     plan = report.plan
@@ -219,7 +219,7 @@ def _on_plan(session: Session, report: Report, now: datetime) -> Step:
 
 
 def _on_gate(session: Session, report: Report, now: datetime) -> Step:
-    session = _update(session, now, reason=report.reason)
+    session = _advance(session, now, reason=report.reason)
     if report.state == "failed":
         return Step(_fail(session, now, report.error))
     return _settle(_run(session, now), now) if report.state == "done" else Step(session)
@@ -235,7 +235,7 @@ def _on_late_gate(session: Session, now: datetime) -> Step:
 
 
 def _run(session: Session, now: datetime) -> Step:
-    session = _update(session, now, state="running", reason=None)
+    session = _advance(session, now, state="running", reason=None)
     if session.started_at is None:
         session = session.model_copy(update={"started_at": now})
     return Step(session, _first_tokens(session))
@@ -290,10 +290,10 @@ def _trim(progress: ShardProgress, shards: int) -> ShardProgress:
 
 def _on_finish(session: Session, report: Report, now: datetime) -> Step:
     if report.state == "live":
-        return Step(_update(session, now, reason=report.reason))
+        return Step(_advance(session, now, reason=report.reason))
     if report.state == "failed" and session.state != "cancelling":
         return Step(_fail(session, now, report.error))
-    if report.state == "failed":  # the cancelled replay publishes nothing more all the same
+    if report.state == "failed":  # a cancelled replay publishes nothing more in any case
         warning = f"the cancellation could not be announced: {report.error}"
         session = session.model_copy(update={"warnings": (*session.warnings, warning)})
     warnings = (*session.warnings, *report.warnings)
@@ -301,24 +301,24 @@ def _on_finish(session: Session, report: Report, now: datetime) -> Step:
 
 
 def _settle(step: Step, now: datetime) -> Step:
-    """Return the step that follows once every shard has answered; else the step itself."""
+    """Return the step that follows if every shard has answered; otherwise ``step``."""
     session = step.session
     if session is None or session.finishing:
         return step
     done = all(shard.progress.state == "done" for shard in session.shards)
     if session.state in {"running", "pausing"} and done:
         # A pause that comes after the last event has nothing left to stop.
-        session = _update(session, now, state="running", finishing=True, reason=None)
+        session = _advance(session, now, state="running", finishing=True, reason=None)
         return Step(session, _first_tokens(session))
     if session.state not in {"pausing", "cancelling"} or any(
         _must_answer(session, shard) for shard in session.shards
     ):
         return step
     if session.state == "pausing":
-        return Step(_update(session, now, state="paused", reason=None))
+        return Step(_advance(session, now, state="paused", reason=None))
     if session.start.control_records and session.plan is not None:
         # The begin records may be written, even if the session has not heard of them.
-        session = _update(session, now, finishing=True)
+        session = _advance(session, now, finishing=True)
         return Step(session, _first_tokens(session))
     return Step(_end(session, now))
 
@@ -387,7 +387,7 @@ def _last_heard(session: Session) -> datetime:
 # Sessions
 
 
-def _update(session: Session, now: datetime, **update: Any) -> Session:
+def _advance(session: Session, now: datetime, **update: Any) -> Session:
     """Return the session with new fields, and with the times of a change of state."""
     times: dict[str, Any] = {
         "updated_at": now,
@@ -411,7 +411,7 @@ def _hear_shards(session: Session, now: datetime) -> tuple[Shard, ...]:
 
 def _raise_epoch(session: Session, now: datetime, state: State, **update: Any) -> Session:
     """Return the session in a new state and epoch, in which every shard must answer again."""
-    return _update(session, now, state=state, epoch=session.epoch + 1, reason=None, **update)
+    return _advance(session, now, state=state, epoch=session.epoch + 1, reason=None, **update)
 
 
 def _average_speed(session: Session, shard: Shard, read: int, now: datetime) -> float:
@@ -429,7 +429,7 @@ def _average_speed(session: Session, shard: Shard, read: int, now: datetime) -> 
 
 
 def _fail(session: Session, now: datetime, error: str | None) -> Session:
-    return _update(
+    return _advance(
         session,
         now,
         state="failed",
@@ -448,7 +448,7 @@ def _end(session: Session, now: datetime) -> Session:
         state = "completed_with_errors"
     else:
         state = "completed"
-    return _update(
+    return _advance(
         session,
         now,
         state=state,

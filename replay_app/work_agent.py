@@ -8,8 +8,8 @@ checkpoint in one transaction. The steps of a slice:
 4. write the checkpoint; 5. commit; 6. send the report and await its ack; 7. send the continuation
 and await its ack; 8. let the Faust event end, which acks the token.
 
-A crash before step 5 leaves nothing behind. After a crash behind step 5, the redelivered token, or
-the worker that opens the partition next, does steps 6 and 7 again.
+A crash before step 5 leaves nothing behind. After a later crash, steps 6 and 7 are done again: by
+the redelivered token, or by the worker that opens the partition next.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class WorkPartition:
                 await asyncio.sleep(BACKOFF_SECONDS[2])
             else:
                 break
-        # Each partition once: every call asks the broker.
+        # A set, because every call asks the broker.
         status = self.context.topics.status
         partitions = {status.partition(one.token.replay_id) for one in self.checkpoints.values()}
         await asyncio.gather(*map(self.context.board.caught_up, partitions))
@@ -154,10 +154,10 @@ class WorkPartition:
     async def close(self) -> None:
         """Stop everything. Uncommitted work is discarded."""
         plans = [planning.task for planning in self._plans.values()]
-        tasks = [task for task in (self._opening, *plans) if task]
+        tasks = [task for task in (self._opening, *self.delays.tasks(), *plans) if task]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(self.delays.close(), *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.readers.close()
         await self.producer.discard()
 
@@ -260,7 +260,7 @@ class WorkPartition:
                 return await self._emit(session, token, origin, old)
 
     async def _abandon(self, key: str) -> None:
-        """Drop what a failed slice has begun."""
+        """Undo the work of a failed slice: close the reader, abort the transaction."""
         await self.readers.drop(key)
         if self.producer.in_transaction:
             await self.producer.abort()
@@ -450,7 +450,7 @@ class WorkPartitions:
         """Do what one record of ``replay.work`` asks for. The record may be acked afterwards."""
         token = decode_token(value)
         if token is None:
-            logger.error("replay.work %d:%d is no token and was passed over", partition, offset)
+            logger.error("replay.work %d:%d is not a token and is ignored", partition, offset)
             return
         if token.kind == "noop":
             return

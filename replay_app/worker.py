@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 MMAP_THRESHOLD = 16 << 20
 """Bytes. A larger buffer is mapped, and unmapped when it is freed. A page is smaller."""
 TRIM_THRESHOLD = 64 << 20
-"""Freed bytes at the top of a heap, from which on the C library gives memory back."""
+"""The C library gives memory back if more freed bytes than this are at the top of a heap."""
 ARENAS = 2
 """Heaps from which all threads allocate. Each heap keeps its freed memory."""
 MEMBERSHIP_SECONDS = 1.0
@@ -95,8 +95,8 @@ def tune_memory() -> None:
 async def _end_without_membership(app: faust.App) -> None:
     """End the process once aiokafka has given up the group. Nothing else would show the loss.
 
-    This is no task of a Faust service: services start with the first assignment, which would never
-    come.
+    This is not a task of a Faust service: services start with the first assignment, and a worker
+    without a membership may never get one.
     """
     while True:
         await asyncio.sleep(MEMBERSHIP_SECONDS)

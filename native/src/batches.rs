@@ -130,9 +130,8 @@ impl Batch {
         producer_id: i64,
         producer_epoch: i16,
         base_sequence: i32,
-        transactional: bool,
     ) -> [u8; HEADER_BYTES] {
-        let attributes = self.codec as i16 | if transactional { TRANSACTIONAL } else { 0 };
+        let attributes = self.codec as i16 | TRANSACTIONAL;
         let mut checked = [0; 40];
         let mut at = 0;
         let mut put = |bytes: &[u8]| {
@@ -243,7 +242,7 @@ mod tests {
         let mut open = OpenBatch::new(0, 0);
         assert!(open.append(5, b"k", b"v", b"\0", 1000));
         let batch = open.close(Codec::None);
-        let header = batch.header(7, 8, 9, true);
+        let header = batch.header(7, 8, 9);
         let rest = [&header[21..], &batch.section].concat();
         assert_eq!(header[17..21], crc32c::crc32c(&rest).to_be_bytes());
     }

@@ -212,10 +212,9 @@ impl Batch {
         producer_id: i64,
         producer_epoch: i16,
         base_sequence: i32,
-        transactional: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let batch = &self.batch;
-        let header = batch.header(producer_id, producer_epoch, base_sequence, transactional);
+        let header = batch.header(producer_id, producer_epoch, base_sequence);
         PyBytes::new_with(py, batch.size(), |sealed| {
             sealed[..header.len()].copy_from_slice(&header);
             sealed[header.len()..].copy_from_slice(&batch.section);

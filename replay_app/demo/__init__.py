@@ -1,1 +1,1 @@
-"""What the demo, the tests and the benchmarks run on: servers, and a history to replay."""
+"""The demo, and what tests and benchmarks share with it: servers and a history to replay."""

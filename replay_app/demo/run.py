@@ -1,7 +1,7 @@
-"""The demo: a shop's history is replayed, and what arrived is compared with what is stored.
+"""The demo: replays a shop's history, and compares the topics with the event store.
 
-Everything runs on servers of its own (see `replay_app.demo.stack`), with a real worker process, a
-command on ``replay.requests`` and an ordinary consumer; nothing of it stays behind.
+The demo starts servers (see `replay_app.demo.stack`) and a worker process, sends a command to
+``replay.requests``, and reads the topics with an ordinary consumer. It leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ from replay_app.terminal import say, say_json, show_progress
 REPLAY_ID = "demo"
 SHOP_PARTITIONS = 3
 SAMPLE_EVENTS = 1000
-READY_SECONDS = 60.0
-STOP_SECONDS = 20.0
+"""Events whose values are compared."""
+WORKER_READY_SECONDS = 60.0
+WORKER_STOP_SECONDS = 20.0
 CONSUME_SECONDS = 300.0
+"""The longest time to read the shop's topics to their ends."""
 LAST_LOG_LINES = 30
 COLLECTION = "events"
 
@@ -52,16 +54,17 @@ COLLECTION = "events"
 def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
     """Run the demo; return 0 if the verdict holds, else 1.
 
-    ``keep`` leaves all running afterwards, until Ctrl-C or SIGTERM. With ``as_json`` standard
-    output is the verdict alone, as JSON.
+    With ``keep`` everything runs on afterwards, until Ctrl-C or SIGTERM. With ``as_json`` standard
+    output has only the verdict, as JSON.
 
     Raises
     ------
     ReplayError
-        When something of it cannot run; the worker's last log lines are printed before.
+        When a server, the worker or the replay cannot run. If the worker has started, its last log
+        lines are printed first.
 
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up as Ctrl-C does
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     began = time.monotonic()
 
@@ -71,7 +74,7 @@ def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
     with ExitStack() as running:
         tell("Starting a broker and a store")
         place = Place(running.enter_context(Stack.start()))
-        running.callback(place.tidy)
+        running.callback(place.clean_up)
         tell("Starting a worker")
         asyncio.run(place.create_shop_topics())
         worker = running.enter_context(closing(Worker(place.environment())))
@@ -79,19 +82,19 @@ def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
         seed_store(place.stack.mongo, place.database, COLLECTION, events)
         try:
             worker.wait_until_ready()
-            tell(f"Putting the command on {place.requests}; see also {worker.url}/")
+            tell(f"Sending the command to {place.requests}; the status page is {worker.url}/")
             session = replay(place, worker, as_json=as_json)
-            tell("Consuming the topics (read_committed), and comparing with the store")
+            tell("Reading the topics (read_committed), and comparing them with the store")
             verdict = judge(session, asyncio.run(consume(place)))
         except ReplayError:
-            say(worker.last_words(), error=True)
+            say(worker.last_log_lines(), error=True)
             raise
         verdict.seconds = time.monotonic() - began
         verdict.show(as_json=as_json)
         if not verdict.holds:
-            say(worker.last_words(), error=True)
+            say(worker.last_log_lines(), error=True)
         if keep:
-            say(what_next(place, worker), error=as_json)
+            say(next_steps(place, worker), error=as_json)
             with suppress(KeyboardInterrupt):
                 while worker.is_alive():
                     time.sleep(1)
@@ -99,7 +102,10 @@ def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
 
 
 class Place:
-    """Where the demo puts things; on servers that others use too, under names of its own."""
+    """Where the demo has its data: servers, database, topics.
+
+    On shared servers all names begin with a prefix that no other program has.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -132,8 +138,8 @@ class Place:
             if code:
                 raise ReplayError(f"topic {topic!r} cannot be created: {for_code(code).__name__}")
 
-    def tidy(self) -> None:
-        """Remove everything from servers that stay."""
+    def clean_up(self) -> None:
+        """Remove the demo's data from shared servers. Other servers end with their data."""
         if not self._is_shared:
             return
         with pymongo.MongoClient[dict[str, Any]](self.stack.mongo) as client:
@@ -152,14 +158,14 @@ class Place:
 
 
 class Worker:
-    """A worker process with a folder of its own; both end with this process, however it ends."""
+    """A worker process and its folder. Both go when this process ends, even by SIGKILL."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="replay-demo-"))
         self._log = self._folder / "worker.log"
-        # It removes the folder once the pipe to it closes.
+        # The reaper removes the folder when the pipe to the reaper closes.
         self._reaper = subprocess.Popen(  # noqa: S603 - a constant
             ["/bin/sh", "-c", REAPER, "reaper", str(self._folder)],
             stdin=subprocess.PIPE,
@@ -175,42 +181,42 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                cwd=self._folder,  # where no .env file of another project is found
-                start_new_session=True,  # Ctrl-C is for us; we end it in order
+                cwd=self._folder,  # this folder has no .env file
+                start_new_session=True,  # only this process gets Ctrl-C; it ends the worker
             )
 
     def is_alive(self) -> bool:
-        """Tell whether the process still runs."""
+        """Return whether the process still runs."""
         return self._process.poll() is None
 
     def wait_until_ready(self) -> None:
-        """Wait until it takes work; `ReplayError` if it does not."""
-        deadline = time.monotonic() + READY_SECONDS
+        """Wait until the worker takes work; raise `ReplayError` after WORKER_READY_SECONDS."""
+        deadline = time.monotonic() + WORKER_READY_SECONDS
         while True:
             self.check("the worker is not ready yet")
             with suppress(OSError), urlopen(f"{self.url}/readyz", timeout=5) as answer:  # noqa: S310 - http
                 if answer.status == 200:  # noqa: PLR2004 - OK
                     return
             if time.monotonic() > deadline:
-                raise ReplayError(f"the worker was not ready after {READY_SECONDS:g} s")
+                raise ReplayError(f"the worker was not ready after {WORKER_READY_SECONDS:g} s")
             time.sleep(0.1)
 
     def check(self, trouble: str) -> None:
-        """Raise `ReplayError` if trouble with the worker comes from its end."""
+        """Raise `ReplayError` if the worker has ended. The message begins with ``trouble``."""
         if not self.is_alive():
             raise ReplayError(f"{trouble}: it ended with code {self._process.returncode}")
 
-    def last_words(self) -> str:
-        """Return the end of its log."""
+    def last_log_lines(self) -> str:
+        """Return the end of the worker's log."""
         lines = self._log.read_text(errors="replace").splitlines()[-LAST_LOG_LINES:]
         return "\n".join(["The worker's last log lines:", *lines])
 
     def close(self) -> None:
-        """End the process in order, and remove its folder."""
+        """End the worker in order, and remove its folder."""
         if self.is_alive():
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(STOP_SECONDS)
+                self._process.wait(WORKER_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -221,7 +227,7 @@ class Worker:
 
 
 def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
-    """Start the replay and show it until it has ended; return its last session."""
+    """Start the replay and show its progress; return its last session."""
     body = {
         "command": "start",
         "replay_id": REPLAY_ID,
@@ -243,15 +249,17 @@ class Evidence:
     stored: int
     records: int = 0
     unmarked: int = 0
-    """Without the headers that a replayed record of this replay has."""
+    """Records without the headers of this replay."""
     unknown: int = 0
-    """Of no stored event."""
+    """Records of events that are not in the store."""
     duplicates: int = 0
+    """Records of events that had arrived already."""
     unordered: int = 0
-    """After a record of a later event in the same partition."""
+    """Records after a record of a later event in the same partition."""
     compared: int = 0
+    """Records whose value was compared with the stored event."""
     differing: int = 0
-    """Of those compared, with another value than the stored event's."""
+    """Compared records with another value than the stored event."""
 
     @property
     def missing(self) -> int:
@@ -260,7 +268,7 @@ class Evidence:
 
 
 class Comparison:
-    """Takes record after record, and holds each against the stored events."""
+    """Compares records, one after the other, with the stored events."""
 
     def __init__(self, mongo: str, database: str) -> None:
         with pymongo.MongoClient[dict[str, Any]](mongo) as client:
@@ -302,7 +310,7 @@ class Comparison:
 
 
 async def consume(place: Place) -> Evidence:
-    """Read the shop's topics to their present end, as any consumer would."""
+    """Read the shop's topics to their present ends, with an ordinary consumer."""
     comparison = Comparison(place.stack.mongo, place.database)
     partitions = [
         TopicPartition(topic, number)
@@ -325,14 +333,14 @@ async def consume(place: Place) -> Evidence:
                     for record in records:
                         comparison.take(one, record.headers, record.value)
     except TimeoutError:
-        _not_consumed()
+        _give_up_reading()
     finally:
         await consumer.stop()
     return comparison.evidence
 
 
-def _not_consumed() -> NoReturn:
-    raise ReplayError(f"the shop's topics could not be read to their end in {CONSUME_SECONDS:g} s")
+def _give_up_reading() -> NoReturn:
+    raise ReplayError(f"the shop's topics could not be read to their ends in {CONSUME_SECONDS:g} s")
 
 
 @dataclass
@@ -340,11 +348,11 @@ class Verdict:
     """What the demo has shown."""
 
     checks: dict[str, tuple[bool, str]]
-    """Claim: whether it holds, and the figures."""
+    """By claim: whether the claim holds, and the figures."""
     events_per_second: float | None
-    """Of the replay, from its first slice to its end."""
+    """The replay's speed, from its first slice to its end."""
     seconds: float = field(default=0.0)
-    """Of the demo, servers and seeding included."""
+    """Time of the whole demo, from the start of the servers."""
 
     @property
     def holds(self) -> bool:
@@ -352,26 +360,26 @@ class Verdict:
         return all(holds for holds, _ in self.checks.values())
 
     def show(self, *, as_json: bool) -> None:
-        """Print it."""
-        pace = self.events_per_second
+        """Print the verdict."""
+        speed = self.events_per_second
         if as_json:
             checks = {
                 claim: {"holds": holds, "figures": figures}
                 for claim, (holds, figures) in self.checks.items()
             }
-            facts = {"events_per_second": pace and round(pace), "seconds": round(self.seconds, 1)}
+            facts = {"events_per_second": speed and round(speed), "seconds": round(self.seconds, 1)}
             say_json({"holds": self.holds, "checks": checks, **facts})
             return
         say("")
         for claim, (holds, figures) in self.checks.items():
             say(f"  {'ok    ' if holds else 'FAILED'}  {claim:<40} {figures}")
         say("")
-        speed = f"{pace:,.0f} events/s, " if pace else ""
-        say(f"{'It holds' if self.holds else 'IT FAILED'}: {speed}{self.seconds:.1f} s in total.")
+        shown = f"{speed:,.0f} events/s, " if speed else ""
+        say(f"{'It holds' if self.holds else 'IT FAILED'}: {shown}{self.seconds:.1f} s in total.")
 
 
 def judge(session: SessionJson, evidence: Evidence) -> Verdict:
-    """Hold what was promised against what was found."""
+    """Compare what the replay promises with what the consumer found."""
     counters, matched, stored = session["counters"], session["matched"], evidence.stored
     counts = (counters["published"], matched, stored, evidence.records)
     checks = {
@@ -390,11 +398,11 @@ def judge(session: SessionJson, evidence: Evidence) -> Verdict:
         ),
         "nothing else is there": (
             evidence.unknown == 0,
-            f"{evidence.unknown:,} of no stored event",
+            f"{evidence.unknown:,} records of unknown events",
         ),
         "each partition is in the store's order": (
             evidence.unordered == 0,
-            f"{evidence.unordered:,} too late",
+            f"{evidence.unordered:,} out of order",
         ),
         "each record is marked as replayed": (
             evidence.unmarked == 0,
@@ -405,10 +413,11 @@ def judge(session: SessionJson, evidence: Evidence) -> Verdict:
             f"{evidence.differing:,} of {evidence.compared:,} compared differ",
         ),
     }
-    return Verdict(checks, _pace(session))
+    return Verdict(checks, _speed(session))
 
 
-def _pace(session: SessionJson) -> float | None:
+def _speed(session: SessionJson) -> float | None:
+    """Return the events per second; None without both times."""
     if not (session["started_at"] and session["ended_at"]):
         return None
     started, ended = (datetime.fromisoformat(session[at]) for at in ("started_at", "ended_at"))
@@ -416,8 +425,8 @@ def _pace(session: SessionJson) -> float | None:
     return float(session["counters"]["read"] / seconds) if seconds > 0 else None
 
 
-def what_next(place: Place, worker: Worker) -> str:
-    """Return what to try while it keeps running."""
+def next_steps(place: Place, worker: Worker) -> str:
+    """Return commands to try while the demo keeps running."""
     variables = {**place.environment(), "REPLAY_URL": worker.url}
     exports = [f"  export {name}={shlex.quote(value)}" for name, value in variables.items()]
     to = f" --prefix {place.prefix}" if place.prefix else ""

@@ -1,9 +1,9 @@
-"""A believable history to replay: one January of a small shop with five services.
+"""A realistic history to replay: one January of a small shop with five services.
 
-Each order is a little story over the services (placed, stock reserved, paid, shipped, or
-cancelled, or refunded); some hundreds of them run at once, so their events interleave. As in a
-real store, several events often share one timestamp, texts are not ASCII, and the order of
-insertion is not the order of time.
+Each order is a story: a sequence of events of several services, such as placed, stock reserved,
+paid, shipped. Some hundreds of stories run at the same time, so their events interleave. As in a
+real store, events may share a timestamp, texts are not ASCII, and the order of insertion is not the
+order of time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SHOP_TOPICS: tuple[str, ...] = (
 
 JANUARY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MONTH = dt.timedelta(days=31)
-OPEN_ORDERS = 300
-CUSTOMERS = 2_000  # at most, so that memory is bounded whatever the count
-NEW_CUSTOMER = 0.05  # the probability at each step
-NEW_ORDER = 0.2
-INSERT_EVENTS = 5_000  # a batch, and the window within which the order of insertion is mixed
+MAX_OPEN_ORDERS = 300
+MAX_CUSTOMERS = 2_000  # a limit, so that memory does not grow with the number of events
+NEW_CUSTOMER_PROBABILITY = 0.05  # at each step
+NEW_ORDER_PROBABILITY = 0.2
+INSERT_EVENTS = 5_000  # events of a batch; each batch is shuffled before it is inserted
 
-# Each service's share of the story: event type -> (service, aggregate type).
+# Event type -> (service, aggregate type).
 EVENT_TYPES = {
     "customer_registered": ("customers", "customer"),
     "customer_moved": ("customers", "customer"),
@@ -94,34 +94,35 @@ CARRIERS = ("Poste Œuvre", "Škoda Kurýr", "Nordic Frakt")
 
 @dataclass(slots=True)
 class _Story:
-    """An order, and what will still happen to it, the next event last."""
+    """An order, and the events that it will still have."""
 
     number: int
     customer: int
     items: list[dict[str, Any]]
     amount: Decimal128
     correlation_id: str
-    to_come: list[str]
+    events_left: list[str]
+    """Event types in reverse order: the last item is the next event."""
     versions: Counter[str] = field(default_factory=Counter)
 
 
 def shop_events(count: int, seed: int = 1) -> Iterator[dict[str, Any]]:
-    """Yield ``count`` events, oldest first; the same arguments give the same events.
+    """Yield ``count`` events, oldest first. The same arguments give the same events.
 
-    They spread over January 2026 whatever their number. Memory use does not grow with it.
-    ``_id`` ascends with the events and differs between seeds below 2 ** 24.
+    The events always spread over the whole of January 2026. Memory does not grow with ``count``.
+    ``_id`` ascends with the events. Two seeds below 2 ** 24 never give the same ``_id``.
     """
     rng = random.Random(seed)
     shop = _Shop(rng)
     timestamp = JANUARY
-    same_timestamp = 0  # so many events still share the last one's
+    repeats = 0  # further events with the same timestamp
     for index in range(count):
-        if same_timestamp:
-            same_timestamp -= 1
+        if repeats:
+            repeats -= 1
         else:
             timestamp = JANUARY + MONTH * index // count
             timestamp -= dt.timedelta(microseconds=timestamp.microsecond % 1000)  # BSON's precision
-            same_timestamp = rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 4))
+            repeats = rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 4))
         event_type, story = shop.step()
         service, aggregate_type = EVENT_TYPES[event_type]
         aggregate_id = _aggregate_id(aggregate_type, story)
@@ -144,7 +145,7 @@ def shop_events(count: int, seed: int = 1) -> Iterator[dict[str, Any]]:
         }
 
 
-def seed_store(  # noqa: PLR0913 - a place and what goes there
+def seed_store(  # noqa: PLR0913 - a collection, and what to insert
     mongo_uri: str,
     database: str,
     collection: str,
@@ -154,9 +155,9 @@ def seed_store(  # noqa: PLR0913 - a place and what goes there
     drop: bool = False,
     index: bool = True,
 ) -> None:
-    """Insert ``count`` events of the shop, and the index by which a replay reads them.
+    """Insert ``count`` events of the shop, and create the index that a replay needs.
 
-    Seeding twice with one seed needs ``drop``: the second time every ``_id`` is there already.
+    To seed again with the same seed, use ``drop``: the store has every ``_id`` already.
     """
     rng = random.Random(seed)
     with pymongo.MongoClient[dict[str, Any]](mongo_uri) as client:
@@ -172,7 +173,7 @@ def seed_store(  # noqa: PLR0913 - a place and what goes there
 
 
 class _Shop:
-    """What happens next: the stories under way, and the versions of what outlives a story."""
+    """The state of the shop: the stories under way, and the versions of lasting aggregates."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -182,27 +183,31 @@ class _Shop:
         self._versions: Counter[str] = Counter()
 
     def step(self) -> tuple[str, _Story]:
-        """Let something happen; return its event type and the story that it belongs to."""
+        """Return the type of the next event, and the event's story."""
         rng = self._rng
-        if not self._customers or (self._customers < CUSTOMERS and rng.random() < NEW_CUSTOMER):
+        if not self._customers or (
+            self._customers < MAX_CUSTOMERS and rng.random() < NEW_CUSTOMER_PROBABILITY
+        ):
             self._customers += 1
             return "customer_registered", self._story(0, self._customers, ())
-        if not self._stories or (len(self._stories) < OPEN_ORDERS and rng.random() < NEW_ORDER):
+        if not self._stories or (
+            len(self._stories) < MAX_OPEN_ORDERS and rng.random() < NEW_ORDER_PROBABILITY
+        ):
             self._orders += 1
             events = rng.choices(STORIES, STORY_WEIGHTS)[0]
             customer = rng.randint(1, self._customers)
             self._stories.append(self._story(self._orders, customer, events))
         place = rng.randrange(len(self._stories))
         story = self._stories[place]
-        event_type = story.to_come.pop()
-        if not story.to_come:
+        event_type = story.events_left.pop()
+        if not story.events_left:
             self._stories[place] = self._stories[-1]
             self._stories.pop()
         return event_type, story
 
     def next_version(self, aggregate_id: str, story: _Story) -> int:
-        """Count the events of one aggregate."""
-        lasting = aggregate_id.startswith(("u-", "s-"))  # customers and stock: few, so bounded
+        """Return the version of an aggregate after one more event: 1, 2, ..."""
+        lasting = aggregate_id.startswith(("u-", "s-"))  # customers and stock items: only a few
         versions = self._versions if lasting else story.versions
         versions[aggregate_id] += 1
         return versions[aggregate_id]
@@ -240,7 +245,7 @@ def _aggregate_id(aggregate_type: str, story: _Story) -> str:
 
 
 def _data(aggregate_type: str, story: _Story, rng: random.Random) -> dict[str, Any]:
-    """Return what an event of this kind of aggregate says beside its envelope."""
+    """Return the data of an event of this type of aggregate."""
     order_id = _aggregate_id("order", story)
     address = {
         "name": NAMES[story.customer % len(NAMES)],

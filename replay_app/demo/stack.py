@@ -5,14 +5,14 @@
     with Stack.start() as stack:
         print(stack.kafka, stack.mongo)
 
-Where the servers come from is the first of these that applies:
+The servers come from the first of these providers that applies:
 
-- `EnvironmentServers`: ``REPLAY_KAFKA`` and ``REPLAY_MONGO`` name servers that are there already.
+- `EnvironmentServers`: ``REPLAY_KAFKA`` and ``REPLAY_MONGO`` name servers that run already.
 - `ContainerServers`: a Docker engine answers.
-- `EmbeddedServers`: Apache Kafka on Java, its jars from Maven, and SecantusDB, which speaks
-  MongoDB's wire protocol, from Python's packages. These can be killed and started again.
+- `EmbeddedServers`: Apache Kafka on Java, with jars from Maven, and SecantusDB, a Python package
+  that speaks MongoDB's wire protocol. A test can kill these servers and start them again.
 
-``python -m replay_app.demo.stack`` starts one, prints where it is, and runs until Ctrl-C.
+``python -m replay_app.demo.stack`` starts a stack, prints its addresses, and runs until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ from replay_app.exceptions import ReplayError
 POM = Path(__file__).with_name("kafka") / "pom.xml"
 KAFKA_IMAGE = "apache/kafka:4.3.1"
 MONGO_IMAGE = "mongo:8"
-START_SECONDS = 60.0  # a cold machine with two cores takes about 5
-STOP_SECONDS = 30.0
-DOCKER_SECONDS = 10.0
+SERVER_START_SECONDS = 60.0  # a cold machine with two cores takes about 5
+SERVER_STOP_SECONDS = 30.0
+DOCKER_ANSWER_SECONDS = 10.0
 LAST_LOG_LINES = 20
-MINIMUM_JAVA = 17  # Kafka 4's
+MINIMUM_JAVA = 17  # the minimum of Kafka 4
 PORTS = range(20_000, 32_000)
+"""The ports of servers; `free_port` says why these."""
 
 # One small broker that answers at once. transaction.abort.timed.out.transaction.cleanup.interval.ms
 # keeps its default: with 1 s, a transaction that expired while a lone broker started was committed.
@@ -79,13 +80,13 @@ BROKER_SETTINGS = {
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",  # crash tests use sessions of a few seconds
-    "log.retention.ms": "-1",  # demo events keep their own old timestamps if so set
+    "log.retention.ms": "-1",  # replayed records may have the old timestamps of their events
     "log.cleaner.dedupe.buffer.size": "16777216",
 }
 
-# Ends what a stack leaves behind, whatever ended the stack: the pipe to the reaper closes with
-# the process that holds it, by exit, exception, SIGTERM or SIGKILL alike. Each line names the
-# servers that live now. A dying server may still write into its folder, hence the repetition.
+# Kills the servers and removes the folder of a stack whose process has ended. However the process
+# ends, the system closes the pipe to the reaper then. Each line on the pipe has the process ids of
+# all servers that run now. A dying server may still write into the folder: hence the retries.
 REAPER = """
 trap '' INT TERM HUP
 while read -r pids; do live=$pids; done
@@ -99,7 +100,7 @@ class StackError(ReplayError):
 
 
 class Stack(ABC):
-    """Two running servers; as a context manager they end with the block."""
+    """Two running servers. As a context manager it ends them with the block."""
 
     kafka: str
     """Bootstrap servers."""
@@ -113,7 +114,8 @@ class Stack(ABC):
         Raises
         ------
         StackError
-            A prerequisite is missing, or a server does not start: with its last log lines.
+            When a prerequisite is missing, or a server does not start. The message has the server's
+            last log lines.
 
         """
         return select_provider()()
@@ -124,7 +126,7 @@ class Stack(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the servers and remove their data; again has no effect."""
+        """End the servers and remove their data. A second call has no effect."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +141,7 @@ class Stack(ABC):
 
 
 class EnvironmentServers(Stack):
-    """Servers that somebody else runs, named by ``REPLAY_KAFKA`` and ``REPLAY_MONGO``."""
+    """Servers that run already, named by ``REPLAY_KAFKA`` and ``REPLAY_MONGO``."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self.kafka = environ["REPLAY_KAFKA"]
@@ -148,21 +150,21 @@ class EnvironmentServers(Stack):
         _wait_until_ready(self.mongo, mongo_answers)
 
     def close(self) -> None:
-        """Leave the servers alone."""
+        """Do nothing: the servers run on."""
 
 
 class ContainerServers(Stack):
     """Apache Kafka and MongoDB in Docker; testcontainers removes them even after a SIGKILL."""
 
     def __init__(self) -> None:
-        # Imported here, because only this provider needs the demo extra's package.
+        # Imported here, because only this provider needs the package of the extra ``demo``.
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415
 
         self._containers: list[DockerContainer] = []
         try:
             broker = DockerContainer(KAFKA_IMAGE)
             host = broker.get_docker_client().host()
-            # The broker tells its clients where it is, so its port must be known beforehand.
+            # The broker advertises its port to clients, so the port must be known before the start.
             port = free_port()
             self.kafka = f"{host}:{port}"
             settings = BROKER_SETTINGS | _listeners(host, port, "0.0.0.0", free_port())  # noqa: S104 - inside the container
@@ -188,17 +190,18 @@ class ContainerServers(Stack):
 class EmbeddedServers(Stack):
     """Apache Kafka and SecantusDB as children of this process, on free loopback ports.
 
-    Their data is in a folder of its own below the system's temporary folder. They end, and the
-    folder goes, when the stack is closed and when this process ends, however it ends.
+    Their data is in a new folder below the system's temporary folder. The servers end and the
+    folder is removed when the stack is closed, and when this process ends, even by SIGKILL.
 
-    With ``durable_store`` every acknowledged write survives `kill_store`, but inserts take twice
-    the time; without it, those of the last two seconds may be lost.
+    With ``durable_store`` every acknowledged write survives `kill_store`, but inserts take twice as
+    long. Without ``durable_store``, `kill_store` may lose the writes of the last two seconds.
 
-    With ``proxy_port`` the broker also listens on `behind_proxy`, and tells whoever comes that way
-    to keep to ``proxy_port`` on this machine: there a proxy of the caller's forwards to it.
+    With ``proxy_port`` the broker also listens on `behind_proxy`. To clients of this address it
+    advertises ``proxy_port`` on this machine. There the caller runs a proxy to `behind_proxy`.
     """
 
     behind_proxy: str = ""
+    """Host and port to which the caller's proxy connects. Empty without ``proxy_port``."""
 
     def __init__(
         self,
@@ -256,16 +259,16 @@ class EmbeddedServers(Stack):
 
     @property
     def broker_pid(self) -> int:
-        """The broker's process id; `StackError` while it does not run."""
+        """The broker's process id. Raises `StackError` while the broker does not run."""
         return self._running("broker").pid
 
     @property
     def store_pid(self) -> int:
-        """The store's process id; `StackError` while it does not run."""
+        """The store's process id. Raises `StackError` while the store does not run."""
         return self._running("store").pid
 
     def start_broker(self) -> None:
-        """Start the broker, on the same port and data as before, and wait until it answers."""
+        """Start the broker and wait until it answers. It keeps its port and data over restarts."""
         self._launch("broker", self._broker_command)
         self._await("broker", self.kafka, kafka_answers)
 
@@ -278,21 +281,21 @@ class EmbeddedServers(Stack):
         self._end("broker", signal.SIGKILL)
 
     def start_store(self) -> None:
-        """Start the store, on the same port and data as before, and wait until it answers."""
+        """Start the store and wait until it answers. It keeps its port and data over restarts."""
         self._launch("store", self._store_command)
         self._await("store", self.mongo, mongo_answers)
 
     def kill_store(self) -> None:
-        """Kill the store (SIGKILL); only a durable store then keeps its last writes."""
+        """Kill the store (SIGKILL). Only a durable store keeps its last writes."""
         self._end("store", signal.SIGKILL)
 
     def close(self) -> None:
-        """End the servers and remove their data; again has no effect."""
+        """End the servers and remove their data. A second call has no effect."""
         for name in list(self._servers):
             self._end(name, signal.SIGKILL)
         if self._reaper.stdin is not None and not self._reaper.stdin.closed:
             self._reaper.stdin.close()
-        self._reaper.wait(STOP_SECONDS)
+        self._reaper.wait(SERVER_STOP_SECONDS)
 
     def _format(self) -> None:
         formatted = subprocess.run(  # noqa: S603 - our own command
@@ -313,17 +316,18 @@ class EmbeddedServers(Stack):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    cwd=self.folder,  # where no configuration file of another project is found
-                    start_new_session=True,  # Ctrl-C is for us; we end the servers in order
+                    cwd=self.folder,  # this folder has no configuration file of another project
+                    start_new_session=True,  # only this process gets Ctrl-C; it ends the servers
                 )
             self._tell_reaper()
 
     def _end(self, name: str, sent: signal.Signals) -> None:
         server = self._running(name)
-        if server.poll() is None:  # else its process id may be somebody else's by now
+        # If the server has ended, its process id may belong to another process by now.
+        if server.poll() is None:
             os.killpg(server.pid, sent)
         try:
-            server.wait(STOP_SECONDS)
+            server.wait(SERVER_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -333,7 +337,7 @@ class EmbeddedServers(Stack):
 
     def _tell_reaper(self) -> None:
         if self._reaper.stdin is None:
-            raise AssertionError  # it was opened with a pipe
+            raise AssertionError  # `__init__` opened the reaper with a pipe
         self._reaper.stdin.write(" ".join(str(one.pid) for one in self._servers.values()) + "\n")
         self._reaper.stdin.flush()
 
@@ -372,8 +376,8 @@ def select_provider(
     Raises
     ------
     StackError
-        Only one of ``REPLAY_KAFKA`` and ``REPLAY_MONGO`` is set: half a stack would be a
-        broker and a store that do not belong together.
+        When only one of ``REPLAY_KAFKA`` and ``REPLAY_MONGO`` is set: broker and store must
+        belong together.
 
     """
     named = [name for name in ("REPLAY_KAFKA", "REPLAY_MONGO") if environ.get(name)]
@@ -387,35 +391,35 @@ def select_provider(
 
 
 def docker_answers() -> bool:
-    """Tell whether a Docker engine answers, and the package that would talk to it is there."""
+    """Return whether a Docker engine answers and the package testcontainers is installed."""
     docker = shutil.which("docker")
     if docker is None or find_spec("testcontainers") is None:
         return False
     try:
-        asked = subprocess.run(  # noqa: S603 - which() found it
-            [docker, "version"], capture_output=True, timeout=DOCKER_SECONDS, check=False
+        answer = subprocess.run(  # noqa: S603 - which() found it
+            [docker, "version"], capture_output=True, timeout=DOCKER_ANSWER_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0
+    return answer.returncode == 0
 
 
 def kafka_answers(bootstrap: str) -> bool:
-    """Tell whether a broker is ready to serve, by one metadata round trip."""
+    """Return whether a broker answers a request for its cluster."""
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
-        # Asked first, because aiokafka logs an error for each connection that is refused.
+        # A plain connection first: aiokafka logs an error for each refused connection.
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
             break
     else:
         return False
-    # In a thread of its own, because the caller may run an event loop.
+    # In another thread, because the caller may run an event loop.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, _has_brokers(bootstrap)).result()
 
 
 def mongo_answers(uri: str) -> bool:
-    """Tell whether a store is ready to serve, by one ping."""
+    """Return whether a store answers a ping."""
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
         uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=1000
     )
@@ -429,11 +433,11 @@ def mongo_answers(uri: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens.
+    """Return a port on which no process listens.
 
-    It lies below the range from which the system takes the ports of outgoing connections: a
-    client that keeps on connecting to a killed server would, from that range, in the end get the
-    server's own port and be connected to itself, and the server could not start again.
+    The port lies below the range from which the system takes the ports of outgoing connections. In
+    that range, a client that keeps connecting to a killed server would at last get the server's
+    port for its own end. It would be connected to itself, and the server could not start again.
     """
     while True:
         port = random.SystemRandom().choice(PORTS)
@@ -456,14 +460,14 @@ async def _has_brokers(bootstrap: str) -> bool:
 def _wait_until_ready(
     address: str, answers: Callable[[str], bool], check_alive: Callable[[], None] = lambda: None
 ) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + SERVER_START_SECONDS
     while True:
         check_alive()
         if answers(address):
             return
         if time.monotonic() > deadline:
             shown = re.sub(r"//.*@", "//", address)  # no password in a message
-            raise StackError(f"no answer from {shown} in {START_SECONDS:.0f} s")
+            raise StackError(f"no answer from {shown} in {SERVER_START_SECONDS:.0f} s")
         time.sleep(0.05)
 
 
@@ -476,7 +480,7 @@ def _listeners(host: str, port: int, bind: str, controller_port: int) -> dict[st
 
 
 def _java() -> str:
-    """Return the Java that runs the broker."""
+    """Return the path of the ``java`` that runs the broker."""
     install = (
         f"Kafka needs Java {MINIMUM_JAVA} or later: apt-get install openjdk-17-jre-headless "
         "(or start Docker, or name servers in REPLAY_KAFKA and REPLAY_MONGO)"
@@ -484,15 +488,15 @@ def _java() -> str:
     java = shutil.which("java")
     if java is None:
         raise StackError(f"java is not found. {install}")
-    shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)  # noqa: S603 - which() found it
-    version = re.search(r'version "(?:1\.)?(\d+)', shown.stderr)
+    reply = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)  # noqa: S603 - which() found it
+    version = re.search(r'version "(?:1\.)?(\d+)', reply.stderr)
     if version is None or int(version[1]) < MINIMUM_JAVA:
         raise StackError(f"{java} is version {version[1] if version else 'unknown'}. {install}")
     return java
 
 
 def _store_command(environ: Mapping[str, str]) -> list[str]:
-    """Return the store's command; ``REPLAY_STACK_STORE_COMMAND`` names one with equal flags."""
+    """Return the store's command, or the command in ``REPLAY_STACK_STORE_COMMAND``."""
     command = shlex.split(environ.get("REPLAY_STACK_STORE_COMMAND", "")) or [
         str(Path(sysconfig.get_path("scripts")) / "secantusd-py")
     ]
@@ -510,8 +514,8 @@ def _cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def _kafka_libraries(cache: Path) -> Path:
-    """Return the folder of Kafka's jars, filled on first use; safe for processes at once."""
-    digest = hashlib.sha256(POM.read_bytes()).hexdigest()[:12]  # another version, another folder
+    """Return the folder of Kafka's jars. The first of several processes fills the folder."""
+    digest = hashlib.sha256(POM.read_bytes()).hexdigest()[:12]  # each version has its folder
     libraries = cache / "kafka" / f"libs-{digest}"
     libraries.parent.mkdir(parents=True, exist_ok=True)
     with (libraries.parent / "lock").open("w") as lock:
@@ -538,7 +542,7 @@ def _download(libraries: Path) -> None:
         )
         if copied.returncode:
             raise StackError(f"Maven cannot fetch Kafka: {_last_lines(copied.stdout)}")
-        # Renamed whole, so that a folder that is there is complete.
+        # Renamed at the end: a folder of this name is complete.
         Path(partial, "libs").rename(libraries)
 
 
@@ -547,7 +551,7 @@ def _last_lines(log: str) -> str:
 
 
 def main() -> int:
-    """Run a stack until Ctrl-C or SIGTERM; its endpoints go to standard output for a shell."""
+    """Run a stack until Ctrl-C or SIGTERM. Print its addresses as commands for a shell."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
     try:
         with Stack.start() as stack:

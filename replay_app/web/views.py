@@ -236,7 +236,9 @@ class Replays(_View):
         del sessions[limit:], rejections[limit:]
         # The status page asks every second: an unchanged answer is not sent again.
         versions = [(s.replay_id, s.revision, s.updated_at) for s in sessions]
-        tag = hashlib.sha256(repr((versions, [r.key for r in rejections])).encode()).hexdigest()
+        # A new version may answer the same sessions with other members.
+        told = (__version__, versions, [r.key for r in rejections])
+        tag = hashlib.sha256(repr(told).encode()).hexdigest()
         headers = {"ETag": f'"{tag}"'}
         if any(etag.value == tag for etag in request.if_none_match or ()):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)

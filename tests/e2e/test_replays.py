@@ -334,7 +334,7 @@ def test_dead_letters_hold_the_bad_events_with_the_reason(
         ({"timestamp": "yesterday"}, "it has no date time"),
         ({"timestamp": None}, "it has no date time"),
         ({"aggregate_id": ["a"]}, "has no text form"),
-        ({"topic": "no topic"}, "which is no topic name"),
+        ({"topic": "no topic"}, "which is not a topic name"),
     ],
 )
 def test_each_kind_of_bad_event_is_named(

@@ -13,7 +13,7 @@ from support import unique_name, wait_until
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
 from replay_app.commands import MAX_COMMAND_BYTES
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 TWO_FILTERS = b'{"filter": {"event_types": ["order_placed"]}, "filter": {}}'
 REFUSED = ("replay_refused_commands_total", "malformed")

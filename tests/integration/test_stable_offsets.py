@@ -57,6 +57,7 @@ async def context(
     following = asyncio.create_task(context.board.follow())
     yield context
     following.cancel()
+    await asyncio.wait([following])
 
 
 async def commit(settings: Settings, topic: str, value: bytes) -> int:

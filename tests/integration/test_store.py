@@ -396,7 +396,7 @@ async def test_a_query_that_the_store_does_not_know_is_refused_for_good(
 
 
 def test_a_uri_that_is_none_is_refused_by_its_variable() -> None:
-    with pytest.raises(InvalidSettings, match="REPLAY_MONGO is no usable MongoDB URI"):
+    with pytest.raises(InvalidSettings, match="REPLAY_MONGO is not a usable MongoDB URI"):
         EventStore(load_settings(mongo="http://localhost:27017"))
 
 

@@ -13,8 +13,9 @@ from support import create_topics, read_topic, unique_name, wait_until
 
 from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.partitioner import partition_of
 from replay_app.settings import Settings, load_settings
-from replay_app.topics import NOOP, Topic, Topics, ensure_topics, partition_counts, partition_of
+from replay_app.topics import NOOP, Topic, Topics, ensure_topics, partition_counts
 
 SECONDS = 30.0
 COMMAND = b'{"command": "start", "replay_id": "early"}'
@@ -219,7 +220,7 @@ class BrokerWithoutTransactions:
     def __init__(self, kafka: str) -> None:
         self._host, _, port = kafka.partition(":")
         self._port = int(port)
-        self.port = free_port()
+        self.port = self.advertised_port = free_port()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         broker_reader, broker_writer = await asyncio.open_connection(self._host, self._port)
@@ -249,7 +250,7 @@ class BrokerWithoutTransactions:
 
     def _with_own_port(self, frame: bytes) -> bytes:
         host = self._host.encode()
-        return frame.replace(host + self._port.to_bytes(4), host + self.port.to_bytes(4))
+        return frame.replace(host + self._port.to_bytes(4), host + self.advertised_port.to_bytes(4))
 
     def _with_less_requests(self, frame: bytes) -> bytes:
         head, body = frame[:6], frame[10:]  # correlation id and error code; then the count
@@ -271,3 +272,15 @@ async def test_a_broker_without_transactions_is_refused_by_name(settings: Settin
         server.close()
     names = [topic.name for topic in Topics.of(settings).all()]
     assert await partition_counts(settings, settings.kafka, names) == {}
+
+
+async def test_a_broker_that_advertises_a_wrong_address_is_unavailable(settings: Settings) -> None:
+    proxy = BrokerWithoutTransactions(settings.kafka)
+    proxy.advertised_port = free_port()  # nobody listens there
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", proxy.port)
+    wrong = settings.model_copy(update={"kafka": f"127.0.0.1:{proxy.port}"})
+    try:
+        with pytest.raises(Unavailable, match="no broker answers at the address"):
+            await ensure_topics(wrong)
+    finally:
+        server.close()

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings
 
 from replay_app import client, terminal
 from replay_app.cli import _parser, run
-from replay_app.commands import command_of
+from replay_app.commands import MAX_COMMAND_BYTES, command_of
 from replay_app.settings import Settings
 from replay_app.start_options import start_body
 
@@ -435,6 +435,18 @@ def test_a_malformed_command_is_refused_before_it_goes_to_kafka(
 ) -> None:
     assert run(["start", "--kafka", "--start", "2026-01-01T00:00:00"]) == 3
     assert "filter.start: a time needs a timezone" in capsys.readouterr().err
+
+
+def test_a_command_that_is_too_large_is_refused_before_it_goes_to_kafka(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As JSON on Kafka, each letter has six bytes.
+    ids = ["ü" * 100] * (MAX_COMMAND_BYTES // 500)
+    body = json.dumps({"filter": {"event_ids": ids}}, ensure_ascii=False)
+    assert len(body.encode()) < MAX_COMMAND_BYTES
+    (tmp_path / "body.json").write_text(body)
+    assert run(["start", "--kafka", "--file", str(tmp_path / "body.json")]) == 3
+    assert f"at most {MAX_COMMAND_BYTES} are allowed" in capsys.readouterr().err
 
 
 # Settings

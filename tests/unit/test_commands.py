@@ -227,6 +227,9 @@ def test_times_in_reverse_are_refused(end: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"filter": {"event_types": "a"}}, "filter.event_types: Input should be a valid array"),
+        ({"filter": 7}, "filter: Input should be an object"),
+        ({"target": {"topics": []}}, "target.topics: Input should be an object"),
         ({"rate": 0}, "rate: Input should be greater than 0"),
         ({"rate": -5}, "rate: Input should be greater than 0"),
         ({"rate": "fast"}, "rate: Input should be a valid number"),

@@ -23,7 +23,7 @@ from replay_app.encoders import encoder_name, make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
-from replay_app.topics import partition_of
+from replay_app.partitioner import partition_of
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
@@ -178,7 +178,7 @@ def test_invalid_utf8_is_an_error_for_that_event_alone(encode: Encode) -> None:
     encoded = encode(page, stop_at_failure=False)
     assert (encoded.read, encoded.encoded) == (3, 2)
     assert [one.event_id for one in encoded.failures] == ["2"]
-    assert "it is no valid BSON" in encoded.failures[0].reason
+    assert "it is not valid BSON" in encoded.failures[0].reason
 
 
 def damaged(kind: str) -> bytes:
@@ -202,11 +202,11 @@ def test_a_damaged_document_is_an_error_for_that_event_alone(encode: Encode, kin
     assert skipped.failures == stopped.failures
     (failure,) = skipped.failures
     assert (failure.index, failure.event_id, failure.document) == (1, None, damaged(kind))
-    assert "it is no valid BSON" in failure.reason
+    assert "it is not valid BSON" in failure.reason
 
 
 def test_there_is_no_cursor_behind_a_damaged_document(encode: Encode) -> None:
-    with pytest.raises(ReplayFailed, match="a document that is no BSON"):
+    with pytest.raises(ReplayFailed, match="a document that is not BSON"):
         encode(page_of(event(1)) + damaged("deep"), stop_at_failure=False)
 
 
@@ -248,7 +248,7 @@ def test_an_empty_page_is_nothing(encode: Encode) -> None:
 def test_bytes_that_are_no_documents_fail_the_replay_not_the_worker(
     encode: Encode, page: bytes
 ) -> None:
-    with pytest.raises(ReplayFailed, match="no BSON"):
+    with pytest.raises(ReplayFailed, match="not BSON"):
         encode(page_of(event(1)) + page)
 
 

@@ -75,7 +75,7 @@ def test_lists_and_maps_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> N
         ("TOPICS", "{orders", "REPLAY_TOPICS: not JSON; write an object such as"),
         ("TOPICS", "[]", "REPLAY_TOPICS: Input should be a valid dictionary"),
         ("TOPICS", '{"a": 1}', "REPLAY_TOPICS: a Input should be a valid string"),
-        ("TOPICS", '{"a": "b c"}', "REPLAY_TOPICS: 'b c', for type 'a', is no topic name"),
+        ("TOPICS", '{"a": "b c"}', "REPLAY_TOPICS: 'b c', for type 'a', is not a topic name"),
         (
             "TOPIC_TEMPLATE",
             "events.{aggregate}",

@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
     let finished = page.finish();
     assert!(finished.encoded + skipped as u64 <= read as u64);
     for (_, _, batch, _) in &finished.batches {
-        let header = batch.header(1, 2, 3, true);
+        let header = batch.header(1, 2, 3);
         let length = i32::from_be_bytes(header[8..12].try_into().unwrap());
         assert_eq!(batch.size(), HEADER_BYTES + batch.section.len());
         assert_eq!(length as usize + 12, batch.size());

@@ -120,7 +120,7 @@ function showRow(cells, session) {
   setText(cells.by, session.start.requested_by ?? UNKNOWN);
 
   for (const [verb, button] of Object.entries(cells.buttons)) {
-    const hidden = !session.verbs.includes(verb);
+    const hidden = !(session.verbs ?? []).includes(verb) // a worker before 0.2 names no verbs;
     if (hidden && document.activeElement === button) cells.open.focus();
     button.hidden = hidden;
   }
