@@ -15,6 +15,7 @@ the redelivered token, or by the worker that opens the partition next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -58,6 +59,9 @@ PLAN_WAIT_SECONDS = 0.05
 """How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
 SESSION_WAIT_SECONDS = 0.5
 """How long a token waits for its session to appear on the board, before the token is requeued."""
+OPEN_WAIT_SECONDS = 20.0
+"""How long a token waits for its partition to open, before the token is requeued. A longer wait
+would hold up rebalances and the end of the worker."""
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
@@ -103,6 +107,14 @@ class WorkPartition:
         if self._opening is None:
             self.open()
         await asyncio.shield(self._opening)  # type: ignore[arg-type]
+
+    async def is_open_within(self, seconds: float) -> bool:
+        """Wait until the partition is open. Return False if opening takes longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wait_until_open()
+                return True
+        return False
 
     async def _open(self, delay_seconds: float) -> None:
         await asyncio.sleep(delay_seconds)
@@ -458,7 +470,9 @@ class WorkPartitions:
         # A record may come before Faust's listener has assigned the partition.
         owned = self._owned.get(partition) or self._open(partition)
         try:
-            await owned.wait_until_open()
+            if not await owned.is_open_within(OPEN_WAIT_SECONDS):
+                await owned.requeue(token, origin, token.requeues)
+                return
             await owned.run(token, origin)
         except (asyncio.CancelledError, *PRODUCER_ERRORS) as error:
             task = asyncio.current_task()
