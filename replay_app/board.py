@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from replay_app.compacted import CompactedReader
+from replay_app.compacted import OBSTACLE_SECONDS, CompactedReader
 from replay_app.sessions import Session, decode_session
 from replay_app.topics import Topics
 
@@ -133,7 +133,11 @@ class Board:
                 listener(session)
 
     async def caught_up(self, partition: int) -> None:
-        """Wait until the board has read all that is committed on a partition up to now."""
+        """Wait until the board has read all that is written to a partition up to now.
+
+        An open transaction on the partition holds the board. This logs why, and goes on waiting: an
+        older session must not be taken for the newest.
+        """
         while True:
             reader = self._reader
             if reader is not None:
@@ -141,8 +145,13 @@ class Board:
                     end = (await reader.ends(partition))[partition]
                     break
             await asyncio.sleep(RECONNECT_SECONDS / 10)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._positions.get(partition, -1) >= end)
+        while self._positions.get(partition, -1) < end:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OBSTACLE_SECONDS), self._changed:
+                    await self._changed.wait_for(lambda: self._positions.get(partition, -1) >= end)
+                break
+            if self._reader is not None and (why := await self._reader.explain(partition, end)):
+                logger.warning("%s", why)
 
     async def session_for(self, token: Token, seconds: float) -> Session | None:
         """Return the session that sent a token, or a later state of this session.

@@ -1,5 +1,9 @@
 """Reading some partitions of a compacted topic, as a ``read_committed`` consumer without a group.
 
+A ``read_committed`` consumer reads up to the stable offset, and an open transaction of any producer
+holds that offset. So the end to be reached is the high watermark: what a reader knows before that
+may be old, and nothing may be decided by it.
+
 Faust's consumer reads uncommitted records, so the topics that are written in transactions
 (``replay.checkpoints``, ``replay.status``) are read here (docs/decisions.md, 4).
 """
@@ -7,10 +11,14 @@ Faust's consumer reads uncommitted records, so the topics that are written in tr
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+
+from replay_app.stable_offsets import explain_open_transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -19,6 +27,10 @@ if TYPE_CHECKING:
 
     from replay_app.settings import Settings
 
+logger = logging.getLogger(__name__)
+
+OBSTACLE_SECONDS = 5.0
+"""How long a reader may stand still before it says why."""
 POLL_MS = 200
 """Longest wait of one read for new records."""
 
@@ -49,9 +61,19 @@ class CompactedReader:
             fetch_max_wait_ms=fetch_max_wait_ms,
             **settings.kafka_security(),
         )
+        self._settings = settings
+        self._bootstrap = bootstrap
+        # To a read_committed consumer, the end of a partition is its stable offset.
+        self._watermarks = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            isolation_level="read_uncommitted",
+            enable_auto_commit=False,
+            **settings.kafka_security(),
+        )
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
         """Connect, and start at ``positions``. Other partitions start at their beginning."""
+        await self._watermarks.start()
         await self._consumer.start()
         self._consumer.assign(list(self._partitions.values()))
         for number, partition in self._partitions.items():
@@ -62,13 +84,14 @@ class CompactedReader:
 
     async def stop(self) -> None:
         """Disconnect."""
-        with contextlib.suppress(KafkaError):
-            await self._consumer.stop()
+        for consumer in (self._consumer, self._watermarks):
+            with contextlib.suppress(KafkaError):
+                await consumer.stop()
 
     async def ends(self, *numbers: int) -> dict[int, int]:
-        """Return the present end offsets of the given partitions; of all without arguments."""
+        """Return the present high watermarks of the given partitions; of all without arguments."""
         wanted = [self._partitions[number] for number in numbers or self._partitions]
-        ends = await self._consumer.end_offsets(wanted)
+        ends = await self._watermarks.end_offsets(wanted)
         return {partition.partition: end for partition, end in ends.items()}
 
     async def read(self) -> list[ConsumerRecord]:
@@ -79,8 +102,28 @@ class CompactedReader:
         return [record for records in batches.values() for record in records]
 
     async def read_to_end(self) -> AsyncIterator[ConsumerRecord]:
-        """Yield every record up to the ends that the partitions have now."""
+        """Yield every record up to the ends that the partitions have now.
+
+        While an open transaction holds a partition, this waits and logs why.
+        """
         ends = await self.ends()
+        said = time.monotonic()
         while any(self.positions.get(number, 0) < end for number, end in ends.items()):
             for record in await self.read():
                 yield record
+            if time.monotonic() - said > OBSTACLE_SECONDS:
+                said = time.monotonic()
+                for number, end in ends.items():
+                    if (obstacle := await self.explain(number, end)) is not None:
+                        logger.warning("%s", obstacle)
+
+    async def explain(self, number: int, end: int) -> str | None:
+        """Return why the reader has not reached an offset of a partition; None if it reads on.
+
+        The text names the partition, the producer with the open transaction, and the remedy.
+        """
+        partition, position = self._partitions[number], self.positions.get(number, 0)
+        stable = self._consumer.last_stable_offset(partition)
+        if position >= end or stable is None or position < stable:
+            return None
+        return await explain_open_transaction(self._settings, self._bootstrap, partition, stable)

@@ -11,9 +11,19 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any, Never, Protocol
 
 import bson
-from aiokafka import AIOKafkaClient
+from aiokafka import AIOKafkaClient, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    TaggedFields,
+)
 from bson import json_util, raw_bson
 from pymongo.cursor import RawBatchCursor
 
@@ -30,6 +40,7 @@ __all__ = (
     "FinishedBatch",
     "PageCursor",
     "check_versions",
+    "describe_producers",
     "has_lost_membership",
     "request_types",
     "to_json_values",
@@ -141,6 +152,103 @@ async def request_types(client: AIOKafkaClient) -> frozenset[int]:
             return frozenset(connection._versions)  # noqa: SLF001
     msg = "no broker answers at the address that it advertises"
     raise KafkaConnectionError(msg)
+
+
+class _DescribeProducersResponse(Response):  # type: ignore[misc]
+    API_KEY = 61
+    API_VERSION = 0
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("name", CompactString("utf-8")),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("partition_index", Int32),
+                        ("error_code", Int16),
+                        ("error_message", CompactString("utf-8")),
+                        (
+                            "active_producers",
+                            CompactArray(
+                                ("producer_id", Int64),
+                                ("producer_epoch", Int32),
+                                ("last_sequence", Int32),
+                                ("last_timestamp", Int64),
+                                ("coordinator_epoch", Int32),
+                                ("current_txn_start_offset", Int64),
+                                ("tags", TaggedFields),
+                            ),
+                        ),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _DescribeProducersRequestV0(RequestStruct):  # type: ignore[misc]
+    API_KEY = 61
+    API_VERSION = 0
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _DescribeProducersResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("name", CompactString("utf-8")),
+                ("partition_indexes", CompactArray(Int32)),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _DescribeProducersRequest(Request[_DescribeProducersRequestV0]):  # type: ignore[misc]
+    """DescribeProducers (KIP-664), which aiokafka does not have."""
+
+    API_KEY = 61
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._topics: list[tuple[Any, ...]] = [(topic, [partition], {})]
+
+    def build(
+        self, request_struct_class: type[_DescribeProducersRequestV0]
+    ) -> _DescribeProducersRequestV0:
+        return request_struct_class(self._topics, {})
+
+
+async def describe_producers(
+    client: AIOKafkaClient, topic: str, partition: int
+) -> list[tuple[int, int]]:
+    """Return the producers that have an open transaction on a partition.
+
+    Each is a pair: producer id, and offset at which the transaction begins. ``client`` has been
+    bootstrapped. The list is empty if the broker does not tell: an old broker, or missing rights.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the broker does not answer.
+
+    """
+    await client._wait_on_metadata(topic)  # noqa: SLF001
+    leader = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+    if leader is None or _DescribeProducersRequest.API_KEY not in await request_types(client):
+        return []
+    answer = await client.send(leader, _DescribeProducersRequest(topic, partition))
+    return [
+        (producer_id, begin)
+        for _, partitions, _ in answer.topics
+        for _, _, _, producers, _ in partitions
+        for producer_id, _, _, _, _, begin, _ in producers or ()
+        if begin >= 0
+    ]
 
 
 def has_lost_membership(app: faust.App) -> bool:

@@ -123,14 +123,9 @@ class Planner:
             warnings += index_warnings
         if found.misfits != 0:
             shards.append(_shard(untimed(self._mapping)))
-        matched = None
-        if counts is not None and found.misfits is not None:
-            matched = sum(counts.values()) + found.misfits
-            if start.max_events is not None:
-                matched = min(matched, start.max_events)
         return Plan(
             end=end,
-            matched=matched,
+            matched=self._matched(found),
             by_type=most_common(by_type, MAX_PLAN_NAMES),
             by_topic=most_common(+topics, MAX_PLAN_NAMES),
             partitions=partitions,
@@ -138,7 +133,29 @@ class Planner:
             shards=tuple(shards),
         )
 
+    async def count_again(self, end: datetime) -> int | None:
+        """Return how many events match now, up to a frozen bound. None if counting took too long.
+
+        Raises
+        ------
+        ReplayFailed
+            When the store refuses.
+        Unavailable
+            When the store does not answer.
+
+        """
+        bounds = time_range(self._start.filter.start, end, self._mapping)
+        return self._matched(await self._count(all_of(self._filter, bounds), end))
+
     # Counting
+
+    def _matched(self, found: _Count) -> int | None:
+        """Return the number of events that the replay reads. None if unknown."""
+        if found.timed is None or found.misfits is None:
+            return None
+        matched = sum(found.timed.values()) + found.misfits
+        most = self._start.max_events
+        return matched if most is None else min(matched, most)
 
     async def _count(self, timed: Query, end: datetime) -> _Count:
         mapping, seconds = self._mapping, self._settings.plan_seconds

@@ -138,6 +138,8 @@ class Report(_Record):
     """The first shards of the plan, while the worker still counts events."""
     error: str | None = None
     reason: str | None = None
+    warnings: tuple[str, ...] = ()
+    """What a finish step found: the account does not agree with the plan, and why that may be."""
 
     @property
     def is_live(self) -> bool:

@@ -64,6 +64,40 @@ def gate_reason(session: Session, board: Board) -> str | None:
     return f"waiting for replay {', '.join(waiting_for)}" if waiting_for else None
 
 
+async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
+    """Compare what the replay has read with what the plan counted. Return warnings.
+
+    Where the numbers differ, the events are counted again, within ``REPLAY_PLAN_SECONDS``. If the
+    new count differs from the plan's too, the store has changed meanwhile: a warning says so.
+
+    Raises
+    ------
+    ReplayFailed
+        When the store has not changed: events were missed or read twice.
+
+    """
+    plan, read = session.plan, session.counters.read
+    if plan is None or plan.matched is None or plan.matched == read:
+        return ()
+    planner = Planner(session.start, context.settings, context.store, context.partition_counts)
+    now = await planner.count_again(plan.end)
+    numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
+    if now is None:
+        return (f"{numbers}; why they differ is unknown: the events could not be counted again",)
+    if now == plan.matched:
+        msg = (
+            f"{numbers}, and the store still has {now:,}: events were missed or read twice. An "
+            "event whose time was mended meanwhile lies behind the cursor: replay it by its id. In "
+            "any other case keep the workers' log, and start the replay again under a new replay_id"
+        )
+        raise ReplayFailed(msg)
+    warning = (
+        f"{numbers}, and the store now has {now:,}: events were stored, changed or deleted during "
+        "the replay, and some of them may be missing"
+    )
+    return (warning,)
+
+
 async def control_batches(session: Session, context: WorkerContext, outcome: str) -> list[Batch]:
     """Return a control record for every partition of every destination topic.
 

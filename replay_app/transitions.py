@@ -296,7 +296,8 @@ def _on_finish(session: Session, report: Report, now: datetime) -> Step:
     if report.state == "failed":  # a cancelled replay publishes nothing more in any case
         warning = f"the cancellation could not be announced: {report.error}"
         session = session.model_copy(update={"warnings": (*session.warnings, warning)})
-    return Step(_end(session, now))
+    warnings = (*session.warnings, *report.warnings)
+    return Step(_end(session.model_copy(update={"warnings": warnings}), now))
 
 
 def _settle(step: Step, now: datetime) -> Step:

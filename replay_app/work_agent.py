@@ -15,6 +15,7 @@ the redelivered token, or by the worker that opens the partition next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -44,7 +45,8 @@ from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.readers import Readers
-from replay_app.steps import Planning, control_batches, gate_reason
+from replay_app.stable_offsets import explain_hidden_records
+from replay_app.steps import Planning, audit, control_batches, gate_reason
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
@@ -57,6 +59,12 @@ PLAN_WAIT_SECONDS = 0.05
 """How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
 SESSION_WAIT_SECONDS = 0.5
 """How long a token waits for its session to appear on the board, before the token is requeued."""
+OPEN_WAIT_SECONDS = 20.0
+"""How long a token waits for its partition to open, before the token is requeued. A longer wait
+would hold up rebalances and the end of the worker."""
+HIDDEN_SECONDS = 60.0
+"""How long a replay waits at its end until consumers can see every record. A transaction of another
+producer ends within its own time limit, one minute by default."""
 MAX_REQUEUES = 60
 """How often a token is requeued while its session is unknown. Then the token is dropped, and the
 watchdog repairs the replay."""
@@ -84,6 +92,8 @@ class WorkPartition:
         self.delays = DelayedTokens(self._send_token)
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._plans: dict[str, Planning] = {}
+        self._hidden_since: dict[str, float] = {}
+        """By token key: monotonic seconds since when consumers do not see all of a replay."""
         self._opening: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -97,6 +107,14 @@ class WorkPartition:
         if self._opening is None:
             self.open()
         await asyncio.shield(self._opening)  # type: ignore[arg-type]
+
+    async def is_open_within(self, seconds: float) -> bool:
+        """Wait until the partition is open. Return False if opening takes longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wait_until_open()
+                return True
+        return False
 
     async def _open(self, delay_seconds: float) -> None:
         await asyncio.sleep(delay_seconds)
@@ -337,8 +355,27 @@ class WorkPartition:
         return Checkpoint.of_step(token, origin, "done")
 
     async def _finish(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        warnings: tuple[str, ...] = ()
+        if token.outcome == "end":
+            hidden = await explain_hidden_records(self.context.settings, session.offsets)
+            if hidden is not None:
+                return self._wait_for_consumers(token, origin, hidden)
+            self._hidden_since.pop(token.key, None)
+            warnings = await audit(session, self.context)
         await self._announce(session, token.outcome)
-        return Checkpoint.of_step(token, origin, "done")
+        return Checkpoint.of_step(token, origin, "done", warnings=warnings)
+
+    def _wait_for_consumers(self, token: Token, origin: Origin, hidden: str) -> Checkpoint:
+        """Wait until consumers can see every record; fail the replay after HIDDEN_SECONDS."""
+        since = self._hidden_since.setdefault(token.key, time.monotonic())
+        if time.monotonic() - since < HIDDEN_SECONDS:
+            return Checkpoint.of_step(token, origin, reason=f"consumers do not see all: {hidden}")
+        del self._hidden_since[token.key]
+        msg = (
+            f"all events are published, but read_committed consumers do not see all of them: "
+            f"{hidden}; then retry"
+        )
+        raise ReplayFailed(msg)
 
     async def _announce(self, session: Session, outcome: str) -> None:
         batches = await control_batches(session, self.context, outcome)
@@ -433,7 +470,9 @@ class WorkPartitions:
         # A record may come before Faust's listener has assigned the partition.
         owned = self._owned.get(partition) or self._open(partition)
         try:
-            await owned.wait_until_open()
+            if not await owned.is_open_within(OPEN_WAIT_SECONDS):
+                await owned.requeue(token, origin, token.requeues)
+                return
             await owned.run(token, origin)
         except (asyncio.CancelledError, *PRODUCER_ERRORS) as error:
             task = asyncio.current_task()

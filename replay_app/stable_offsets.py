@@ -1,0 +1,93 @@
+"""Stable offsets: up to where ``read_committed`` consumers can read a partition.
+
+The stable offset of a partition stands still at the first open transaction, whoever has opened
+the transaction. Records behind that offset are committed, and no such consumer sees them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaClient, AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from replay_app.exceptions import Unavailable
+from replay_app.internals import describe_producers
+
+if TYPE_CHECKING:
+    from replay_app.reports import Offsets
+    from replay_app.settings import Settings
+
+MAX_NAMED_PARTITIONS = 3
+"""Partitions that an explanation names."""
+
+
+async def explain_hidden_records(settings: Settings, written: Offsets) -> str | None:
+    """Return which written records no ``read_committed`` consumer sees; None if all are seen.
+
+    The text names the partitions, the producers whose transactions are open there, and the remedy.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer.
+
+    """
+    last = {
+        TopicPartition(topic, partition): offsets[1]
+        for topic, partitions in written.items()
+        for partition, offsets in partitions.items()
+    }
+    if not last:
+        return None
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.target_bootstrap,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        **settings.kafka_security(),
+    )
+    try:
+        await consumer.start()
+        stable = await consumer.end_offsets(list(last))
+        hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
+        if not hidden:
+            return None
+        named = [
+            await explain_open_transaction(settings, settings.target_bootstrap, tp, offset)
+            for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]
+        ]
+    except KafkaError as error:
+        msg = f"Kafka at {settings.target_bootstrap} does not tell stable offsets: {error!r}"
+        raise Unavailable(msg) from error
+    finally:
+        await consumer.stop()
+    more = len(hidden) - len(named)
+    return "; ".join([*named, *([f"and {more} more partitions"] if more else [])])
+
+
+async def explain_open_transaction(
+    settings: Settings, bootstrap: str, partition: TopicPartition, offset: int
+) -> str:
+    """Return which producer holds a partition's stable offset, and how to end its transaction.
+
+    ``offset`` is the stable offset.
+    """
+    producers: list[tuple[int, int]] = []
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    try:
+        await client.bootstrap()
+        producers = await describe_producers(client, partition.topic, partition.partition)
+    except KafkaError:
+        pass  # the command below tells the operator the same
+    finally:
+        await client.close()
+    holders = [str(producer) for producer, begin in producers if begin == offset]
+    whose = f"producer id {holders[0]}" if holders else "another producer"
+    where = f"--topic {partition.topic} --partition {partition.partition}"
+    return (
+        f"partition {partition.partition} of {partition.topic!r} stands still at offset {offset}, "
+        f"behind an open transaction of {whose}: if it does not end by itself, look with "
+        f"`kafka-transactions.sh --bootstrap-server {bootstrap} describe-producers {where}` and "
+        f"end the transaction with `kafka-transactions.sh --bootstrap-server {bootstrap} abort "
+        f"{where} --start-offset {offset}`"
+    )

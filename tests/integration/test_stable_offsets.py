@@ -1,0 +1,215 @@
+"""What open transactions of other producers hide, and what a replay says of them at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from pymongo.collection import Collection
+from support import create_topics, unique_name
+
+from replay_app import work_agent
+from replay_app.checkpoints import Checkpoint, Origin, Token
+from replay_app.commands import Start
+from replay_app.compacted import CompactedReader
+from replay_app.context import WorkerContext
+from replay_app.demo.stack import Stack
+from replay_app.exceptions import ReplayFailed
+from replay_app.plans import Planner
+from replay_app.publisher import FencedProducer, Outbox
+from replay_app.reports import Counters, ShardProgress
+from replay_app.sessions import Session, Shard
+from replay_app.settings import Settings
+from replay_app.stable_offsets import explain_hidden_records
+from replay_app.steps import audit
+from replay_app.store import EventStore
+from replay_app.work_agent import WorkPartition
+
+SECONDS = 30.0
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@contextlib.contextmanager
+def open_transaction(kafka: str, topic: str, partition: int = 0) -> Iterator[None]:
+    """Hold a transaction of another producer open on a partition."""
+    name = unique_name("foreign")
+    producer = Producer({"bootstrap.servers": kafka, "transactional.id": name})
+    producer.init_transactions(SECONDS)
+    producer.begin_transaction()
+    producer.produce(topic, b"foreign", b"foreign", partition=partition)
+    assert producer.flush(SECONDS) == 0
+    try:
+        yield
+    finally:
+        producer.abort_transaction(SECONDS)
+
+
+@pytest.fixture
+async def context(
+    start_worker: Callable[..., Awaitable[WorkerContext]],
+) -> AsyncIterator[WorkerContext]:
+    context = await start_worker(EventStore, Outbox)
+    following = asyncio.create_task(context.board.follow())
+    yield context
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def commit(settings: Settings, topic: str, value: bytes) -> int:
+    """Write one record in a transaction that is committed; return its offset."""
+    producer = await FencedProducer(settings, settings.kafka, unique_name("own")).start()
+    await producer.begin()
+    await producer.send(topic, partition=0, key=b"k", value=value)
+    (ack,) = producer._unacked
+    await producer.commit()
+    await producer.discard()
+    return int((await ack).offset)
+
+
+async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
+    context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay_app.compacted.OBSTACLE_SECONDS", 0.1)
+    settings, topic = context.settings, context.topics.checkpoints.name
+    await commit(settings, topic, b"old")
+    reader = CompactedReader(settings, settings.kafka, topic, [0])
+    await reader.start()
+
+    async def read() -> list[bytes]:
+        return [record.value async for record in reader.read_to_end()]
+
+    with open_transaction(settings.kafka, topic):
+        await commit(settings, topic, b"new")
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(SECONDS):
+            while "open transaction of producer id" not in caplog.text:
+                await asyncio.sleep(0.05)
+        assert not reading.done()
+    async with asyncio.timeout(SECONDS):
+        assert await reading == [b"old", b"new"]
+    await reader.stop()
+    assert f"partition 0 of {topic!r} stands still at offset 2" in caplog.text
+    assert f"abort --topic {topic} --partition 0 --start-offset 2" in caplog.text
+
+
+async def test_the_board_waits_for_what_an_open_transaction_hides(context: WorkerContext) -> None:
+    topic = context.topics.status.name
+    with open_transaction(context.settings.kafka, topic):
+        session = Session(
+            replay_id="r1",
+            start=Start(replay_id="r1"),
+            created_at=T0,
+            updated_at=T0,
+            progressed_at=T0,
+            heard_at=T0,
+        )
+        await commit(context.settings, topic, session.encode())
+        waiting = asyncio.create_task(context.board.caught_up(0))
+        await asyncio.wait([waiting], timeout=1)
+        assert not waiting.done()
+    async with asyncio.timeout(SECONDS):
+        await waiting
+    assert "k" in context.board.sessions
+
+
+# The end of a replay
+
+
+async def session_of(context: WorkerContext, topic: str, read: int, **offsets: Any) -> Session:
+    """Return the session of a replay that has read events and is about to finish."""
+    start = Start.model_validate({"replay_id": "r1", "target": {"topic": topic}})
+    planner = Planner(start, context.settings, context.store, context.partition_counts)
+    progress = ShardProgress(state="done", counters=Counters(read=read, published=read))
+    return Session(
+        replay_id="r1",
+        state="running",
+        start=start,
+        plan=await planner.plan(),
+        shards=(Shard(progress=progress),),
+        finishing=True,
+        created_at=T0,
+        updated_at=T0,
+        progressed_at=T0,
+        heard_at=T0,
+        **offsets,
+    )
+
+
+@pytest.fixture
+def topic(stack: Stack) -> str:
+    name = unique_name("hidden")
+    create_topics(stack.kafka, {name: 1})
+    return name
+
+
+@pytest.fixture
+def three_events(events: Collection[dict[str, Any]]) -> None:
+    events.insert_many(
+        {"_id": number, "timestamp": T0 + timedelta(seconds=number), "event_type": "placed"}
+        for number in range(3)
+    )
+
+
+@pytest.mark.usefixtures("three_events")
+async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records(
+    context: WorkerContext, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = WorkPartition(context, 0)
+    await partition.wait_until_open()
+
+    async def finish(slice_number: int) -> Checkpoint:
+        token = Token(replay_id="r1", shard="finish", epoch=1, slice=slice_number, kind="finish")
+        await partition.run(token, Origin(0, slice_number))
+        return partition.checkpoints["r1/finish"]
+
+    with open_transaction(context.settings.kafka, topic):
+        offset = await commit(context.settings, topic, b"replayed")
+        session = await session_of(context, topic, 3, offsets={topic: {0: (offset, offset)}})
+        context.board.sessions["r1"] = session
+        waits = (await finish(1)).report
+        assert waits.state == "live"
+        assert "consumers do not see all" in (waits.reason or "")
+        assert "behind an open transaction of producer id" in (waits.reason or "")
+        monkeypatch.setattr(work_agent, "HIDDEN_SECONDS", 0.0)
+        failed = (await finish(2)).report
+        assert failed.state == "failed"
+        assert "read_committed consumers do not see all of them" in (failed.error or "")
+        assert f"abort --topic {topic} --partition 0 --start-offset 0" in (failed.error or "")
+    assert (await finish(3)).report.state == "done"  # what a retry does
+    await partition.close()
+
+
+async def test_seen_records_need_no_explanation(context: WorkerContext, topic: str) -> None:
+    offset = await commit(context.settings, topic, b"replayed")
+    assert await explain_hidden_records(context.settings, {topic: {0: (offset, offset)}}) is None
+    assert await explain_hidden_records(context.settings, {}) is None
+
+
+# The account of a replay
+
+
+@pytest.mark.usefixtures("three_events")
+async def test_the_account_of_an_unchanged_store_must_agree(
+    context: WorkerContext, topic: str
+) -> None:
+    assert await audit(await session_of(context, topic, 3), context) == ()
+    for read in (2, 4):
+        session = await session_of(context, topic, read)
+        told = f"counted 3 events, the replay has read {read}, and the store still has 3"
+        with pytest.raises(ReplayFailed, match=told):
+            await audit(session, context)
+
+
+@pytest.mark.usefixtures("three_events")
+async def test_a_store_that_changed_is_named_with_its_numbers(
+    context: WorkerContext, topic: str, events: Collection[dict[str, Any]]
+) -> None:
+    session = await session_of(context, topic, 1)
+    events.delete_one({"_id": 2})
+    (warning,) = await audit(session, context)
+    assert "counted 3 events, the replay has read 1, and the store now has 2" in warning
