@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
+    Producer,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -159,6 +161,24 @@ def consumer_from_start(
         ]
     )
     return consumer
+
+
+@contextlib.contextmanager
+def open_transactions(bootstrap: str, partitions: Mapping[str, int]) -> Iterator[None]:
+    """Hold a transaction of another producer open on every partition of some topics."""
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "transactional.id": unique_name("foreign")}
+    )
+    producer.init_transactions(KAFKA_SECONDS)
+    producer.begin_transaction()
+    for topic, count in partitions.items():
+        for number in range(count):
+            producer.produce(topic, b"foreign", b"foreign", partition=number)
+    assert producer.flush(KAFKA_SECONDS) == 0
+    try:
+        yield
+    finally:
+        producer.abort_transaction(KAFKA_SECONDS)
 
 
 def wait_until(

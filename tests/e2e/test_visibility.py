@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 
-from confluent_kafka import Producer
-from support import unique_name, wait_until
+from support import open_transactions, wait_until
 from workers import Cluster
 
 EVENTS = 3_000
-SECONDS = 30.0
-
-
-@contextlib.contextmanager
-def open_transactions(cluster: Cluster, *topics: str, partitions: int) -> Iterator[None]:
-    """Hold a transaction of another producer open on every partition of some topics."""
-    producer = Producer(
-        {"bootstrap.servers": cluster.stack.kafka, "transactional.id": unique_name("foreign")}
-    )
-    producer.init_transactions(SECONDS)
-    producer.begin_transaction()
-    for topic in topics:
-        for number in range(partitions):
-            producer.produce(topic, b"foreign", b"foreign", partition=number)
-    assert producer.flush(SECONDS) == 0
-    try:
-        yield
-    finally:
-        producer.abort_transaction(SECONDS)
 
 
 def read(cluster: Cluster, replay_id: str) -> int:
@@ -51,7 +29,7 @@ def test_a_kill_beside_open_transactions_on_the_internal_topics_repeats_nothing(
     cluster.command("r", rate=400)
     wait_until(partial(read, cluster, "r"), 60)
     internal = [cluster.prefix + "checkpoints", cluster.prefix + "status"]
-    with open_transactions(cluster, *internal, partitions=cluster.partitions):
+    with open_transactions(cluster.stack.kafka, dict.fromkeys(internal, cluster.partitions)):
         # Checkpoints behind the open transaction, which a new owner of the partition must not miss.
         before = wait_until(lambda: len(cluster.published_by("r")), 60)
         wait_until(lambda: len(cluster.published_by("r")) > before + 400, 60)
@@ -68,7 +46,7 @@ def test_a_kill_beside_open_transactions_on_the_internal_topics_repeats_nothing(
 def test_a_replay_completes_when_consumers_can_see_its_records(cluster: Cluster) -> None:
     cluster.seed(EVENTS)
     cluster.start_worker().wait_until_ready()
-    with open_transactions(cluster, *cluster.topics(), partitions=3):
+    with open_transactions(cluster.stack.kafka, dict.fromkeys(cluster.topics(), 3)):
         cluster.command("r")
         told = wait_until(partial(reason, cluster, "r"), 60)
         assert "consumers do not see all" in told

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 from pymongo.collection import Collection
-from support import create_topics, unique_name
+from support import create_topics, open_transactions, unique_name
 
 from replay_app import work_agent
 from replay_app.checkpoints import Checkpoint, Origin, Token
@@ -32,21 +30,6 @@ from replay_app.work_agent import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@contextlib.contextmanager
-def open_transaction(kafka: str, topic: str, partition: int = 0) -> Iterator[None]:
-    """Hold a transaction of another producer open on a partition."""
-    name = unique_name("foreign")
-    producer = Producer({"bootstrap.servers": kafka, "transactional.id": name})
-    producer.init_transactions(SECONDS)
-    producer.begin_transaction()
-    producer.produce(topic, b"foreign", b"foreign", partition=partition)
-    assert producer.flush(SECONDS) == 0
-    try:
-        yield
-    finally:
-        producer.abort_transaction(SECONDS)
 
 
 @pytest.fixture
@@ -83,7 +66,7 @@ async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
     async def read() -> list[bytes]:
         return [record.value async for record in reader.read_to_end()]
 
-    with open_transaction(settings.kafka, topic):
+    with open_transactions(settings.kafka, {topic: 1}):
         await commit(settings, topic, b"new")
         reading = asyncio.create_task(read())
         async with asyncio.timeout(SECONDS):
@@ -99,7 +82,7 @@ async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
 
 async def test_the_board_waits_for_what_an_open_transaction_hides(context: WorkerContext) -> None:
     topic = context.topics.status.name
-    with open_transaction(context.settings.kafka, topic):
+    with open_transactions(context.settings.kafka, {topic: 1}):
         session = Session(
             replay_id="r1",
             start=Start(replay_id="r1"),
@@ -167,7 +150,7 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
         await partition.run(token, Origin(0, slice_number))
         return partition.checkpoints["r1/finish"]
 
-    with open_transaction(context.settings.kafka, topic):
+    with open_transactions(context.settings.kafka, {topic: 1}):
         offset = await commit(context.settings, topic, b"replayed")
         session = await session_of(context, topic, 3, offsets={topic: {0: (offset, offset)}})
         context.board.sessions["r1"] = session
