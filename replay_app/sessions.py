@@ -137,6 +137,8 @@ class Session(_Record):
     """Why the replay failed."""
     warnings: tuple[str, ...] = ()
     receipt: Receipt | None = None
+    speed_marks: tuple[tuple[datetime, int], ...] = ()
+    """Up to two moments, and the events read until then. The speed counts from the older one."""
     events_per_second: float | None = None
     """Events read, averaged over the last seconds. None while nothing moves."""
 

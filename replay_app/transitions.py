@@ -7,7 +7,6 @@ survives crashes (docs/protocol.md, "A step of the sessions agent").
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -24,8 +23,8 @@ from replay_app.reports import (
 )
 from replay_app.sessions import TERMINAL, Session, Shard, State, make_receipt, merge_offsets
 
-SMOOTHING_SECONDS = 5.0
-"""Time constant of the moving average of the events per second."""
+SPEED_WINDOW_SECONDS = 5.0
+"""The speed is measured over the last one to two of these."""
 MAX_SILENCE_FACTOR = 8
 """Each repair waits twice as long as the one before, up to the stall time multiplied by this.
 Where many replays share a worker, silence may only mean a long queue, and a repair makes the queue
@@ -162,7 +161,10 @@ def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
         raise _conflict(session, "set-rate")
     if session.rate == rate:
         return Step.nothing(session)
-    return Step(session.model_copy(update={"rate": rate, "updated_at": now}))
+    update: dict[str, Any] = {"rate": rate, "updated_at": now}
+    if session.state == "running":
+        update |= {"speed_marks": ((now, session.counters.read),), "events_per_second": None}
+    return Step(session.model_copy(update=update))
 
 
 def _conflict(session: Session, command: str, remedy: str | None = None) -> CommandConflict:
@@ -260,8 +262,9 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
     if (progress.counters, progress.state) != (old.progress.counters, old.progress.state):
         update |= {"progressed_at": now, "stalled": False}
         if session.state == "running":
-            read = progress.counters.read - old.progress.counters.read
-            update["events_per_second"] = _average_speed(session, old, read, now)
+            read = session.counters.read + progress.counters.read - old.progress.counters.read
+            since = old.heard_at or session.heard_at
+            update |= _measure_speed(session, since, read, now)
     if session.state == "running":
         update["reason"] = progress.reason
     session = session.model_copy(update=update)
@@ -398,7 +401,7 @@ def _advance(session: Session, now: datetime, **update: Any) -> Session:
     }
     state = update.get("state", session.state)
     if state != "running":
-        times["events_per_second"] = None
+        times |= {"events_per_second": None, "speed_marks": ()}
     if state != "planning":
         times["draft"] = ()
     return session.model_copy(update=times | update)
@@ -414,18 +417,21 @@ def _raise_epoch(session: Session, now: datetime, state: State, **update: Any) -
     return _advance(session, now, state=state, epoch=session.epoch + 1, reason=None, **update)
 
 
-def _average_speed(session: Session, shard: Shard, read: int, now: datetime) -> float:
-    """Return the average events per second after ``read`` more events.
+def _measure_speed(session: Session, since: datetime, read: int, now: datetime) -> dict[str, Any]:
+    """Return the fields of the speed, now that ``read`` events are read over all shards.
 
-    Shards may report at any interval: the weight of the old average falls with time.
+    Without marks, the speed counts from ``since``: when the shard was last heard of. The change of
+    state may be much older, because the store may need time for the first event. A throttled shard
+    publishes in bursts, so the speed is never more than the rate.
     """
-    seconds = max((now - session.progressed_at).total_seconds(), 1e-3)
-    if session.events_per_second is None:
-        # Not from the change of state on: the store may need time for the first event.
-        since = max((now - (shard.heard_at or session.heard_at)).total_seconds(), 1e-3)
-        return read / min(seconds, since)
-    weight = math.exp(-seconds / SMOOTHING_SECONDS)
-    return session.events_per_second * weight + read / seconds * (1 - weight)
+    marks = session.speed_marks or ((since, session.counters.read),)
+    if (now - marks[-1][0]).total_seconds() >= SPEED_WINDOW_SECONDS:
+        marks = (marks[-1], (now, read))
+    begin, read_before = marks[0]
+    speed = (read - read_before) / max((now - begin).total_seconds(), 1e-3)
+    if session.rate is not None:
+        speed = min(speed, session.rate)
+    return {"speed_marks": marks, "events_per_second": speed}
 
 
 def _fail(session: Session, now: datetime, error: str | None) -> Session:

@@ -227,7 +227,13 @@ def test_every_command_in_every_state(state: str, command: str, outcome: To | st
         case "nothing happens":
             assert step == Step.nothing(session)
         case _:
-            assert step.session == session.model_copy(update={"rate": 5, "updated_at": at(2)})
+            changed: dict[str, Any] = {"rate": 5, "updated_at": at(2)}
+            if session.state == "running":  # the speed is measured anew
+                changed |= {
+                    "speed_marks": ((at(2), session.counters.read),),
+                    "events_per_second": None,
+                }
+            assert step.session == session.model_copy(update=changed)
             assert step.tokens == ()
 
 
@@ -706,6 +712,31 @@ def test_the_pace_follows_a_change_within_some_seconds() -> None:
             seconds=second,
         )
     assert session.events_per_second == pytest.approx(10, rel=0.2)
+
+
+def test_the_speed_of_a_throttled_replay_is_never_above_its_rate() -> None:
+    session = after(None, start(rate=500))
+    session = after(session, step_report(session, "plan", plan=plan(1, 30_000)))
+    for half in range(1, 41):  # a burst of half a second's events at the begin of each half second
+        report = shard_report(session, 0, read=250 * half, slice=half)
+        session = after(session, report, seconds=1 + (half - 1) / 2 + 0.05)
+        assert session.events_per_second is not None
+        assert session.events_per_second <= 500
+        left = 30_000 - 250 * half
+        assert session.eta_seconds is not None
+        assert session.eta_seconds >= round(left / 500, 1)
+    assert session.events_per_second == pytest.approx(500, rel=0.1)
+
+
+def test_a_new_rate_starts_the_measurement_of_the_speed_again() -> None:
+    session = running(1)
+    for second in range(2, 12):
+        report = shard_report(session, 0, read=500 * second, slice=second)
+        session = after(session, report, seconds=second)
+    session = after(session, SetRate(replay_id=REPLAY, rate=100), seconds=12)
+    assert (session.events_per_second, session.eta_seconds) == (None, None)
+    session = after(session, shard_report(session, 0, read=5550, slice=12), seconds=12.5)
+    assert session.events_per_second == 100
 
 
 def test_offsets_of_all_shards_are_one_range_per_partition() -> None:
