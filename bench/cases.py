@@ -1,4 +1,4 @@
-"""What is compared: groups of cases, each with the peers that its ratios are taken to."""
+"""The groups of cases that are compared, each with the peers of its ratios."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Script:
     codec: str = "none"
     query: Mapping[str, Any] = field(default_factory=dict)
     events: int = 0
-    """So many of them match; 0: all."""
+    """Number of events that match; 0: all."""
     limit: int = 0
     publishes: bool = True
 
     @property
     def kind(self) -> Hashable:
-        """What is the same for cases that run the same code."""
+        """A value that is equal for cases that run the same code."""
         return self.name
 
 
@@ -70,26 +70,26 @@ class Replay:
     settings: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     events: int = 0
-    """So many match; 0: all."""
+    """Number of events that match; 0: all."""
     workers: int = 1
     shards: int = 1
     replays: int = 1
-    """Each of `SMALL` events, one aggregate each, if there are many."""
+    """If more than one, each replay has the `SMALL` events of one aggregate."""
     at_once: bool = True
-    """All commands are sent before the first replay is completed."""
+    """Send all commands before the first replay is completed."""
     first_event: bool = False
-    """Find out when a read_committed consumer gets the first event."""
+    """Measure when a read_committed consumer gets the first event."""
 
     @property
     def kind(self) -> Hashable:
-        """What is the same for cases that run the same code."""
+        """A value that is equal for cases that run the same code."""
         is_plain = self.workers == 1 and not self.first_event and self.replays == 1
         ways = (self.workers, self.first_event, self.replays > 1, self.at_once)
         return self.encoder if is_plain else ways
 
     @property
     def publishes(self) -> bool:
-        """Whether there are records afterwards."""
+        """Whether the case publishes records."""
         return not self.body.get("dry_run")
 
 
@@ -104,7 +104,7 @@ class Group:
     note: str
     cases: tuple[Case, ...]
     peers: tuple[str, ...]
-    """Labels, or the common beginnings of labels, of which the fastest counts."""
+    """Labels, or beginnings of labels; of several cases the fastest is the peer."""
     rounds: int = 3
 
 
@@ -211,7 +211,7 @@ def _shards(history: History) -> Group:
             Replay(
                 f"{WORKER}, {shards} shard{'s' * (shards > 1)} on {count}",
                 history,
-                # As many partitions as workers: each has one.
+                # As many partitions as workers: each worker has one partition.
                 settings={"REPLAY_PARTITIONS": str(count)},
                 body={"ordering": "aggregate", "shards": shards},
                 workers=count,

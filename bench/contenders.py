@@ -1,7 +1,7 @@
 """The limits of this machine, and what a user would write without this program.
 
-Each is run in a process of its own, ``contenders.py NAME``, and prints its figures as one line of
-JSON. Imports are not measured; connecting is.
+``contenders.py NAME`` runs one contender and prints its figures as one line of JSON. The time
+includes connecting, but not the imports.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from replay_app.store import EventStore, PageReader
 from replay_app.worker import tune_memory
 
 READ_EVENTS = 10_000
-"""Of one batch of the cursor; more do not make it faster."""
+"""Events in one batch of the cursor; larger batches are not faster."""
 SORT = [("timestamp", pymongo.ASCENDING), ("_id", pymongo.ASCENDING)]
 READ_SECONDS = 60.0
 BATCH_BYTES = 900_000
-"""As the worker's; the clients' own defaults are slower."""
+"""The same as the worker's; the defaults of the clients are slower."""
 UTC_WITH_Z = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 REPLAY_ID = "rebuild-orders-1"
 
@@ -49,7 +49,7 @@ Figures = dict[str, float]
 
 
 class Options(argparse.Namespace):
-    """What a contender is told on its command line."""
+    """The command line of a contender."""
 
     mongo: str
     kafka: str
@@ -61,7 +61,7 @@ class Options(argparse.Namespace):
 
 
 @contextmanager
-def measured(figures: Figures) -> Iterator[None]:
+def measure(figures: Figures) -> Iterator[None]:
     """Measure the block: time, and CPU of all threads of this process."""
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     yield
@@ -75,9 +75,9 @@ def measured(figures: Figures) -> Iterator[None]:
 
 
 def raw_read(options: Options) -> Figures:
-    """Read the same events in the same order, and do nothing with them."""
+    """Read the same events in the same order, and do nothing else."""
     figures: Figures = {"bytes": 0}
-    with measured(figures), _events(options) as events:
+    with measure(figures), _events(options) as events:
         cursor = events.find_raw_batches(options.query, sort=SORT, batch_size=READ_EVENTS)
         for page in cursor:
             figures["bytes"] += len(page)
@@ -85,11 +85,11 @@ def raw_read(options: Options) -> Figures:
 
 
 def librdkafka(options: Options) -> Figures:
-    """Produce the same records, encoded before and held in memory."""
+    """Produce the same records, which are encoded before and held in memory."""
     with _events(options) as events:
         records = [_record(event, options) for event in events.find(options.query, sort=SORT)]
     figures: Figures = {}
-    with measured(figures):
+    with measure(figures):
         _produce(records, options)
     return figures
 
@@ -100,7 +100,7 @@ def librdkafka(options: Options) -> Figures:
 def confluent(options: Options) -> Figures:
     """Read with pymongo, encode with orjson, publish with confluent-kafka."""
     figures: Figures = {}
-    with measured(figures), _events(options) as events:
+    with measure(figures), _events(options) as events:
         found = events.find(options.query, sort=SORT, batch_size=READ_EVENTS)
         _produce((_record(event, options) for event in found), options)
     return figures
@@ -119,7 +119,7 @@ def aiokafka_send(options: Options) -> Figures:
 
 
 def aiokafka_send_and_wait(options: Options) -> Figures:
-    """Read with motor, publish with aiokafka's send_and_wait(): one at a time."""
+    """Read with motor, publish with aiokafka's send_and_wait(): one event at a time."""
 
     async def publish() -> None:
         async with _producer(options) as producer:
@@ -130,7 +130,7 @@ def aiokafka_send_and_wait(options: Options) -> Figures:
 
 
 def status_updates(options: Options) -> Figures:
-    """Publish one at a time, and write down after each how far it is."""
+    """Publish one event at a time, and store the progress after each event."""
 
     async def publish() -> None:
         client: Any = AsyncIOMotorClient(options.mongo)
@@ -191,7 +191,7 @@ def bare_loop(options: Options) -> Figures:
         sending: asyncio.Task[None] | None = None
         await reader.ready()
         await producer.begin()
-        with measured(figures):
+        with measure(figures):
             while (page := await reader.next(READ_SECONDS)) is not None:
                 now_ms = time.time_ns() // 1_000_000
                 encoded = await asyncio.to_thread(encoder.encode, page, now_ms)
@@ -291,7 +291,7 @@ def _keywords(record: Record) -> dict[str, Any]:
 
 def _run(publish: Callable[[], Any]) -> Figures:
     figures: Figures = {}
-    with measured(figures):
+    with measure(figures):
         uvloop.run(publish())
     return figures
 

@@ -1,4 +1,4 @@
-"""The history to be replayed: events of one exact size, made of plain JSON types and a date."""
+"""The history that is replayed: events of one exact size, with JSON types and a date."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def seed(mongo: str, collection: str, count: int, size: int, per_aggregate: int)
     """Fill a collection with ``count`` events of ``size`` bytes, and indexes for both orders."""
     with pymongo.MongoClient[RawBSONDocument](mongo, document_class=RawBSONDocument) as client:
         events = client[DATABASE][collection]
-        # First: the Rust store fills an index in one transaction, which must fit into its cache.
+        # Before the events: the Rust store fills an index in one transaction, limited by its cache.
         events.create_index([("timestamp", 1), ("_id", 1)])
         events.create_index([("aggregate_id", 1), ("timestamp", 1), ("_id", 1)])
         stream = (RawBSONDocument(raw) for raw in history(count, size, per_aggregate))

@@ -1,6 +1,6 @@
-"""RESULTS.md and the plot, made from the raw figures and from what was written by hand.
+"""RESULTS.md and the plot, made from the raw figures and from story.md.
 
-``report.py`` alone makes both again from the figures of the last run.
+``report.py`` makes both again from the figures of the last run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MAIN, LARGE, SHARDS = "600 B events", "20 kB events", "Shards over workers"
 STAGES = get_args(Stage)
 SMALL_FIGURE = 10
 ALL_CORES = 0.9
-"""As much of a machine as can be measured: the rest is the system's own, and others'."""
+"""A share of all cores that counts as all: the system and other programs use the rest."""
 PLOTTED_RATE = 10_000
-"""Slower contenders would be bars without a length."""
+"""The bars of slower contenders would be too short to see."""
 
 Run = dict[str, Any]
 Measure = Callable[[Run], float]
@@ -49,17 +49,17 @@ def megabytes(run: Run) -> float:
 
 
 def own_cpu(run: Run) -> float:
-    """Return the microseconds of CPU that an event costs the contender itself."""
+    """Return the microseconds of CPU per event of the contender."""
     return float(1e6 * run["cpu_seconds"] / run["events"])
 
 
 def broker_cpu(run: Run) -> float:
-    """Return the same of the broker."""
+    """Return the microseconds of CPU per event of the broker."""
     return float(1e6 * run["broker_cpu_seconds"] / run["events"])
 
 
 def store_cpu(run: Run) -> float:
-    """Return the same of the store."""
+    """Return the microseconds of CPU per event of the store."""
     return float(1e6 * run["store_cpu_seconds"] / run["events"])
 
 
@@ -75,7 +75,7 @@ def store_cores(run: Run) -> float:
 
 
 class Results:
-    """The raw figures, asked by group and label."""
+    """The raw figures, by group and label."""
 
     def __init__(self, figures: dict[str, Any]) -> None:
         self.about: dict[str, Any] = figures["about"]
@@ -88,16 +88,16 @@ class Results:
         return sorted(found, key=lambda run: int(run["round"]))
 
     def median(self, group: str, label: str, measure: Measure) -> float:
-        """Return the middle one of a case's rounds."""
+        """Return the median of a case's rounds."""
         return statistics.median(map(measure, self.of(group, label)))
 
     def fastest(self, group: str, prefix: str) -> str | None:
-        """Return the fastest case of those whose labels begin so."""
+        """Return the fastest case of those whose labels begin with the prefix."""
         labels = [x for x in self.groups[group]["labels"] if x.startswith(prefix)]
         return max(labels, key=lambda x: self.median(group, x, rate), default=None)
 
     def ratios(self, group: str, label: str, peer: str, measure: Measure = rate) -> list[float]:
-        """Return a case's figure over its peer's, for each round that had both."""
+        """Return a case's figure divided by its peer's, for each round that has both."""
         peers = {run["round"]: measure(run) for run in self.of(group, peer)}
         runs = [run for run in self.of(group, label) if run["round"] in peers]
         return [measure(run) / peers[run["round"]] for run in runs]
@@ -129,7 +129,7 @@ def _head(results: Results) -> Iterable[str]:
     )
     yield f"![Events a second and CPU per event]({PLOT})"
     yield (
-        "Each run is a process of its own on fresh topics, the contenders take turns, and after "
+        "Each run is a new process on new topics, the contenders take turns, and after "
         "each run a `read_committed` consumer counts the records. A script is measured from "
         "connecting to the last ack, without its imports; this worker from the command over HTTP "
         "to `completed` on `replay.status`, planning included, on workers that are up and ready. "
@@ -186,7 +186,7 @@ EXTRAS = {
 
 
 def _stages(results: Results, title: str) -> Iterable[list[str]]:
-    """Yield where the time of this worker's single replays went."""
+    """Yield the stages of this worker's single replays, in milliseconds."""
     for label in results.groups[title]["labels"]:
         runs = [run for run in results.of(title, label) if "plan_seconds" in run]
         if runs:
@@ -196,7 +196,7 @@ def _stages(results: Results, title: str) -> Iterable[list[str]]:
 
 
 def _goals(results: Results) -> Iterable[list[str]]:
-    """Yield the goals of the native encoder, and of the Python one, with what was reached."""
+    """Yield the goals of both encoders, with the figures that were reached."""
     if MAIN not in results.groups:
         return
     confluent = results.fastest(MAIN, CONFLUENT) or ""
@@ -233,7 +233,7 @@ def _goals(results: Results) -> Iterable[list[str]]:
         two = f"{WORKER}, 2 shards on 2"
         busy, store = (results.median(SHARDS, two, measure) for measure in (cores, store_cores))
         count = results.about["cores"]
-        # A query runs on one core of the store: while it does, the workers wait for it.
+        # A query runs on one core of the store, and the workers wait for the query.
         limit = "cores" if busy >= ALL_CORES * count else "store" if store >= ALL_CORES else ""
         yield [
             "2 shards on 2 workers: limited only by cores or store",
@@ -258,7 +258,7 @@ def _goals(results: Results) -> Iterable[list[str]]:
 
 
 def _rest(run: Run) -> float:
-    """Return the share of the time in which no shard did or waited for any of the main work."""
+    """Return the share of the time outside planning, reading, encoding and sending."""
     waited = run["waited_seconds"]
     main = run["plan_seconds"] + sum(waited[stage] for stage in STAGES if stage != "commit")
     return float(1 - main / run["seconds"])

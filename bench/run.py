@@ -1,8 +1,8 @@
-"""Run everything side by side, each contender in a process of its own, in turns.
+"""Run all contenders in turns, each in its own process.
 
 ``run.py`` writes the raw figures, the plot and RESULTS.md (see `report`). ``run.py --quick`` runs
-every contender once with few events, to see that it still works and publishes what it should; its
-figures mean nothing.
+every contender once with few events, to check that it works and publishes all events. The figures
+of a quick run mean nothing.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Figures = dict[str, Any]
 
 
 class WrongResultError(Exception):
-    """A contender did not publish what it should have."""
+    """A contender has published too few or too many records."""
 
 
 class Bench:
-    """The servers, and the running of one case after another on them."""
+    """The servers, and the cases that run on them one after another."""
 
     def __init__(self, stack: EmbeddedServers, folder: Path) -> None:
         self._stack = stack
@@ -63,7 +63,7 @@ class Bench:
         self._histories: set[History] = set()
 
     def seed(self, histories: set[History]) -> None:
-        """Let the store hold these histories and no others: it is to read from its memory."""
+        """Fill the store with these histories only, so that it can keep them in memory."""
         for one in self._histories - histories:
             history.drop(self._stack.mongo, one.collection)
         for one in histories - self._histories:
@@ -76,12 +76,12 @@ class Bench:
         self._histories = histories
 
     def run(self, case: Case) -> Figures:
-        """Run a case once, on fresh topics; return what was measured.
+        """Run a case once, on new topics; return its figures.
 
         Raises
         ------
         WrongResultError
-            When the topics do not hold afterwards what they should.
+            When the topics hold too few or too many records afterwards.
 
         """
         self._runs += 1
@@ -102,7 +102,7 @@ class Bench:
                     f"{case.label}: {published} records stand in the topics, not {events}"
                 )
         finally:
-            # With the changelog of the table, whose name begins with the app's id.
+            # Also the changelog of the table: its name begins with the app's id.
             own = [one for one in topic_names(kafka) if one.startswith((f"{name}.", f"{name}-"))]
             delete_topics(kafka, own)
         return {**figures, "events": events, "bytes": events * case.history.size}
@@ -121,7 +121,7 @@ class Bench:
         for name, value in options.items():
             command += [f"--{name}", value]
         figures: Figures = {}
-        with self._servers_measured(figures):
+        with self._measure_servers(figures):
             output = subprocess.run(
                 command, stdout=subprocess.PIPE, check=True, timeout=SCRIPT_SECONDS
             ).stdout
@@ -141,7 +141,7 @@ class Bench:
             settings=settings,
         ) as running:
             body = {"target": {"prefix": f"{name}."}, **case.body}
-            with self._servers_measured(figures), _workers_measured(running, figures):
+            with self._measure_servers(figures), _measure_workers(running, figures):
                 if case.replays == 1:
                     figures |= self._one(running, case, name, body, topics)
                 elif case.at_once:
@@ -171,7 +171,7 @@ class Bench:
             return {"plan_seconds": _seconds_between(session, "created_at", "started_at")}
         consumer = consumer_from_start(self._stack.kafka, topics, {"fetch.wait.max.ms": 10})
         try:
-            consumer.poll(1.0)  # connects; there is nothing yet
+            consumer.poll(1.0)  # connects; the topics are empty
             started = time.perf_counter()
             running.start(replay_id, **body)
             while consumer.poll(0.1) is None:
@@ -183,7 +183,7 @@ class Bench:
         return figures
 
     @contextmanager
-    def _servers_measured(self, figures: Figures) -> Iterator[None]:
+    def _measure_servers(self, figures: Figures) -> Iterator[None]:
         servers = {"broker": self._stack.broker_pid, "store": self._stack.store_pid}
         processes = {name: psutil.Process(pid) for name, pid in servers.items()}
         before = {name: _cpu_seconds(process) for name, process in processes.items()}
@@ -193,7 +193,7 @@ class Bench:
 
 
 @contextmanager
-def _workers_measured(running: Workers, figures: Figures) -> Iterator[None]:
+def _measure_workers(running: Workers, figures: Figures) -> Iterator[None]:
     processes = running.processes
     before, started = sum(map(_cpu_seconds, processes)), time.perf_counter()
     yield
@@ -258,7 +258,7 @@ def run_groups(bench: Bench, wanted: Sequence[Group]) -> Iterator[Figures]:
 
 
 def machine() -> dict[str, Any]:
-    """Return where the figures come from."""
+    """Return facts about this machine."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -277,7 +277,9 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few events; writes nothing by itself")
+    parser.add_argument(
+        "--quick", action="store_true", help="few events; writes files only with --output"
+    )
     parser.add_argument("--output", type=Path, help=f"folder to write to; default: {BENCH}")
     parser.add_argument("--only", default="", help="groups whose titles contain this")
     parser.add_argument("--rounds", type=int, help="how often each case runs; default: 3")

@@ -78,7 +78,7 @@ class Workers:
         self._client.start({"replay_id": replay_id, **body})
 
     def start_many(self, bodies: Sequence[Mapping[str, Any]]) -> None:
-        """Put many start commands on the requests topic."""
+        """Publish start commands on the requests topic."""
         producer = Producer(
             {"bootstrap.servers": self._stack.kafka, "partitioner": "murmur2_random"}
         )
@@ -113,7 +113,7 @@ class Workers:
         return dict(found)
 
     def close(self) -> None:
-        """Kill the workers: everything is measured, and the topics are deleted next."""
+        """Kill the workers; their topics are deleted next."""
         self._status.close()
         self._kill_workers()
 

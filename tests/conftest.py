@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = pytest.StashKey[Stack]()
 
 
-# How long one example takes says more about the machine than about the code.
+# The time of one example depends on the machine more than on the code.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
@@ -31,7 +31,7 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test of the native encoder only where no Rust could have built it."""
+    """Skip a test of the native encoder only on a machine that cannot build the encoder."""
     if item.get_closest_marker("native") is None:
         return
     if importlib.util.find_spec("replay_native") is None:
@@ -41,7 +41,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def rust_answers() -> bool:
-    """Return whether there is a Rust that is new enough, as the Makefile judges it."""
+    """Return whether Rust is installed and new enough, by the same rule as in the Makefile."""
     try:
         answer = subprocess.run(["cargo", "--version"], capture_output=True, check=True)  # noqa: S607
     except (OSError, subprocess.CalledProcessError):
@@ -53,9 +53,9 @@ def rust_answers() -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Give every xdist worker the same servers; they belong to the controller, which outlives them.
+    """Give every xdist worker the same servers; the controller starts and ends the servers.
 
-    Not by environment variables: those would also change what tests of the settings see.
+    Environment variables would not do: they would also change the settings in unit tests.
     """
     config = node.config
     if config.option.collectonly or _only_unit_tests(config):
@@ -71,7 +71,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """A broker and a store that all tests share: take `unique_name` for whatever is put there.
+    """A broker and a store that all tests share: use `unique_name` for topics and databases.
 
     A test that ends a server takes `own_stack`.
     """
@@ -83,14 +83,14 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 @pytest.fixture
 def own_stack() -> Iterator[EmbeddedServers]:
-    """A broker and a store of this test alone, which it may kill."""
+    """A broker and a store that only this test uses and may kill."""
     with EmbeddedServers(durable_store=True) as servers:
         yield servers
 
 
 @pytest.fixture
 def cluster(stack: Stack, tmp_path: Path) -> Iterator[Cluster]:
-    """An installation of this test alone: its workers are ended and its events dropped."""
+    """An installation that only this test uses; the workers and the events go after the test."""
     cluster = Cluster(stack, tmp_path)
     yield cluster
     cluster.close()

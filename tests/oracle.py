@@ -1,4 +1,4 @@
-"""What a replay must have published, worked out from the stored events alone."""
+"""What a replay must have published, computed from the stored events alone."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Ordering = Literal["global", "aggregate"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """How a topic's content differs from what a replay must have published."""
+    """The differences between the records in the topics and what a replay must have published."""
 
     lost: tuple[str, ...]
-    """Events that are not there."""
+    """Ids of events without a record."""
     repeated: Mapping[str, int]
-    """How often those are there that are there more than once."""
+    """The number of records of each event that has more than one."""
     foreign: tuple[str, ...]
-    """What is no such event."""
+    """Ids in records that belong to no stored event."""
     disordered: tuple[str, ...]
-    """The places of records that stand behind a later event."""
+    """The places of records that follow a record of a later event."""
 
 
 def account_of(
@@ -37,7 +37,7 @@ def account_of(
 ) -> Account:
     """Compare records with the stored events, given in the order of a global replay.
 
-    Under ``aggregate`` only events of one aggregate, or of none, keep their order.
+    Under ``aggregate`` only the events of one aggregate are ordered, and those without aggregate.
     """
     published = Counter(event_id_of(record) for record in records)
     wanted = {event["event_id"]: number for number, event in enumerate(events)}
@@ -51,7 +51,7 @@ def account_of(
         lane: tuple[Any, ...] = (record.topic, record.partition)
         if ordering == "aggregate":
             lane = (*lane, events[number]["aggregate_id"])
-        if number < last.get(lane, -1):  # what is there again is no disorder
+        if number < last.get(lane, -1):  # a repeated event is not disorder
             disordered.append(f"{record.topic} {record.partition}:{record.offset}")
         last[lane] = max(number, last.get(lane, -1))
     return Account(
@@ -69,10 +69,10 @@ def assert_published_exactly(
     topic_of: Mapping[str, str] | str,
     ordering: Ordering = "global",
 ) -> None:
-    """Check a topic's content against the stored events, given in the order of a global replay.
+    """Check records against the stored events, given in the order of a global replay.
 
-    Each event is there once, in its topic, with its key, value and provenance, nothing else is
-    there, and the order is kept. ``topic_of`` is a prefix before the event's own topic, or a map
+    Each event has one record, in its topic, with its key, value and provenance. There is no other
+    record, and the order is kept. ``topic_of`` is a prefix of the event's original topic, or a map
     from event type to topic.
     """
     account = account_of(records, events, ordering)
@@ -109,7 +109,7 @@ def assert_is_replay_of(
 
 
 def assert_same_json(found: Any, stored: Any, path: str = "") -> None:
-    """Compare a parsed JSON value with the BSON value that it must show."""
+    """Compare a parsed JSON value with the stored BSON value."""
     match stored:
         case dict():
             assert isinstance(found, dict), path
@@ -133,7 +133,7 @@ def assert_same_json(found: Any, stored: Any, path: str = "") -> None:
 
 
 def event_id_of(record: Record) -> str:
-    """Return the event's id by the record's body."""
+    """Return the event's id from the body of the record."""
     assert record.value is not None
     return str(json.loads(record.value)["event_id"])
 

@@ -1,4 +1,4 @@
-"""What tests of several kinds share: names, topics, reading a topic, waiting for a condition."""
+"""Helpers of all tests: names, topics, reading a topic, waiting for a condition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from replay_app.events import STRICT
 KAFKA_SECONDS = 30.0
 POLL_SECONDS = 0.1
 AWARE = STRICT.with_options(tz_aware=True)
-"""How tests read the store: as the program does, but with times that say that they are UTC."""
+"""Options to read the store as the program does, but with times in UTC, not without timezone."""
 
 Answer = TypeVar("Answer")
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
@@ -34,7 +34,7 @@ IsolationLevel = Literal["read_committed", "read_uncommitted"]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a topic, as any consumer sees it."""
+    """One record of a topic."""
 
     topic: str
     partition: int
@@ -46,7 +46,7 @@ class Record:
 
 
 def unique_name(prefix: str) -> str:
-    """Return a name that no other test uses; allowed for topics, groups and databases."""
+    """Return a name that no other test uses, for a topic, a group or a database."""
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
@@ -59,7 +59,7 @@ def create_topics(
     bootstrap: str, partitions: Mapping[str, int], config: Mapping[str, str] | None = None
 ) -> None:
     """Create topics, by name with their partition counts, and wait until the broker serves them."""
-    admin = _admin(bootstrap)  # kept: without their client the answers never come
+    admin = _admin(bootstrap)  # kept in a variable: without the client the answers never come
     created = admin.create_topics(
         [
             NewTopic(name, num_partitions=count, config=dict(config or {}))
@@ -77,7 +77,7 @@ def create_topics(
 
 
 def purge_topics(bootstrap: str, *topics: str) -> None:
-    """Delete all records of the topics, as their retention would; the offsets go on."""
+    """Delete all records of the topics, as their retention does; the next offsets are higher."""
     admin = _admin(bootstrap)
     metadata = admin.list_topics(timeout=KAFKA_SECONDS).topics
     purged = admin.delete_records(
@@ -108,7 +108,7 @@ def delete_topics(bootstrap: str, topics: Collection[str]) -> None:
 
 
 def newest_by_key(bootstrap: str, topic: str) -> dict[bytes, bytes | None]:
-    """Return the newest value of each key of a compacted topic; None: it was deleted."""
+    """Return the newest value of each key of a compacted topic; None: the key is deleted."""
     records = sorted(read_topic(bootstrap, topic), key=lambda one: (one.partition, one.offset))
     return {record.key or b"": record.value for record in records}
 
@@ -141,7 +141,7 @@ def consumer_from_start(
 ) -> Consumer:
     """Return a read_committed consumer at the beginning of topics, named with partition counts.
 
-    The consumer commits no offsets, and has a group of its own.
+    The consumer has a new group and commits no offsets.
     """
     consumer = Consumer(
         {
@@ -184,7 +184,7 @@ def open_transactions(bootstrap: str, partitions: Mapping[str, int]) -> Iterator
 def wait_until(
     predicate: Callable[[], Answer], deadline_seconds: float, message: str = "not in time"
 ) -> Answer:
-    """Call the predicate until its answer is true, and return that.
+    """Call the predicate until its answer is true, and return the answer.
 
     Raises `AssertionError` with the message and the last answer when the deadline has passed.
     """

@@ -1,4 +1,4 @@
-"""Real worker processes on the tests' servers: start, ask, kill."""
+"""Worker processes, and installations of them on the servers of the tests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Api:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
-        """Return the status and the JSON of an answer; a body of bytes goes as it is."""
+        """Return the status and the JSON of an answer; a body of bytes is sent unchanged."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310 - our own worker
             self.url + path,
@@ -90,7 +90,7 @@ class Api:
         }
 
     def is_ready(self) -> bool:
-        """Whether the worker says that it is ready."""
+        """Tell whether the worker is ready."""
         try:
             return self.request("GET", "/readyz")[0] == 200
         except OSError:
@@ -119,7 +119,7 @@ class Worker(Api):
             )
 
     def is_ready(self) -> bool:
-        """Whether the worker says that it is ready; fails if the process has ended."""
+        """Tell whether the worker is ready; fail if the process has ended."""
         assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-4000:]}"
         return super().is_ready()
 
@@ -144,7 +144,7 @@ class Worker(Api):
 
 @dataclass
 class Cluster:
-    """An installation of its own on the shared servers: topics, group, database, workers."""
+    """An installation on shared servers, with its own topics, group, database and workers."""
 
     stack: Stack
     folder: Path
@@ -156,7 +156,7 @@ class Cluster:
         self.name = unique_name("e2e")
         self.prefix = f"{self.name}."
         self.target_prefix = f"{self.name}-"
-        """Before the shop's topics, so that no other test writes into them."""
+        """The prefix of the shop's topics: no other test writes to these topics."""
         self.environment = {
             **self.stack.environment(),
             "REPLAY_APP_ID": self.name,
@@ -170,7 +170,7 @@ class Cluster:
     # The store and the topics
 
     def seed(self, events: int, **options: Any) -> None:
-        """Fill the store with the shop's history and create the topics to replay it to."""
+        """Fill the store with the shop's history and create the destination topics."""
         seed_store(self.stack.mongo, self.name, "events", events, **options)
         self.create_shop_topics()
 
@@ -217,7 +217,7 @@ class Cluster:
     # Workers
 
     def start_worker(self, number: int | None = None, *options: str, **environment: str) -> Worker:
-        """Start a worker; one started again under its number keeps its name, port and folder."""
+        """Start a worker; a worker that is started again keeps its name, port and folder."""
         number = len(self.workers) if number is None else number
         again = number < len(self.workers)
         port = self.workers[number].url.rpartition(":")[2] if again else str(free_port())
@@ -239,7 +239,7 @@ class Cluster:
         return worker
 
     def data_dir(self, number: int) -> Path:
-        """Return where a worker keeps its RocksDB folder."""
+        """Return a worker's REPLAY_DATA_DIR."""
         return self.folder / f"worker-{number}" / "data"
 
     def close(self) -> None:
@@ -254,7 +254,7 @@ class Cluster:
     # Replays
 
     def command(self, replay_id: str, command: str = "start", **body: Any) -> None:
-        """Publish a command on the requests topic; a start goes to the shop's topics here."""
+        """Publish a command on the requests topic; by default a start targets the shop's topics."""
         if command == "start" and "target" not in body:
             body["target"] = {"prefix": self.target_prefix}
         value = json.dumps({"command": command, "replay_id": replay_id, **body})
@@ -275,7 +275,7 @@ class Cluster:
         assert producer.flush(30) == 0
 
     def session(self, replay_id: str) -> Any:
-        """Return a session as any worker answers for it; None while none can."""
+        """Return a session from any worker that knows it, else None."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 with contextlib.suppress(OSError):
@@ -287,7 +287,7 @@ class Cluster:
     def wait_for(
         self, replay_id: str, *states: str, seconds: float = REPLAY_END_SECONDS, **facts: Any
     ) -> dict[str, Any]:
-        """Wait until a session is in one of the states (default: settled) and shows the facts."""
+        """Wait until a session has one of the states (default: `SETTLED`) and these members."""
         last: dict[str, Any] | None = None
 
         def reached() -> bool:

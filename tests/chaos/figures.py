@@ -1,7 +1,7 @@
-"""``make figures``: what survival costs, in memory, in seconds to resume, and in pauses.
+"""``make figures``: measure memory, the seconds until a resumed replay goes on, and pauses.
 
-The table goes to standard output, with ``--write`` into docs/reliability.md too. A long history
-takes a fast store: REPLAY_STACK_STORE_COMMAND names one.
+The tables go to standard output, and with ``--write`` also into docs/reliability.md. A long history
+needs a fast store: name its command in REPLAY_STACK_STORE_COMMAND.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SAMPLE_SECONDS = 0.2
 PAGE = 2_000
 ROUNDS = 5
 CHANGES = 1
-SETTLED_SECONDS = 25.0
-"""After so long every worker has joined, or the missing one was evicted."""
+GROUP_SETTLE_SECONDS = 25.0
+"""After this time every worker has joined, or the group has evicted the missing worker."""
 LONG_EVENTS = 15_000
-"""A throttled replay then outlasts a change of workers."""
+"""Enough that a replay with a rate outlasts a change of workers."""
 
 
 @contextmanager
 def installation(stack: EmbeddedServers, folder: Path, events: int) -> Iterator[Cluster]:
-    """Give a cluster with so many events and one worker, at its default settings."""
+    """Give a cluster with this number of events and one worker with default settings."""
     folder.mkdir()
     cluster = Cluster(stack, folder, environment={"REPLAY_ENCODER": Settings().encoder})
     began = time.monotonic()
-    cluster.seed(events, index=False)  # the development stores sort all the same
+    cluster.seed(events, index=False)  # the development stores use no index to sort
     say(f"{events:,} events stored in {time.monotonic() - began:.0f} s")
     cluster.start_worker().wait_until_ready()
     yield cluster
@@ -57,7 +57,7 @@ def installation(stack: EmbeddedServers, folder: Path, events: int) -> Iterator[
 
 
 def memory(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
-    """Return a row: a worker's resident memory during one unthrottled replay."""
+    """Return a row: a worker's resident memory during one replay without a rate."""
     with installation(stack, folder, events) as cluster:
         worker = cluster.workers[0]
         at_rest = resident_mebibytes(worker)
@@ -78,7 +78,7 @@ def memory(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
 
 
 def resident_mebibytes(worker: Worker) -> float:
-    """Return a process's VmRSS."""
+    """Return the resident memory of a worker process (VmRSS)."""
     status = Path(f"/proc/{worker.process.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
@@ -94,7 +94,7 @@ def resuming(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
         follower = Follower(stack.kafka, cluster.topics(), 3)
         cluster.command("r", rate=events / 50)
         for share in (0.01, 0.99):
-            # Fast to a little before that place, slower to it, and hardly any further.
+            # Fast until shortly before the place, slower up to the place, then almost not at all.
             cluster.command("r", "set-rate", rate=20_000)
             wait_for_share(follower, events, share - 0.05)
             cluster.command("r", "set-rate", rate=events / 50)
@@ -104,7 +104,7 @@ def resuming(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
             for _ in range(ROUNDS):
                 cluster.command("r", "pause")
                 cluster.wait_for("r", "paused")
-                time.sleep(1)  # so that the rate holds nothing up
+                time.sleep(1)  # so that the replay does not wait for its rate
                 resumed_at = time.time()
                 cluster.command("r", "resume")
                 seen = wait_until(lambda at=resumed_at: follower.seen_after("r", at), 120)  # type: ignore[misc]
@@ -119,12 +119,12 @@ def resuming(stack: EmbeddedServers, folder: Path, events: int) -> list[str]:
 
 
 def wait_for_share(follower: Follower, events: int, share: float) -> None:
-    """Wait until that share of the events is published."""
+    """Wait until this share of the events (0 to 1) is published."""
     wait_until(lambda: follower.counts["r"] >= share * events, 600)
 
 
 def first_page_seconds(cluster: Cluster) -> float:
-    """Return how long the store itself takes for the first page behind the checkpoint."""
+    """Return the seconds that the store needs for the first page after the checkpoint."""
     found = newest_by_key(cluster.stack.kafka, f"{cluster.prefix}checkpoints")
     checkpoint = decode_checkpoint(found[b"r/0"])
     assert checkpoint is not None
@@ -144,7 +144,7 @@ def first_page_seconds(cluster: Cluster) -> float:
 
 
 def pauses(stack: EmbeddedServers, folder: Path) -> list[str]:
-    """Return rows: how long a change of workers holds up the replays."""
+    """Return rows: for how long a change of workers stops the replays."""
     folder.mkdir()
     rows: list[str] = []
     with Trial(stack, folder, random.Random(1), free_port(), events=LONG_EVENTS) as trial:
@@ -177,7 +177,7 @@ def pauses(stack: EmbeddedServers, folder: Path) -> list[str]:
                 struck_at, names = trial.aim()
                 for step in steps:
                     step()
-                trial.go_on(SETTLED_SECONDS)
+                trial.go_on(GROUP_SETTLE_SECONDS)
                 gaps = [trial.follower.longest_gap(one, struck_at) for one in names]
                 found[name].append(max(gaps, default=0.0))
         assert trial.outcome("", 0).is_clean

@@ -1,8 +1,8 @@
-"""``make chaos``: break everything that can break, and count what was lost, repeated or disordered.
+"""``make chaos``: kill and cut everything, and count lost, repeated and disordered events.
 
-One broker, one store and real workers of its own. ``--quick`` does a few of each main kind. The
-table goes to standard output, with ``--write`` into docs/reliability.md too. Exit code 1: a replay
-was not exact, or did not end.
+The suite starts its own broker, store and workers. ``--quick`` runs a few faults of the main kinds.
+The table goes to standard output, and with ``--write`` also into docs/reliability.md. Exit code 1:
+a replay was not exact, or did not end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 class Turn(NamedTuple):
-    """A scenario, and how often it strikes."""
+    """A scenario, and the number of its faults."""
 
     scenario: Scenario
     times: int
@@ -66,8 +66,8 @@ QUICK = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return the exit code."""
-    options = _parsed(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no worker is left behind
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that every worker ends
     turns = [
         Turn(turn.scenario, options.times or turn.times)
         for turn in (QUICK if options.quick else LONG)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"{name}, {turn.times} times")
             place = Path(folder, name)
             place.mkdir()
-            # Of its own, so that a scenario alone does what it does in the suite.
+            # One for each scenario: a scenario alone then does the same as in the suite.
             rng = random.Random(f"{options.seed}/{name}")
             with Trial(stack, place, rng, port) as trial:
                 try:
@@ -107,12 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed or not all(outcome.is_clean for outcome in outcomes))
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="what is struck, and when (default 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="chooses victims and moments (default 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="a minute instead of half an hour")
-    parser.add_argument("--times", type=int, help="strike so often in each scenario")
-    parser.add_argument("--only", nargs="*", metavar="SCENARIO", help="these scenarios alone")
+    parser.add_argument("--times", type=int, help="number of faults in each scenario")
+    parser.add_argument("--only", nargs="*", metavar="SCENARIO", help="run only these scenarios")
     parser.add_argument("--write", action="store_true", help="put the table into the document")
     parser.add_argument("--logs", type=Path, help="a new folder that keeps the workers' logs")
     return parser.parse_args(arguments)

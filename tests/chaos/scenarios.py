@@ -1,7 +1,7 @@
-"""What is broken, and how: each scenario breaks one thing so many times, in a trial of its own.
+"""The scenarios: each breaks one thing a number of times, in its own trial.
 
-A scenario takes a fresh trial and a number of times. It raises `Impossible` where this machine
-has not what it needs.
+A scenario takes a new trial and the number of faults. It raises `Impossible` if this machine lacks
+what the scenario needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chaos.toxiproxy import Toxiproxy, ToxiproxyMissing, server_command
 from chaos.trials import SESSION_TIMEOUT_SECONDS, Outcome, Trial
 
 EVICTED_SECONDS = SESSION_TIMEOUT_SECONDS + 3
-"""A worker that was not heard of for so long has lost its partitions."""
+"""A worker that has sent nothing for this time has lost its partitions."""
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 DISK_BYTES = 24 << 20
 
@@ -27,11 +27,11 @@ Scenario = Callable[[Trial, int], Outcome]
 
 
 class Impossible(Exception):
-    """This machine has not what the scenario needs."""
+    """This machine lacks what the scenario needs; the message names it."""
 
 
 def kill_workers(trial: Trial, times: int) -> Outcome:
-    """One, two or all three workers at once; most come back, some are replaced by others."""
+    """Kill one, two or all three workers at once; start most of them again, replace the others."""
     trial.start()
     rng, workers = trial.rng, trial.cluster.workers
     kills = 0
@@ -46,14 +46,14 @@ def kill_workers(trial: Trial, times: int) -> Outcome:
                 trial.cluster.start_worker(number)
             else:
                 trial.replace(number)
-        if rng.random() < 0.8:  # else the next ones die while these are being mourned
+        if rng.random() < 0.8:  # else the next workers die during the recovery
             trial.await_recovery(struck_at, names)
         trial.go_on(rng.uniform(0, 1.5))
     return trial.outcome("kill -9 of workers", kills)
 
 
 def join_and_leave(trial: Trial, times: int) -> Outcome:
-    """A worker leaves in order (SIGTERM), then another one joins."""
+    """Let a worker leave in order (SIGTERM), then let another worker join."""
     trial.start()
     for turn in range(times):
         number = trial.rng.randrange(3)
@@ -69,7 +69,7 @@ def join_and_leave(trial: Trial, times: int) -> Outcome:
 
 
 def stop_and_wake_workers(trial: Trial, times: int) -> Outcome:
-    """A worker sleeps past its session timeout (SIGSTOP) and wakes up as a zombie (SIGCONT)."""
+    """Stop a worker until after its session timeout (SIGSTOP) and wake it as a zombie (SIGCONT)."""
     trial.start()
     for _ in range(times):
         worker = trial.rng.choice(trial.cluster.workers)
@@ -83,7 +83,7 @@ def stop_and_wake_workers(trial: Trial, times: int) -> Outcome:
 
 
 def kill_broker(trial: Trial, times: int) -> Outcome:
-    """The broker dies and is started at once."""
+    """Kill the broker and start it at once."""
     trial.start()
     for _ in range(times):
         trial.go_on(trial.rng.uniform(0, 1.5))
@@ -95,7 +95,7 @@ def kill_broker(trial: Trial, times: int) -> Outcome:
 
 
 def broker_away(trial: Trial, times: int) -> Outcome:
-    """The broker is away for a minute."""
+    """Kill the broker and start it a minute later."""
     trial.start()
     for _ in range(times):
         _, names = trial.aim()
@@ -108,7 +108,7 @@ def broker_away(trial: Trial, times: int) -> Outcome:
 
 
 def kill_store(trial: Trial, times: int) -> Outcome:
-    """The event store dies and is started at once."""
+    """Kill the event store and start it at once."""
     trial.start()
     for _ in range(times):
         trial.go_on(trial.rng.uniform(0, 1.5))
@@ -120,7 +120,7 @@ def kill_store(trial: Trial, times: int) -> Outcome:
 
 
 def cut_network(trial: Trial, times: int) -> Outcome:
-    """A worker is cut off from the broker, silently or not, for a moment or past its session."""
+    """Cut a worker off from the broker, silently or not, for a moment or past its timeout."""
     try:
         server_command()
     except ToxiproxyMissing as missing:
@@ -140,7 +140,7 @@ def cut_network(trial: Trial, times: int) -> Outcome:
 
 
 def claim_twice(trial: Trial, times: int) -> Outcome:
-    """Two workers of one name, so that both claim the same partitions."""
+    """Start a second worker of the same name: both claim the same partitions."""
     trial.start(2)
     for _ in range(times):
         number = trial.rng.randrange(2)
@@ -149,12 +149,12 @@ def claim_twice(trial: Trial, times: int) -> Outcome:
         trial.await_recovery(struck_at, names, reviving=False)
         trial.go_on(SESSION_TIMEOUT_SECONDS)
         twin.kill()
-        trial.revive()  # the first one, if it gave way
+        trial.revive()  # the first worker, if it ended
     return trial.outcome("two workers claim the same partitions", times)
 
 
 def repeat_commands(trial: Trial, times: int) -> Outcome:
-    """Every command comes three times, as from a client that retries, and a worker dies on it."""
+    """Send every command three times, as a client does that retries, and kill a worker."""
     trial.start(2)
     trial.repeats = 3
     for _ in range(times):
@@ -173,7 +173,7 @@ def repeat_commands(trial: Trial, times: int) -> Outcome:
 
 
 def fill_disk(trial: Trial, times: int) -> Outcome:
-    """The disk of a worker's RocksDB folder is full; later there is room again."""
+    """Fill the disk of a worker's RocksDB folder, and make room again later."""
     with small_disk(trial.folder / "disk") as disk:
         trial.cluster.start_worker(None, REPLAY_DATA_DIR=str(disk / "data"))
         trial.start(1)
@@ -190,13 +190,13 @@ def fill_disk(trial: Trial, times: int) -> Outcome:
             trial.await_recovery(struck_at, names, reviving=False)
             trial.go_on(5)
             filler.unlink()
-            trial.revive(REPLAY_DATA_DIR=str(disk / "data"))  # if it ended
+            trial.revive(REPLAY_DATA_DIR=str(disk / "data"))  # if the worker ended
             trial.go_on(2)
         return trial.outcome("full disk under RocksDB", times)
 
 
 def jump_clock(trial: Trial, times: int) -> Outcome:
-    """A worker comes back with its clock an hour ahead or behind the others' and the servers'."""
+    """Start a worker again with a clock that is an hour ahead of all others, or behind them."""
     if not FAKETIME.exists():
         raise Impossible("libfaketime is not installed (apt-get install faketime)")
     trial.start(2)
@@ -213,7 +213,7 @@ def jump_clock(trial: Trial, times: int) -> Outcome:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a small file system of its own."""
+    """Mount a small file system for the time of the block."""
     mount, umount = shutil.which("mount"), shutil.which("umount")
     if os.geteuid() != 0 or mount is None or umount is None:
         raise Impossible("a small file system can only be mounted by root")

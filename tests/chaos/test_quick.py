@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 900  # for a busy machine: it takes one minute and a half on an idle one
+SECONDS = 900  # for a busy machine; an idle machine needs a minute and a half
 
 
 @pytest.mark.chaos

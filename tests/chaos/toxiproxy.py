@@ -36,7 +36,7 @@ def server_command() -> str:
     if not command.exists():
         go = shutil.which("go")
         if go is None:
-            raise ToxiproxyMissing("Toxiproxy is built by Go, which is not there")
+            raise ToxiproxyMissing("Toxiproxy is built by Go, and Go is not installed")
         built = subprocess.run(
             ["/usr/bin/env", f"GOBIN={FOLDER}", go, "install", MODULE],
             capture_output=True,
@@ -70,17 +70,17 @@ class Toxiproxy:
         self._process.wait()
 
     def fall_silent(self) -> None:
-        """Let nothing through in either direction; the connections stay open, as on a cut cable."""
+        """Forward nothing in either direction; the connections stay open, as with a cut cable."""
         for stream in ("upstream", "downstream"):
             toxic = {"name": stream, "type": "timeout", "stream": stream}
             self._post("/proxies/p/toxics", {**toxic, "attributes": {"timeout": 0}})
 
     def refuse(self) -> None:
-        """Close every connection and take no new one."""
+        """Close every connection and accept no new connection."""
         self._post("/proxies/p", {"enabled": False})
 
     def heal(self) -> None:
-        """Let everything through again; connections that fell silent are closed."""
+        """Forward everything again; silent connections are closed."""
         self._post("/reset", {})
 
     def _answers(self) -> bool:

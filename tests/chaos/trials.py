@@ -1,4 +1,4 @@
-"""A trial: an installation under way while a scenario breaks it, and what came of it."""
+"""A trial: an installation at work while a scenario breaks it, and the outcome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from replay_app.demo.stack import EmbeddedServers, free_port
 from replay_app.settings import Settings
 
 EVENTS = 3_000
-"""Of each replay."""
+"""Number of events of each replay."""
 RATE = 600
-"""Events per second of each replay: it lasts long enough to be hit, and many fit side by side."""
+"""Events per second of each replay: each lasts for a few faults, and several run side by side."""
 REPLAYS = 3
-"""Under way at each moment."""
+"""Number of replays that run at each moment."""
 RECOVERY_SECONDS = 150.0
 SHARDS = 3
 SESSION_TIMEOUT_SECONDS = 6
@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "REPLAY_PAGE_EVENTS": "15",
     "REPLAY_SLICE_EVENTS": "600",
     "REPLAY_SESSION_TIMEOUT_SECONDS": str(SESSION_TIMEOUT_SECONDS),
-    "REPLAY_ENCODER": Settings().encoder,  # as the environment of `make chaos` says
+    "REPLAY_ENCODER": Settings().encoder,  # from the environment of `make chaos`
 }
 
 
@@ -50,9 +50,9 @@ class Outcome:
     losses: int = 0
     disorder: int = 0
     wrong_counters: int = 0
-    """Replays whose counters or receipt are not what is in the topics."""
+    """Number of replays whose counters or receipt differ from the topics."""
     recoveries: tuple[float, ...] = ()
-    """Seconds, from each fault until every replay under way had published again."""
+    """Seconds from each fault until every running replay had published again."""
     note: str = ""
 
     @property
@@ -69,7 +69,7 @@ class Follower:
             # The consumer sees at once that a broker is back, so the measured times are exact.
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 200,
-            "log_level": 0,  # its servers die all the time
+            "log_level": 0,  # the broker dies again and again
         }
         self._consumer = consumer_from_start(bootstrap, dict.fromkeys(topics, partitions), options)
         self.counts: Counter[str] = Counter()
@@ -79,12 +79,12 @@ class Follower:
         self._thread.start()
 
     def seen_after(self, replay_id: str, moment: float) -> float | None:
-        """Return when a record became visible that was written after a moment; epoch seconds."""
+        """Return when the first record written after a moment became visible; epoch seconds."""
         found = [seen for written, seen in self._seen[replay_id] if written > moment]
         return found[0] if found else None
 
     def longest_gap(self, replay_id: str, moment: float) -> float:
-        """Return the longest time in which nothing became visible, from a moment on; seconds."""
+        """Return the longest time after a moment without a new visible record; seconds."""
         seen = [moment, *(at for _, at in self._seen[replay_id] if at > moment)]
         return max((later - at for at, later in pairwise(seen)), default=0.0)
 
@@ -110,25 +110,25 @@ class Follower:
 
 @dataclass
 class Trial:
-    """Workers, replays that are always under way, and a follower who looks on."""
+    """Workers, replays that run all the time, and a follower that watches the topics."""
 
     stack: EmbeddedServers
     folder: Path
     rng: random.Random
     proxy_port: int
-    """Where a proxy before the broker has to listen."""
+    """The port on which a proxy in front of the broker listens."""
     environment: dict[str, str] = field(default_factory=dict)
     events: int = EVENTS
     recoveries: list[float] = field(default_factory=list)
     repeats: int = 1
-    """How often each start command is sent."""
+    """Number of times that each start command is sent."""
     revived: int = 0
-    """Workers that ended by themselves and were started again, as whoever runs them would."""
+    """Number of workers that ended by themselves and were started again, as an operator does."""
 
     def __post_init__(self) -> None:
         self.cluster = Cluster(self.stack, self.folder, environment=ENVIRONMENT | self.environment)
         seed_store(self.stack.mongo, self.cluster.name, "events", self.events)
-        # The broker's own clock says when a record was written, whatever the worker's says.
+        # Record times come from the broker's clock, because a worker's clock may be wrong.
         config = {"message.timestamp.type": "LogAppendTime"}
         create_topics(self.stack.kafka, dict.fromkeys(self.cluster.topics(), 3), config)
         self.stored = self.cluster.stored()
@@ -143,7 +143,7 @@ class Trial:
         for worker in self.cluster.workers:
             worker.kill()
 
-    # Under way
+    # The run
 
     def start(self, workers: int = 3) -> Self:
         """Start workers and replays, and wait until every replay has published."""
@@ -157,19 +157,19 @@ class Trial:
         return self
 
     def under_way(self) -> list[str]:
-        """Return the replays that have published some but not all of their events."""
+        """Return the replays that have published some of their events but not all."""
         counts = self.follower.counts
         return [name for name in self._orderings if 0 < counts[name] < self.events]
 
     def aim(self) -> tuple[float, list[str]]:
-        """Return the time, and the replays that are hit now; there are some."""
+        """Return the time and the running replays, once there are enough of them."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while len(names := self.under_way()) < REPLAYS - 1 and time.monotonic() < deadline:
             self.go_on(0.1)
         return time.time(), names
 
     def keep_busy(self) -> None:
-        """Start a replay for each that has published all; every other one orders by aggregate."""
+        """Start a replay for each that has ended; every second replay orders by aggregate."""
         counts = self.follower.counts
         while sum(counts[name] < self.events for name in self._orderings) < REPLAYS:
             number = len(self._orderings)
@@ -181,7 +181,7 @@ class Trial:
                 self.cluster.command(f"r{number}", "start", **body)
 
     def revive(self, **environment: str) -> None:
-        """Start again every worker that has ended by itself."""
+        """Start every worker again that has ended by itself."""
         for number, worker in enumerate(self.cluster.workers):
             if worker.process.poll() is not None:
                 self.revived += 1
@@ -195,10 +195,10 @@ class Trial:
             time.sleep(0.02)
 
     def await_recovery(self, struck_at: float, names: list[str], *, reviving: bool = True) -> None:
-        """Wait until those replays have published again, and note how long that took.
+        """Wait until the replays have published again, and note the time of the recovery.
 
-        What was written before the moment and became visible only later does not count. With
-        ``reviving``, workers that end by themselves are started again meanwhile.
+        A record that was written before the fault and became visible later does not count.
+        With ``reviving``, workers that end by themselves are started again meanwhile.
         """
 
         def have_recovered() -> bool:
@@ -215,17 +215,17 @@ class Trial:
     def _recovered_at(self, name: str, struck_at: float) -> float | None:
         seen = self.follower.seen_after(name, struck_at)
         if seen is None and self.follower.counts[name] >= self.events:
-            return struck_at  # its last event was out already
+            return struck_at  # the replay had published its last event before
         return seen
 
     def replace(self, number: int) -> Worker:
-        """Start a worker of another name and an empty folder in the place of a dead one."""
+        """Replace a dead worker by a worker with another name and an empty folder."""
         name = unique_name("worker")
         folder = self.folder / name
         return self.cluster.start_worker(number, REPLAY_WORKER_ID=name, REPLAY_DATA_DIR=str(folder))
 
     def twin(self, number: int) -> Worker:
-        """Start a second worker of the same name and address, on a port of its own."""
+        """Start a second worker with the same name and address, on another port."""
         return Worker(
             {
                 **self.cluster.environment,
@@ -237,10 +237,10 @@ class Trial:
             self.folder / f"twin-{number}.log",
         )
 
-    # What came of it
+    # The outcome
 
     def outcome(self, fault: str, times: int, note: str = "") -> Outcome:
-        """Let every replay end, and compare the topics with the store, read anew."""
+        """Let every replay end, and compare the topics with the stored events."""
         self.revive()
         sessions = {name: self.cluster.wait_for(name, "completed") for name in self._orderings}
         published: dict[str, list[Record]] = defaultdict(list)

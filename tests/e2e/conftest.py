@@ -13,9 +13,11 @@ from replay_app.demo.stack import Stack
 ROOT = Path(__file__).parents[2]
 COVERAGE = {
     "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
-    "COVERAGE_FILE": str(ROOT / ".coverage"),  # pytest-cov adds the data of its neighbours
+    "COVERAGE_FILE": str(
+        ROOT / ".coverage"
+    ),  # pytest-cov adds the data of the files beside this file
 }
-"""Environment of the one worker process whose coverage is measured; others are killed too often."""
+"""Environment of the only worker process whose coverage is measured; tests kill the others."""
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +26,11 @@ def shop(
 ) -> Iterator[Cluster]:
     """A shop's history and one worker, which the tests of several modules share.
 
-    A test may start replays under new ids, must leave none of them unfinished, and may add events
+    A test may start replays under new ids, but leaves no replay running. A test may add events
     outside `SHOP_HISTORY` to the store. A test that stops the worker takes `cluster`.
     """
     cluster = Cluster(stack, tmp_path_factory.mktemp("shop"))
-    # Small, so that a test can store an event that is too large.
+    # Small: a test stores an event that is too large.
     cluster.environment["REPLAY_MAX_RECORD_BYTES"] = "100000"
     cluster.seed(SHOP_EVENTS)
     is_covered = pytestconfig.pluginmanager.hasplugin("_cov")

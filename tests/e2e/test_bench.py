@@ -1,4 +1,4 @@
-"""The benchmark: every contender still runs and publishes what it should; no figure is judged."""
+"""The benchmark: every contender runs and publishes all events; the test judges no figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 600.0  # it takes one minute alone
+SECONDS = 600.0  # an idle machine needs one minute
 
 
 def test_every_contender_runs_and_the_figures_become_tables_and_a_plot(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class CommandLine:
             try:
                 code = run(arguments)
             finally:
-                aiokafka.setLevel(level)  # commands that ask Kafka make its client quiet
+                aiokafka.setLevel(level)  # a command that asks Kafka silences Kafka's client
         return code, output.getvalue()
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
@@ -81,7 +81,7 @@ def replay_app(cluster: Cluster, worker: Worker, tmp_path: Path) -> CommandLine:
     return CommandLine({**cluster.environment, "REPLAY_URL": worker.url}, tmp_path)
 
 
-def test_a_replay_is_planned_started_watched_and_told_of(
+def test_a_replay_is_planned_started_watched_and_shown(
     cluster: Cluster, replay_app: CommandLine
 ) -> None:
     cluster.seed(EVENTS)
@@ -98,7 +98,7 @@ def test_a_replay_is_planned_started_watched_and_told_of(
     assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
 
     before = json.loads(replay_app("status", "r", "--json"))
-    replay_app(*start)  # the same again: nothing happens
+    replay_app(*start)  # the same command again changes nothing
     assert "choose a new" in replay_app(*start, "--rate", "7", code=3)
     assert "choose a new" in replay_app(*start, "--rate", "7", "--kafka", "--wait", code=3)
     assert len(cluster.published()) == EVENTS
@@ -195,7 +195,7 @@ def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_pa
 def test_without_a_broker_each_command_says_so_in_one_line(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     replay_app = CommandLine({"REPLAY_KAFKA": address}, tmp_path)
-    worker = replay_app.popen("worker")  # the only one that needs its own process
+    worker = replay_app.popen("worker")  # the only command here that needs a process
     outputs = [replay_app(*arguments, code=1) for arguments in (["topics"], ["start", "--kafka"])]
     _, errors = worker.communicate(timeout=DEADLINE_SECONDS)
     assert worker.returncode == 1

@@ -54,15 +54,15 @@ def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -
 @pytest.mark.parametrize(
     "place",
     [
-        "after-tokens:1",  # the first token is out, its session is not published
+        "after-tokens:1",  # the first token is sent, its session is not published
         "after-tokens:2",
         "after-status:1",  # the session is published, its row is not written
         "before-commit:1",  # the plan
         "before-commit:3",
-        "after-commit:1",  # between commit and progress
+        "after-commit:1",  # between commit and report
         "after-commit:3",
-        "after-progress:3",  # between progress and continuation
-        "after-continuation:3",  # between continuation and ack
+        "after-progress:3",  # between report and continuation
+        "after-continuation:3",  # between continuation and acknowledgement
         "after-continuation:6",
     ],
 )
@@ -135,7 +135,7 @@ def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cl
     for name in names:
         wait_until(partial(_read, cluster, name), 60)
     first.signal(signal.SIGSTOP)
-    time.sleep(9)  # longer than the session timeout: the zombie is evicted
+    time.sleep(9)  # longer than the session timeout: the group evicts the worker
     first.signal(signal.SIGCONT)
     for name in names:
         assert cluster.wait_for(name, "completed")["counters"]["published"] == events

@@ -1,4 +1,4 @@
-"""The demo: its verdict, and that it leaves nothing behind."""
+"""The demo: its verdict, and that it leaves no process, folder, topic or database."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLAIMS = {
 def demo(
     folder: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    # Settings that some other project may have in the environment must not disturb.
+    # The environment may have settings of another project; they must not change the demo.
     settings = {"REPLAY_TOPIC_PREFIX": "other.", "REPLAY_API_TOKEN": "other"}
     with subprocess.Popen(
         [sys.executable, "-m", "replay_app", "demo", "--events", str(EVENTS), *options],
@@ -57,7 +57,7 @@ def demo(
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Return the processes that got the folder as their TMPDIR."""
+    """Return the ids of the processes whose TMPDIR is the folder."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -89,7 +89,7 @@ def test_the_demo_leaves_the_servers_of_others_as_they_were(stack: Stack, tmp_pa
     ("sent", "code"),
     [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)],
 )
-def test_a_demo_on_servers_of_its_own_holds_can_be_used_and_ends_without_a_trace(
+def test_a_demo_on_its_own_servers_holds_can_be_used_and_ends_without_a_trace(
     sent: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     with demo(tmp_path, "--keep") as process:
@@ -130,7 +130,7 @@ def test_a_demo_that_is_interrupted_in_the_middle_ends_without_a_trace(tmp_path:
 
 
 Records = list[tuple[Any, TopicPartition, bytes]]
-"""Of each record the headers, the partition and the value."""
+"""Headers, partition and value of each record."""
 LIVE: tuple[tuple[str, bytes], ...] = ()
 
 

@@ -21,7 +21,7 @@ GONE_SECONDS = 10.0
 
 
 class Pair:
-    """Two worker processes and the one that keeps them."""
+    """Two worker processes and the process that keeps them running."""
 
     def __init__(self, cluster: Cluster, **environment: str) -> None:
         self.cluster = cluster
@@ -43,10 +43,10 @@ class Pair:
         return Api(port).is_ready()
 
     def processes(self) -> dict[str, int]:
-        """Return the process id of each worker by its name, whoever its parent may be."""
+        """Return the process id of each worker by its name, also after the death of its parent."""
         folder, found = str(self.cluster.folder), {}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 words = path.read_text().split("\0")
                 if "--worker-id" in words and any(folder in word for word in words):
                     found[words[words.index("--worker-id") + 1]] = int(path.parent.name)
@@ -103,13 +103,13 @@ def test_no_worker_outlives_a_keeper_that_was_killed(pair: Pair) -> None:
     wait_until(lambda: not pair.processes(), GONE_SECONDS, "a worker was left")
 
 
-def test_workers_that_are_still_starting_do_not_outlive_it_either(pair: Pair) -> None:
+def test_a_worker_that_is_still_starting_does_not_outlive_its_keeper_either(pair: Pair) -> None:
     wait_until(lambda: len(pair.processes()) == 2, WORKER_READY_SECONDS, "not started")
     pair.keeper.kill()
     wait_until(lambda: not pair.processes(), GONE_SECONDS, "a worker was left")
 
 
-def test_when_a_worker_cannot_start_all_end_with_a_word_on_it(cluster: Cluster) -> None:
+def test_when_a_worker_cannot_start_all_end_and_the_log_says_why(cluster: Cluster) -> None:
     cluster.start_worker().wait_until_ready()  # so that the topics exist
     port = two_free_ports()
     with socket.socket() as taken:
@@ -134,7 +134,7 @@ def test_wrong_settings_are_said_before_any_worker_starts(cluster: Cluster) -> N
 
 
 def two_free_ports() -> int:
-    """Return a port on which, and on the next, nobody listens."""
+    """Return a free port whose next port is free too."""
     while True:
         port = free_port()
         with socket.socket() as next_one, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a replay does, as its users see it: one worker, many replays side by side."""
+"""What users see of a replay: one worker, many replays side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JANUARY_9 = dt.datetime(2026, 1, 9, tzinfo=dt.UTC)
 
 @pytest.fixture
 def topic(shop: Cluster) -> str:
-    """A destination of this test alone."""
+    """A destination topic that only this test uses."""
     name = unique_name("to")
     create_topics(shop.stack.kafka, {name: 2})
     return name
@@ -27,7 +27,7 @@ def topic(shop: Cluster) -> str:
 
 @pytest.fixture
 def kind() -> str:
-    """An event type of this test alone."""
+    """An event type that only this test uses."""
     return unique_name("kind")
 
 
@@ -113,14 +113,14 @@ def test_event_ids_pick_single_events(shop: Cluster, topic: str) -> None:
     assert {event_id_of(one) for one in read(shop, topic)} == {e["event_id"] for e in events}
 
 
-def test_events_go_to_their_original_topics_behind_a_prefix(shop: Cluster) -> None:
+def test_events_go_to_their_original_topics_with_a_prefix(shop: Cluster) -> None:
     session = shop.run("whole", filter=SHOP_HISTORY)
     assert session["counters"]["published"] == SHOP_EVENTS
     records = [one for one in shop.published() if one.headers["replay-id"] == b"whole"]
     assert_published_exactly(records, stored(shop, {}), "whole", shop.target_prefix)
 
 
-def test_a_type_may_have_a_topic_of_its_own(shop: Cluster, topic: str) -> None:
+def test_a_type_may_have_its_own_topic(shop: Cluster, topic: str) -> None:
     wanted = {"event_types": ["order_placed"]}
     shop.run("typed", filter=wanted, target={"topics": {"order_placed": topic}})
     events = stored(shop, {"event_type": "order_placed"})
@@ -168,16 +168,16 @@ def test_an_upper_bound_is_frozen_when_the_replay_is_planned(
     waiting = shop.wait_for("bounded", "waiting")
     planned = dt.datetime.now(dt.UTC)
     end = dt.datetime.fromisoformat(waiting["plan"]["end"])
-    tolerance = dt.timedelta(seconds=5)  # the clock is that of the store
+    tolerance = dt.timedelta(seconds=5)  # the bound comes from the store's clock
     assert before - tolerance < end < planned + tolerance
-    # An event of the same kind that comes after the plan, and before the first event is read.
+    # An event of the same type, stored after the plan and before the first read.
     (later,) = events_of(f"{kind}-later", 1, event_type=kind, timestamp=end)
     shop.insert([later])
     shop.run("gate-of-bounded", max_events=1, dry_run=True, filter=SHOP_HISTORY)
     assert shop.wait_for("bounded", "completed")["counters"]["published"] == 3
     assert sorted(map(event_id_of, read(shop, topic))) == [f"{kind}-{n}" for n in range(3)]
     again = shop.run("bounded-later", **body)
-    assert again["counters"]["published"] == 4  # the bound, not the event, kept it out
+    assert again["counters"]["published"] == 4  # so the event itself can be replayed
 
 
 # Marks
@@ -411,10 +411,10 @@ def test_a_bad_command_is_answered_on_the_status_topic(
 def test_rubbish_on_the_requests_topic_is_refused_and_stops_nothing(
     shop: Cluster, topic: str
 ) -> None:
-    def refused() -> float:
+    def count_refusals() -> float:
         return shop.workers[0].metrics()["replay_refused_commands_total", "malformed"]
 
-    before = refused()
+    before = count_refusals()
     noise = (None, b"", b"\x00\xff", b"{", b"[]", b"5", b'"start"', b"{}", b"[" * 20_000)
     for value in noise:
         shop.produce(value, b"x")
@@ -426,8 +426,8 @@ def test_rubbish_on_the_requests_topic_is_refused_and_stops_nothing(
     session = shop.run(unique_name("after"), max_events=5, **everything(topic))
     assert (session["state"], session["counters"]["published"]) == ("completed", 5)
     commands = len(noise) + 1 + len(wrong_ids)
-    wait_until(lambda: refused() - before >= commands, 30)
-    assert refused() - before == commands
+    wait_until(lambda: count_refusals() - before >= commands, 30)
+    assert count_refusals() - before == commands
 
 
 def test_rubbish_on_the_internal_topics_stops_nothing(cluster: Cluster) -> None:
@@ -467,7 +467,7 @@ def test_pause_resume_rate_and_cancel_take_effect_within_a_slice(shop: Cluster, 
     paused = shop.wait_for("steered", "paused")
     at_rest = len(read(shop, topic))
     assert at_rest == paused["counters"]["published"] < SHOP_EVENTS
-    shop.command("steered", "pause")  # again: nothing
+    shop.command("steered", "pause")  # again: changes nothing
     shop.command("steered", "set-rate", rate=None)
     shop.wait_for("steered", "paused", rate=None)
     assert len(read(shop, topic)) == at_rest
@@ -543,7 +543,7 @@ def _rejections(shop: Cluster, replay_id: str) -> list[dict[str, Any]]:
 
 
 def test_json_of_the_store_and_of_the_topic_are_the_same(shop: Cluster, topic: str) -> None:
-    """Every BSON type of the shop survives; see the unit tests for the rest of the table."""
+    """The BSON types of the shop; the unit tests have the others."""
     shop.run("json", max_events=50, **everything(topic))
     events = {event["event_id"]: event for event in stored(shop, {})[:50]}
     records = read(shop, topic)

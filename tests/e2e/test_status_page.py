@@ -129,7 +129,7 @@ def test_the_details_show_the_receipt_and_are_left_by_keyboard(shop: Cluster, pa
     expect(opener).to_be_focused()
 
 
-def test_a_command_by_someone_elses_hand_is_shown_as_text_only(shop: Cluster, page: Page) -> None:
+def test_text_of_strangers_is_shown_as_text_only(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
     evil = "<img src=x onerror=alert(1)>"
     shop.command(replay_id, name=evil, requested_by=evil, dry_run=True, filter=SHOP_HISTORY)

@@ -1,4 +1,4 @@
-"""What an operator did, and what a replay has reached, outlives workers, folders and topics."""
+"""An operator's commands and a replay's progress outlive workers, folders and topics."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_a_pause_a_rate_and_a_cancel_survive_the_death_of_every_worker(
     cancelled = cluster.wait_for("cancelled", "cancelled")
     cluster.wait_for("slowed", "running", rate=20)
     kill_all(cluster)
-    # Nobody hears this one before the workers are back.
+    # No worker reads this command before the restart.
     cluster.command("told-the-dead", "pause")
     restart_all(cluster, wiped=wiped)
     told = cluster.wait_for("told-the-dead", "paused")
     slowed = cluster.wait_for("slowed", "running", rate=20)
     assert slowed["counters"]["published"] < EVENTS
-    # As long as a whole replay lasts, nobody else moves.
+    # No other replay moves during the time of a whole replay.
     cluster.run("other")
     for before in (paused, cancelled, told):
         name = before["replay_id"]
@@ -81,7 +81,7 @@ def test_each_command_is_done_once_however_often_it_is_sent(cluster: Cluster) ->
     cluster.assert_exact("r")
 
 
-# What is lost
+# Losses
 
 
 def test_when_the_work_topic_is_purged_the_checkpoints_stand_for_the_tokens(
@@ -98,7 +98,7 @@ def test_when_the_work_topic_is_purged_the_checkpoints_stand_for_the_tokens(
     purge_topics(cluster.stack.kafka, f"{cluster.prefix}work")
     restart_all(cluster)
     for name in names:
-        # Nobody had to wait for the watchdog.
+        # The watchdog repaired nothing.
         assert cluster.wait_for(name, "completed")["repairs"] == 0
     cluster.assert_exact(*names)
 
@@ -106,10 +106,10 @@ def test_when_the_work_topic_is_purged_the_checkpoints_stand_for_the_tokens(
 def test_a_lost_token_without_a_checkpoint_is_sent_again_under_a_higher_epoch(
     cluster: Cluster,
 ) -> None:
-    # A second repair would come after twice this time: a busy machine needs less for the first.
+    # The second repair would come after twice this time; even a busy machine needs less.
     cluster.environment["REPLAY_STALL_SECONDS"] = "6"
     cluster.seed(EVENTS)
-    worker = cluster.start_worker(None, **{VARIABLE: "before-commit:1"})  # the plan's
+    worker = cluster.start_worker(None, **{VARIABLE: "before-commit:1"})  # the plan's commit
     cluster.command("r")
     assert worker.process.wait(60) == -signal.SIGKILL
     purge_topics(cluster.stack.kafka, f"{cluster.prefix}work")
@@ -120,14 +120,14 @@ def test_a_lost_token_without_a_checkpoint_is_sent_again_under_a_higher_epoch(
     cluster.assert_exact("r")
 
 
-def test_a_replay_that_does_not_move_is_shown_as_stalled_until_it_moves(
+def test_a_replay_without_progress_is_shown_as_stalled_until_it_goes_on(
     cluster: Cluster,
 ) -> None:
     cluster.environment["REPLAY_STALL_SECONDS"] = "3"
     cluster.seed(EVENTS)
     cluster.start_worker().wait_until_ready()
-    cluster.command("r", rate=0.05)  # the first event, then one in twenty seconds
-    # It may have been stalled before the first event too: a busy machine needs its time.
+    cluster.command("r", rate=0.05)  # the first event at once, then one event in twenty seconds
+    # A busy machine may show the replay as stalled before its first event too.
     wait_until(partial(read, cluster, "r"), 60)
     stalled = cluster.wait_for("r", "running", stalled=True)
     assert stalled["counters"]["published"] == 1
@@ -190,7 +190,7 @@ def test_an_old_session_leaves_the_table_and_the_topics_and_its_id_is_free(
         }
 
     wait_until(has_no_checkpoint, 30, "checkpoints were left")
-    # Another body, from the first event on: nothing of the old one is left.
+    # Another body is accepted and starts at the first event: nothing of the old replay is left.
     session = cluster.run("old", max_events=20)
     assert (session["state"], session["counters"]["published"]) == ("completed", 20)
 
@@ -213,7 +213,7 @@ def test_slow_and_paused_replays_do_not_hold_up_another_on_their_partition(
     cluster.command("paused", "pause")
     cluster.wait_for("paused", "paused")
     cluster.run("fast")
-    # Had each of its turns waited for those of the others, they would have come as far.
+    # If each slice of "fast" had waited for the slow replays, they would have as many slices.
     for name in slow:
         assert len(cluster.published_by(name)) < turns
     assert len(cluster.published_by("paused")) == 1
@@ -251,11 +251,11 @@ def test_aggregate_order_holds_while_workers_join_leave_and_die(cluster: Cluster
     events = 4_000
     cluster.seed(events)
     with cluster.store() as store:
-        # Orphans all over the month, between the others' times.
+        # Events without an aggregate, spread over the month.
         ids = [event["_id"] for event in cluster.stored()[::7]]
         store.update_many({"_id": {"$in": ids}}, {"$set": {"aggregate_id": None}})
     cluster.start_worker()
-    # So slow that it cannot end before the last worker has gone.
+    # So slow that the replay cannot end before the last worker has gone.
     cluster.command("r", ordering="aggregate", shards=4, rate=40)
 
     def go_on() -> None:
@@ -304,7 +304,7 @@ def restart_all(cluster: Cluster, *, wiped: bool = False) -> None:
 
 
 def backdate(cluster: Cluster, replay_id: str, age: dt.timedelta) -> None:
-    """Publish a session as if all of it had happened so long ago."""
+    """Publish a session again with all its times moved into the past."""
     value = newest(cluster, "status")[replay_id.encode()]
     session = json.loads(value or b"")
     for name in ("created_at", "updated_at", "started_at", "ended_at", "progressed_at"):

@@ -34,7 +34,7 @@ def test_a_replay_is_started_followed_and_found_completed(shop: Cluster, worker:
     assert session["counters"]["read"] == SHOP_EVENTS
     assert session["start"]["requested_by"] == "ana"
 
-    def is_listed() -> bool:  # the list comes from the status topic, a moment after the table
+    def is_listed() -> bool:  # the list comes from the status topic, a moment later than the table
         listed = worker.get("/replays?state=completed")["replays"]
         return replay_id in [one["replay_id"] for one in listed]
 
@@ -94,7 +94,7 @@ def test_events_tell_every_state_until_the_end_and_end_then(shop: Cluster, worke
     connection = _connection(worker)
     headers = {"Last-Event-ID": str(revisions[-1])}
     connection.request("GET", f"/replays/{replay_id}/events", headers=headers)
-    assert connection.getresponse().status == 204  # an EventSource connects no more
+    assert connection.getresponse().status == 204  # tells an EventSource not to connect again
     connection.close()
 
 
@@ -118,7 +118,7 @@ def test_metrics_count_what_this_worker_has_done(shop: Cluster, worker: Worker) 
         assert increase("replay_stage_seconds_count", stage) >= 1
         assert increase("replay_stage_seconds_sum", stage) > 0
 
-    def gauge_is_right() -> bool:  # the only worker owns every session
+    def gauge_is_right() -> bool:  # the worker is the only one, so every session is counted
         listed = worker.get("/replays?state=completed&limit=1000")["replays"]
         is_listed = replay_id in {one["replay_id"] for one in listed}
         return is_listed and worker.metrics()["replay_sessions", "completed"] == len(listed)
@@ -246,7 +246,7 @@ def test_every_answer_forbids_foreign_scripts(worker: Worker) -> None:
 def test_a_worker_with_a_token_asks_for_it(cluster: Cluster) -> None:
     cluster.environment |= {"REPLAY_API_TOKEN": "s3cret", "REPLAY_WEB_HOST": "127.0.0.1"}
     worker = cluster.start_worker()
-    worker.wait_until_ready()  # the probes stay open
+    worker.wait_until_ready()  # the probes need no token
     right = {"Authorization": "Bearer s3cret"}
     for method, path in (("GET", "/replays"), ("GET", "/replays/x"), ("POST", "/plans")):
         status, problem = worker.request(method, path, {} if method == "POST" else None)
@@ -282,7 +282,7 @@ def test_a_worker_that_starts_or_ends_never_fails_a_request(cluster: Cluster) ->
     connection.request("GET", f"/replays/{replay_id}/events")
     stream = connection.getresponse()
     assert stream.readline().startswith(b"retry: ")
-    assert worker.terminate() == 0  # an open stream does not hold the worker up
+    assert worker.terminate() == 0  # an open stream does not stop the worker from ending
     assert json.loads(_events(stream.read().decode())[-1]["data"])["state"] == "waiting"
     connection.close()
 
@@ -303,14 +303,14 @@ def test_any_of_two_workers_answers_for_every_replay(cluster: Cluster) -> None:
         cluster.wait_for(replay_id, "completed")
 
     def same_from_both() -> bool:
-        # A rebalance may still be going on: then one of them says 503.
+        # During a rebalance a worker answers 503.
         answers = [[w.request("GET", f"/replays/{one}") for one in ids] for w in workers]
         assert {status for part in answers for status, _ in part} <= {200, 503}
         return answers[0] == answers[1] and all(status == 200 for status, _ in answers[0])
 
     wait_until(same_from_both, 30)
 
-    # With one worker standing still, the other answers for its own, and says 503 for the rest.
+    # While one worker is stopped, the other answers for its sessions, and 503 for the rest.
     workers[1].signal(signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(len(ids)) as pool:
@@ -324,7 +324,7 @@ def test_any_of_two_workers_answers_for_every_replay(cluster: Cluster) -> None:
     wait_until(
         lambda: all(workers[0].request("GET", f"/replays/{one}")[0] == 200 for one in ids),
         60,
-        "nobody took over",
+        "no worker took over",
     )
 
 
@@ -356,6 +356,6 @@ def _ask(worker: Worker, path: str) -> tuple[int, Any]:
 
 
 def _events(text: str) -> list[dict[str, str]]:
-    """Read server-sent events; comments are left out."""
+    """Parse server-sent events; leave comments out."""
     blocks = [block for block in text.split("\n\n") if "data: " in block]
     return [dict(line.split(": ", 1) for line in block.strip().splitlines()) for block in blocks]

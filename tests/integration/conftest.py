@@ -1,4 +1,4 @@
-"""A collection of the test's own, and the program's view of it."""
+"""A collection for each test, and the program's objects on it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def store(settings: Settings) -> AsyncIterator[EventStore]:
 async def start_worker(
     settings: Settings, stack: Stack
 ) -> AsyncIterator[Callable[..., Awaitable[WorkerContext]]]:
-    """Give what makes a worker, without its Faust app, with topics of one partition of its own."""
+    """Give a function that makes a worker's context without Faust; topics have one partition."""
     name = unique_name("worker")
     own = {"kafka": stack.kafka, "app_id": name, "topic_prefix": f"{name}.", "partitions": 1}
     settings = settings.model_copy(update=own)

@@ -1,4 +1,4 @@
-"""The sessions agent where its rows cannot be written."""
+"""The sessions agent when it cannot write its rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FullDisk(dict[bytes, bytes]):
         raise OSError(28, "No space left on device")
 
 
-async def test_a_command_behind_one_whose_row_could_not_be_written_finds_its_session(
+async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
     start_worker: Callable[..., Awaitable[WorkerContext]], caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = await start_worker(EventStore, Outbox)
@@ -34,7 +34,7 @@ async def test_a_command_behind_one_whose_row_could_not_be_written_finds_its_ses
 
     following = asyncio.create_task(worker.board.follow())
     await handle(1, Start(replay_id="r0"))
-    following.cancel()  # the board has not read on when the next commands come
+    following.cancel()  # the board stops reading before the next commands
     worker.board.sessions.clear()
     await handle(2, Start(replay_id="r1"))
     await handle(3, Pause(replay_id="r1"))

@@ -1,4 +1,4 @@
-"""Native batches on a real broker: it takes them, and other clients than ours read them."""
+"""Native batches on a real broker: the broker accepts them, and other clients read them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NOW_MS = 1_790_000_000_000
 PARTITIONS = 2
 PAGE = b"".join(bson.encode(event) for event in shop_events(EVENTS))
 
-#: Topic and partition to the records in their order: key, value, headers.
+#: The records of each topic and partition in their order: key, value, headers.
 Contents = dict[tuple[str, int], list[tuple[bytes | None, bytes | None, dict[str, bytes | None]]]]
 
 
 @pytest.fixture
 def prefix(stack: Stack) -> str:
-    """Make a shop's topics of this test alone; return what stands before their names."""
+    """Create a shop's topics for this test; return the prefix of their names."""
     prefix = unique_name("native") + "."
     create_topics(stack.kafka, {prefix + name: PARTITIONS for name in SHOP_TOPICS})
     return prefix
@@ -66,7 +66,7 @@ def encode(kind: str, prefix: str, codec: str) -> EncodedPage:
         include_replayed=False,
         record_timestamp="append",
         compression=codec,
-        max_record_bytes=50_000,  # small, so that there are many batches a partition
+        max_record_bytes=50_000,  # small: many batches for each partition
     )
     encoded = make_encoder(spec, kind).encode(PAGE, NOW_MS)
     assert encoded.encoded == EVENTS
@@ -85,7 +85,7 @@ async def send(producer: AIOKafkaProducer, batches: Iterable[Batch]) -> None:
 
 
 def expected(prefix: str) -> Contents:
-    """Return what the reference would publish."""
+    """Return what the reference encoder would publish."""
     contents: Contents = defaultdict(list)
     for batch in encode("python", prefix, "none").batches:
         contents[batch.topic, batch.partition] += [
@@ -114,7 +114,7 @@ async def test_librdkafka_reads_what_was_committed_and_nothing_else(
     await producer.begin_transaction()
     await send(producer, batches[: len(batches) // 2])
     await producer.abort_transaction()
-    # Again, over several transactions of one producer: its sequences go on.
+    # Again, in several transactions of one producer: its sequence numbers go on.
     batches = encode("native", prefix, codec).batches
     third = len(batches) // 3
     for part in (batches[:third], batches[third : 2 * third], batches[2 * third :]):

@@ -1,4 +1,4 @@
-"""The plan step of a work partition, on a store that takes its time to count."""
+"""The plan step of a work partition, on a store that counts slowly."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from replay_app.work_agent import WorkPartition
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NUMBERS = itertools.count(1)
-"""Of slices, and of the tokens' offsets."""
+"""Numbers for slices and for the offsets of tokens."""
 
 
 class SlowStore(EventStore):
-    """Begins to count only when it is told to."""
+    """Counts only after `go_on` is set."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -45,8 +45,8 @@ class SlowStore(EventStore):
         return await super().count_groups(query, keys, seconds)
 
 
-class Told(Outbox):
-    """Keeps what it has sent."""
+class KeepingOutbox(Outbox):
+    """Keeps the plan reports that it sends."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -64,7 +64,7 @@ async def partition(
     start_worker: Callable[..., Awaitable[WorkerContext]], events: Collection[dict[str, Any]]
 ) -> AsyncIterator[WorkPartition]:
     events.insert_one({"_id": 1, "timestamp": T0, "event_type": "none"})
-    worker = await start_worker(SlowStore, Told)
+    worker = await start_worker(SlowStore, KeepingOutbox)
     following = asyncio.create_task(worker.board.follow())
     partition = WorkPartition(worker, 0)
     await partition.wait_until_open()
@@ -76,9 +76,9 @@ async def partition(
 async def plan(
     partition: WorkPartition, session: Session, until: Callable[[Session], bool]
 ) -> Session:
-    """Run one plan token after the other; return the session that takes in the reports."""
+    """Run plan tokens one after another; return the session after their reports."""
     worker = partition.context
-    assert isinstance(worker.outbox, Told)
+    assert isinstance(worker.outbox, KeepingOutbox)
     worker.board.sessions[session.replay_id] = session
     async with asyncio.timeout(20):
         while not until(session):
@@ -86,14 +86,14 @@ async def plan(
             token = Token(
                 replay_id="r1", shard="plan", epoch=session.epoch, slice=number, kind="plan"
             )
-            told = len(worker.outbox.reports)
+            known = len(worker.outbox.reports)
             await partition.run(token, Origin(0, number))
-            for report in worker.outbox.reports[told:]:
-                session = stepped(on_report(session, report, T0).session)
+            for report in worker.outbox.reports[known:]:
+                session = present(on_report(session, report, T0).session)
     return session
 
 
-def stepped(session: Session | None) -> Session:
+def present(session: Session | None) -> Session:
     assert session is not None
     return session
 
@@ -101,7 +101,7 @@ def stepped(session: Session | None) -> Session:
 async def test_the_shards_are_reported_while_events_are_counted_and_the_plan_after_it(
     partition: WorkPartition,
 ) -> None:
-    session = stepped(on_command(None, Start(replay_id="r1", dry_run=True), T0).session)
+    session = present(on_command(None, Start(replay_id="r1", dry_run=True), T0).session)
     session = await plan(partition, session, lambda session: bool(session.draft))
     assert (session.state, len(session.draft)) == ("planning", 1)
     store = partition.context.store
@@ -118,15 +118,15 @@ async def test_a_pause_ends_the_count_and_a_resume_begins_a_new_one(
 ) -> None:
     store = partition.context.store
     assert isinstance(store, SlowStore)
-    session = stepped(on_command(None, Start(replay_id="r1"), T0).session)
+    session = present(on_command(None, Start(replay_id="r1"), T0).session)
     session = await plan(partition, session, lambda _: store.counts == 1)
     number = next(NUMBERS)
     token = Token(replay_id="r1", shard="plan", epoch=session.epoch, slice=number, kind="plan")
     running = asyncio.create_task(partition.run(token, Origin(0, number)))
-    await asyncio.sleep(0.02)  # it waits for the plan now
-    session = stepped(on_command(session, Pause(replay_id="r1"), T0).session)
+    await asyncio.sleep(0.02)  # the token waits for the plan now
+    session = present(on_command(session, Pause(replay_id="r1"), T0).session)
     partition.on_session(session)
-    await running  # and the partition stays as it is
-    session = stepped(on_command(session, Resume(replay_id="r1"), T0).session)
+    await running  # without an error
+    session = present(on_command(session, Resume(replay_id="r1"), T0).session)
     session = await plan(partition, session, lambda _: store.counts == 2)
     assert session.state == "planning"

@@ -1,4 +1,4 @@
-"""Plans: what they find out about a real store, and that their shards cover every event once."""
+"""Plans on a real store: their counts, and that their shards cover every event once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def event(number: int, **fields: Any) -> Document:
     } | fields
 
 
-async def planned(store: EventStore, settings: Settings, **fields: Any) -> Plan:
+async def plan_of(store: EventStore, settings: Settings, **fields: Any) -> Plan:
     return await Planner(Start(replay_id="r1", **fields), settings, store, partitions_of).plan()
 
 
@@ -74,7 +74,7 @@ async def test_matching_events_are_counted_by_type_and_topic(
             event(5, event_type="paid", topic="payments"),
         ]
     )
-    plan = await planned(store, settings)
+    plan = await plan_of(store, settings)
     assert plan.matched == 5
     assert plan.by_type == {"orders": 2, "payments": 1, "paid": 2}
     assert plan.by_topic == {"orders": 2, "payments": 3}
@@ -100,7 +100,7 @@ async def test_the_target_decides_on_the_topics(
     topics: dict[str, int],
 ) -> None:
     events.insert_many([event(1), event(2)])
-    plan = await planned(store, settings, target=Target(**target))
+    plan = await plan_of(store, settings, target=Target(**target))
     assert plan.by_topic == topics
 
 
@@ -113,7 +113,7 @@ async def test_a_filter_narrows_the_plan(
     wanted = Filter(
         start=T0 + timedelta(seconds=5), end=T0 + timedelta(seconds=15), event_types=("orders",)
     )
-    plan = await planned(store, settings, filter=wanted)
+    plan = await plan_of(store, settings, filter=wanted)
     expected = [n for n in range(5, 15) if n % 4]
     assert plan.matched == len(expected)
     assert await shards(store, settings, plan, wanted) == [expected]
@@ -124,7 +124,7 @@ async def test_a_missing_destination_topic_is_named(
 ) -> None:
     events.insert_many([event(1), event(2, topic="nowhere")])
     with pytest.raises(ReplayFailed, match="missing destination topics: 'nowhere'; create"):
-        await planned(store, settings)
+        await plan_of(store, settings)
 
 
 async def test_of_many_missing_topics_a_few_are_named(
@@ -133,14 +133,14 @@ async def test_of_many_missing_topics_a_few_are_named(
     events.insert_many([event(n, topic=f"t{n}") for n in range(8)])
     message = "topics: 't0', 't1', 't2', 't3', 't4' and 3 more; create them"
     with pytest.raises(ReplayFailed, match=message):
-        await planned(store, settings)
+        await plan_of(store, settings)
 
 
 async def test_events_without_a_usable_topic_do_not_stop_the_plan(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
     events.insert_many([event(1), event(2, event_type=None), event(3, topic="no topic!")])
-    plan = await planned(store, settings)
+    plan = await plan_of(store, settings)
     assert plan.matched == 3
     assert plan.by_topic == {"orders": 1}
     assert plan.by_type == {"orders": 2, "(None)": 1}
@@ -150,7 +150,7 @@ async def test_a_missing_collection_is_no_empty_history(
     store: EventStore, settings: Settings
 ) -> None:
     with pytest.raises(ReplayFailed, match="has no collection"):
-        await planned(store, settings)
+        await plan_of(store, settings)
 
 
 async def test_the_end_is_frozen_at_the_stores_clock(
@@ -159,11 +159,11 @@ async def test_the_end_is_frozen_at_the_stores_clock(
     now = datetime.now(UTC)
     tomorrow = now + timedelta(days=1)
     events.insert_many([event(1), event(2, timestamp=tomorrow)])
-    plan = await planned(store, settings)
+    plan = await plan_of(store, settings)
     assert abs(plan.end - now) < timedelta(seconds=5)
     assert plan.matched == 1
     assert await shards(store, settings, plan) == [[1]]
-    given = await planned(store, settings, filter=Filter(end=tomorrow + timedelta(days=1)))
+    given = await plan_of(store, settings, filter=Filter(end=tomorrow + timedelta(days=1)))
     assert given.end == tomorrow + timedelta(days=1)
     assert given.matched == 2
 
@@ -177,7 +177,7 @@ async def test_no_more_than_max_events_match(
     matched: int,
 ) -> None:
     events.insert_many([event(n) for n in range(7)])
-    assert (await planned(store, settings, max_events=most)).matched == matched
+    assert (await plan_of(store, settings, max_events=most)).matched == matched
 
 
 @pytest.mark.parametrize("ordering", ["global", "aggregate"])
@@ -186,7 +186,7 @@ async def test_nothing_that_matches_is_no_shard(
 ) -> None:
     events.insert_one(event(1))
     wanted = Filter(event_types=("none",))
-    plan = await planned(store, settings, filter=wanted, ordering=ordering)
+    plan = await plan_of(store, settings, filter=wanted, ordering=ordering)
     assert (plan.matched, plan.shards, plan.warnings, plan.by_topic) == (0, (), (), {})
 
 
@@ -194,12 +194,12 @@ async def test_a_scan_and_a_sort_are_warned_of(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
     events.insert_many([event(n) for n in range(5)])
-    (warning,) = (await planned(store, settings)).warnings
+    (warning,) = (await plan_of(store, settings)).warnings
     assert warning == (
         f"no index fits the filter: {settings.mongo_database}.events is scanned as a whole and "
         "sorted; an index on {timestamp: 1, _id: 1} would avoid both"
     )
-    (of_aggregates,) = (await planned(store, settings, ordering="aggregate")).warnings
+    (of_aggregates,) = (await plan_of(store, settings, ordering="aggregate")).warnings
     assert of_aggregates == warning.replace("{timestamp", "{aggregate_id: 1, timestamp")
 
 
@@ -208,7 +208,7 @@ async def test_a_plan_of_very_many_types_stays_small(
 ) -> None:
     dirty = [event(n, event_type=f"type-{n}") for n in range(MAX_PLAN_NAMES + 100)]
     events.insert_many([*dirty, *(event(1000 + n, event_type="often") for n in range(5))])
-    plan = await planned(store, settings, target=Target(topic="rebuild"))
+    plan = await plan_of(store, settings, target=Target(topic="rebuild"))
     assert len(plan.by_type) == MAX_PLAN_NAMES + 1
     assert plan.by_type["often"] == 5
     assert plan.by_type[OTHER] == 101
@@ -221,7 +221,7 @@ async def test_a_store_that_is_away_can_be_planned_again_later(
     monkeypatch.setattr("replay_app.store.SERVER_SELECTION_MS", 200)
     store = EventStore(load_settings(mongo=f"mongodb://127.0.0.1:{free_port()}"))
     with pytest.raises(Unavailable):
-        await planned(store, settings)
+        await plan_of(store, settings)
     store.close()
 
 
@@ -242,7 +242,7 @@ async def test_a_replay_of_everything_takes_the_events_without_a_time_along(
     untimed = event(104)
     del untimed["timestamp"]
     events.insert_many([event(1), event(2), *MISFITS, untimed])
-    plan = await planned(store, settings, ordering=ordering)
+    plan = await plan_of(store, settings, ordering=ordering)
     assert plan.matched == 7
     found = await shards(store, settings, plan)
     assert sorted(found[-1]) == [100, 101, 102, 103, 104]
@@ -253,7 +253,7 @@ async def test_a_replay_with_a_start_leaves_them_out_and_says_so(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
     events.insert_many([event(1), event(2), *MISFITS])
-    plan = await planned(store, settings, filter=Filter(start=T0))
+    plan = await plan_of(store, settings, filter=Filter(start=T0))
     assert plan.matched == 2
     assert await shards(store, settings, plan) == [[1, 2]]
     assert plan.warnings[0] == (
@@ -265,7 +265,7 @@ async def test_only_events_without_a_time_are_one_shard(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
     events.insert_many(MISFITS)
-    plan = await planned(store, settings)
+    plan = await plan_of(store, settings)
     assert (plan.matched, len(plan.shards)) == (4, 1)
 
 
@@ -286,7 +286,7 @@ ODD_TIMES: tuple[Any, ...] = (
 async def test_as_many_events_are_counted_as_the_shards_hold_whatever_their_times(
     store: EventStore, settings: Settings, events: Collection[Document], kind: str
 ) -> None:
-    """One pass counts all; where it cannot tell, the exact queries do."""
+    """The single-pass count agrees with the shards; odd times make exact queries necessary."""
     settings = settings.model_copy(update={"timestamp_type": kind, "field_timestamp": "meta.time"})
     times: list[Any] = {
         "date": [T0, T0 - timedelta(milliseconds=1), T0 + timedelta(milliseconds=1)],
@@ -299,7 +299,7 @@ async def test_as_many_events_are_counted_as_the_shards_hold_whatever_their_time
     for extra in (None, *odd):
         events.delete_many({})
         events.insert_many([*clean, *([extra] if extra else [])])
-        plan = await planned(store, settings, filter=Filter(end=T0))
+        plan = await plan_of(store, settings, filter=Filter(end=T0))
         found = Counter(one for part in await shards(store, settings, plan) for one in part)
         assert found[1] == 1, extra
         assert not {0, 2} & set(found), extra
@@ -374,7 +374,7 @@ async def test_the_shards_of_aggregates_cover_every_event_exactly_once(
         if document["aggregate_id"] is None:
             del document["aggregate_id"]
     events.insert_many(documents)
-    plan = await planned(store, settings, ordering="aggregate", shards=wanted)
+    plan = await plan_of(store, settings, ordering="aggregate", shards=wanted)
     assert plan.matched == 200
     found = await shards(store, settings, plan)
     assert Counter(one for part in found for one in part) == Counter(range(200))
@@ -385,17 +385,17 @@ async def test_the_shards_of_aggregates_cover_every_event_exactly_once(
         latest: dict[str, datetime] = {}
         for one in part:
             aggregate = repr(documents[one].get("aggregate_id"))
-            assert latest.get(aggregate, T0) <= time_of[one]  # each in its own order
+            assert latest.get(aggregate, T0) <= time_of[one]  # the order of each aggregate
             latest[aggregate] = time_of[one]
             shard_of.setdefault(aggregate, set()).add(number)
-    assert all(len(numbers) == 1 for numbers in shard_of.values())  # and in one shard
+    assert all(len(numbers) == 1 for numbers in shard_of.values())  # one shard for each aggregate
 
 
 async def test_many_aggregates_are_spread_evenly(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
     events.insert_many([event(n, aggregate_id=f"o-{n % 400}") for n in range(2000)])
-    plan = await planned(store, settings, ordering="aggregate", shards=4)
+    plan = await plan_of(store, settings, ordering="aggregate", shards=4)
     sizes = [len(part) for part in await shards(store, settings, plan)]
     assert len(sizes) == 4
     assert min(sizes) > 250
@@ -410,7 +410,7 @@ async def test_a_filter_and_bounds_hold_for_shards_of_aggregates_too(
     wanted = Filter(
         start=T0 + timedelta(seconds=5), end=T0 + timedelta(seconds=35), event_types=("orders",)
     )
-    plan = await planned(store, settings, filter=wanted, ordering="aggregate", shards=3)
+    plan = await plan_of(store, settings, filter=wanted, ordering="aggregate", shards=3)
     found = await shards(store, settings, plan, wanted)
     assert sorted(one for part in found for one in part) == [n for n in range(5, 35) if n % 4]
 
@@ -441,7 +441,7 @@ async def test_a_count_that_takes_too_long_leaves_the_total_unknown(
     events.insert_many([event(n) for n in range(8_000)])
     hasty = settings.model_copy(update={"plan_seconds": 0.001})
     for ordering in ("global", "aggregate"):
-        plan = await planned(store, hasty, ordering=ordering, target=Target(topic="rebuild"))
+        plan = await plan_of(store, hasty, ordering=ordering, target=Target(topic="rebuild"))
         assert plan.matched is None
         assert (plan.by_type, plan.by_topic, plan.partitions) == ({}, {}, {"rebuild": 4})
         assert "could not be counted within 0.001 s (REPLAY_PLAN_SECONDS)" in plan.warnings[0]

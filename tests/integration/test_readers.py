@@ -1,4 +1,4 @@
-"""The readers of a work partition: opened for drafts, taken over by slices, few at a time."""
+"""The readers of a work partition: opened for drafts, used by slices, limited in number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARDS = tuple(
 
 
 class CountingStore(EventStore):
-    """Counts the queries for pages that are open."""
+    """Counts the queries for pages that were opened and closed."""
 
     opened = 0
     closed = 0
@@ -43,7 +43,7 @@ class CountingStore(EventStore):
             self.closed += 1
 
     async def comes_to(self, *, opened: int, closed: int = 0) -> bool:
-        """Wait until so many have been opened, and closed again; then a moment, if more follow."""
+        """Wait for these numbers of opened and closed queries; return False if more follow soon."""
         async with asyncio.timeout(5):
             while (self.opened, self.closed) != (opened, closed):
                 await asyncio.sleep(0.01)
@@ -71,22 +71,22 @@ async def readers(settings: Settings, store: CountingStore) -> AsyncIterator[Rea
     await readers.close()
 
 
-def reported(session: Session, **fields: Any) -> Session:
+def report_plan(session: Session, **fields: Any) -> Session:
     report = Report(replay_id="r1", kind="plan", shard="plan", epoch=session.epoch, **fields)
     after = on_report(session, report, T0).session
     assert after is not None
     return after
 
 
-def counting(*shards: ShardPlan, replay_id: str = "r1") -> Session:
-    """Return a session of which so much is planned while its events are being counted."""
+def session_with_draft(*shards: ShardPlan, replay_id: str = "r1") -> Session:
+    """Return a session that has these shards as a draft while its events are counted."""
     session = on_command(None, Start(replay_id=replay_id), T0).session
     assert session is not None
-    return reported(session, draft=shards, reason="counting")
+    return report_plan(session, draft=shards, reason="counting")
 
 
-def planned(session: Session, *shards: ShardPlan) -> Session:
-    return reported(session, state="done", plan=Plan(end=T0, matched=10, shards=shards))
+def session_with_plan(session: Session, *shards: ShardPlan) -> Session:
+    return report_plan(session, state="done", plan=Plan(end=T0, matched=10, shards=shards))
 
 
 def take(readers: Readers, session: Session, number: int = 0) -> PageReader | None:
@@ -99,10 +99,10 @@ def take(readers: Readers, session: Session, number: int = 0) -> PageReader | No
 async def test_a_slice_takes_the_reader_that_was_opened_while_events_were_counted(
     readers: Readers, store: CountingStore
 ) -> None:
-    session = counting(*SHARDS[:2])
+    session = session_with_draft(*SHARDS[:2])
     readers.on_session(session)
     assert await store.comes_to(opened=2)
-    session = planned(session, *SHARDS[:2])
+    session = session_with_plan(session, *SHARDS[:2])
     readers.on_session(session)
     reader = take(readers, session)
     assert reader is not None
@@ -111,22 +111,22 @@ async def test_a_slice_takes_the_reader_that_was_opened_while_events_were_counte
     assert store.opened == 2
 
 
-async def test_a_plan_with_other_shards_than_its_draft_gets_readers_of_its_own(
+async def test_a_plan_with_other_shards_than_its_draft_gets_new_readers(
     readers: Readers, store: CountingStore
 ) -> None:
-    session = counting(SHARDS[0])
+    session = session_with_draft(SHARDS[0])
     readers.on_session(session)
     assert await store.comes_to(opened=1)
-    assert take(readers, planned(session, SHARDS[1])) is not None
+    assert take(readers, session_with_plan(session, SHARDS[1])) is not None
     assert await store.comes_to(opened=2, closed=1)
 
 
 async def test_a_newer_draft_replaces_the_reader_of_the_older(
     readers: Readers, store: CountingStore
 ) -> None:
-    readers.on_session(counting(SHARDS[0]))
+    readers.on_session(session_with_draft(SHARDS[0]))
     assert await store.comes_to(opened=1)
-    readers.on_session(counting(SHARDS[1]))
+    readers.on_session(session_with_draft(SHARDS[1]))
     assert await store.comes_to(opened=2, closed=1)
 
 
@@ -134,13 +134,13 @@ async def test_a_newer_draft_replaces_the_reader_of_the_older(
 async def test_readers_opened_for_nothing_are_closed(
     readers: Readers, store: CountingStore, ending: str
 ) -> None:
-    session = counting(SHARDS[0])
+    session = session_with_draft(SHARDS[0])
     readers.on_session(session)
     assert await store.comes_to(opened=1)
     if ending == "cancelled":
         ended = on_command(session, Cancel(replay_id="r1"), T0).session
     else:
-        ended = planned(session)
+        ended = session_with_plan(session)
         report = Report(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
         ended = on_report(ended, report, T0).session
     assert ended is not None
@@ -151,9 +151,9 @@ async def test_readers_opened_for_nothing_are_closed(
 async def test_drafts_have_the_room_that_slices_leave(
     readers: Readers, store: CountingStore
 ) -> None:
-    running = planned(counting(*SHARDS[:2]), *SHARDS[:2])
+    running = session_with_plan(session_with_draft(*SHARDS[:2]), *SHARDS[:2])
     assert take(readers, running) is not None
-    readers.on_session(counting(*SHARDS, replay_id="r2"))
+    readers.on_session(session_with_draft(*SHARDS, replay_id="r2"))
     assert await store.comes_to(opened=OPEN_READERS)
     assert take(readers, running, 1) is not None
-    assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)  # a draft's
+    assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)  # the reader of a draft

@@ -1,4 +1,4 @@
-"""Queries, pages and errors of the event store, on a real one, judged by plain Python."""
+"""Queries, pages and errors of a real event store, compared with plain Python."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BY_TIME = ("timestamp", "_id")
 BY_AGGREGATE = ("aggregate_id", "timestamp", "_id")
 
 
-# BSON's order, for the oracle
+# BSON's order, in plain Python
 
 
 def bson_rank(value: Any) -> tuple[Any, ...]:
     """Return a sort key that orders values as BSON does."""
-    rank: tuple[Any, ...] = (1,)  # null and missing
+    rank: tuple[Any, ...] = (1,)  # null and missing values
     match value:
         case bool():
             rank = (8, value)
@@ -56,7 +56,7 @@ def bson_rank(value: Any) -> tuple[Any, ...]:
 
 
 def in_order(documents: Sequence[Document], sort: Sequence[str]) -> list[Any]:
-    """Return the ids in the order that the store must give."""
+    """Return the ids in the order in which the store must return them."""
     ranked = sorted(documents, key=lambda one: [bson_rank(field_at(one, name)) for name in sort])
     return [document["_id"] for document in ranked]
 
@@ -70,7 +70,7 @@ async def ids(store: EventStore, query: Any, sort: Sequence[str] = BY_TIME) -> l
 
 
 async def walk(store: EventStore, sort: Sequence[str], page_events: int) -> list[Any]:
-    """Return all ids, by a new query after each page."""
+    """Return all ids, with a new query for each page."""
     found: list[Any] = []
     cursor = None
     while True:
@@ -129,7 +129,7 @@ async def test_pages_never_skip_or_repeat_whatever_the_ids_are(
     ],
 )
 @pytest.mark.parametrize("page_events", [1, 4])
-async def test_aggregates_are_paged_without_skips_also_where_some_have_none(
+async def test_aggregates_are_paged_without_skips_also_if_some_events_have_none(
     store: EventStore,
     events: Collection[Document],
     kind: str,
@@ -165,7 +165,7 @@ async def test_other_kinds_of_time_are_paged_likewise(
     assert await walk(store, BY_TIME, 2) == in_order(documents, BY_TIME)
 
 
-async def test_an_event_that_comes_behind_the_cursor_is_not_read(
+async def test_a_new_event_before_the_cursor_is_not_read(
     store: EventStore, events: Collection[Document]
 ) -> None:
     events.insert_many([{"_id": n, "timestamp": T0 + timedelta(seconds=n)} for n in range(6)])
@@ -189,12 +189,12 @@ SHAPES: list[Document] = [
 
 
 def same(stored: Any, wanted: Any) -> bool:
-    """Whether a stored value equals a wanted one to BSON, for which true is not 1."""
+    """Tell whether two values are equal in BSON, where true is not 1."""
     return isinstance(stored, bool) == isinstance(wanted, bool) and bool(stored == wanted)
 
 
 def matches(document: Document, wanted: Filter) -> bool:
-    """Judge a document by the words of the filter's documentation."""
+    """Tell whether a document matches, by the words of the filter's documentation."""
     kind, aggregate = document.get("event_type"), document.get("aggregate_id")
     own_id = event_id(document, MAPPING)
     return (
@@ -219,7 +219,9 @@ def matches(document: Document, wanted: Filter) -> bool:
         {"aggregate_ids": ("65920080000001000000002a", str(uuid.UUID(int=5)), "$ne")},
         {"event_ids": ("e-1", "doc-0")},
         {"event_ids": ("12",)},
-        {"event_ids": ("doc-4",)},  # it has an event_id of its own, so that is no id of an event
+        {
+            "event_ids": ("doc-4",)
+        },  # the document has an event_id, so its _id is not the id of the event
         {"event_ids": ("doc-6",)},
         {"fields": {"user": "u-1"}},
         {"fields": {"user": "$ne"}},
@@ -273,7 +275,7 @@ async def test_the_start_is_inclusive_and_the_end_exclusive(
     assert await ids(store, time_range(begin, end, mapping)) == [2, 3, 4, 5, 6]
     assert await ids(store, time_range(None, begin, mapping)) == [0, 1]
     if kind == "iso":
-        return  # text has no instants between its own
+        return  # between two texts there is no other instant
     between = timedelta(microseconds=300)
     found = await ids(store, time_range(begin + between, end + between, mapping))
     assert found == [3, 4, 5, 6, 7]
@@ -298,7 +300,7 @@ async def test_every_event_is_either_in_some_time_range_or_untimed(
     assert sorted(await ids(store, untimed(mapping))) == [*range(1, len(times)), 100]
 
 
-# The rest of what a plan asks
+# A plan's other questions
 
 
 async def test_a_missing_collection_is_named(store: EventStore, settings: Settings) -> None:
@@ -367,7 +369,7 @@ async def test_the_plan_tells_whether_an_index_fits(
     store: EventStore, events: Collection[Document]
 ) -> None:
     events.insert_many([{"_id": n, "timestamp": T0, "event_type": "a"} for n in range(10)])
-    # A plain query: which indexes serve a whole filter is each store's own art.
+    # A plain query: each store decides differently which index serves a whole filter.
     query = {"timestamp": {"$gte": T0}}
     assert await store.plan_stages(query, BY_TIME) >= {"COLLSCAN", "SORT"}
     events.create_index([("timestamp", 1), ("_id", 1)])
@@ -395,7 +397,7 @@ async def test_a_query_that_the_store_does_not_know_is_refused_for_good(
         await store.has_any({"$nonsense": 1})
 
 
-def test_a_uri_that_is_none_is_refused_by_its_variable() -> None:
+def test_a_wrong_uri_is_refused_and_its_variable_named() -> None:
     with pytest.raises(InvalidSettings, match="REPLAY_MONGO is not a usable MongoDB URI"):
         EventStore(load_settings(mongo="http://localhost:27017"))
 
@@ -447,7 +449,7 @@ async def test_a_reader_gives_every_page_and_then_none(
     await reader.close()
 
 
-async def test_what_is_put_back_comes_first(
+async def test_a_page_that_is_put_back_comes_first(
     store: EventStore, events: Collection[Document]
 ) -> None:
     events.insert_many([{"_id": n, "timestamp": T0 + timedelta(seconds=n)} for n in range(4)])

@@ -34,8 +34,8 @@ def config_of(settings: Settings, topic: str) -> dict[str, str]:
     return {name: entry.value for name, entry in entries.items()}
 
 
-def committed(settings: Settings, topics: list[Topic]) -> dict[tuple[str, int], int]:
-    """Return the group's committed offsets; below zero: none."""
+def committed_offsets(settings: Settings, topics: list[Topic]) -> dict[tuple[str, int], int]:
+    """Return the group's committed offsets; below zero: no offset is committed."""
     consumer = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
     try:
         asked = [TopicPartition(t.name, n) for t in topics for n in range(t.partitions)]
@@ -44,7 +44,7 @@ def committed(settings: Settings, topics: list[Topic]) -> dict[tuple[str, int], 
         consumer.close()
 
 
-def subscribed(settings: Settings) -> list[Topic]:
+def subscribed_topics(settings: Settings) -> list[Topic]:
     return [topic for topic in Topics.of(settings).all() if topic.subscribed]
 
 
@@ -55,9 +55,9 @@ def produce(settings: Settings, topic: str, partition: int, *values: bytes) -> N
     assert producer.flush(SECONDS) == 0
 
 
-def unread(settings: Settings, topic: str) -> list[bytes | None]:
-    """Return the values that the group would still read, but for no-ops."""
-    offsets = committed(settings, [Topic(topic, settings.partitions)])
+def unread_values(settings: Settings, topic: str) -> list[bytes | None]:
+    """Return the values that the group has not read, without no-ops."""
+    offsets = committed_offsets(settings, [Topic(topic, settings.partitions)])
     return [
         record.value
         for record in read_topic(settings.kafka, topic)
@@ -75,7 +75,7 @@ async def test_every_topic_is_created_as_declared(settings: Settings) -> None:
         assert {name: found[name] for name in topic.config} == topic.config
 
 
-async def test_what_must_outlive_a_week_is_compacted(settings: Settings) -> None:
+async def test_topics_that_must_outlive_a_week_are_compacted(settings: Settings) -> None:
     await ensure_topics(settings)
     topics = Topics.of(settings)
     kept = {topics.status.name, topics.checkpoints.name, topics.table_changelog.name}
@@ -86,16 +86,16 @@ async def test_what_must_outlive_a_week_is_compacted(settings: Settings) -> None
 
 async def test_again_it_changes_nothing(settings: Settings) -> None:
     await ensure_topics(settings)
-    before = committed(settings, subscribed(settings))
+    before = committed_offsets(settings, subscribed_topics(settings))
     assert await ensure_topics(settings) == []
-    assert committed(settings, subscribed(settings)) == before
+    assert committed_offsets(settings, subscribed_topics(settings)) == before
     assert {record.offset for record in read_topic(settings.kafka, names(settings))} == {0}
 
 
 async def test_two_workers_that_start_together_both_succeed(settings: Settings) -> None:
     created = await asyncio.gather(ensure_topics(settings), ensure_topics(settings))
     assert sorted(created[0] + created[1]) == sorted(t.name for t in Topics.of(settings).all())
-    assert min(committed(settings, subscribed(settings)).values()) >= 1
+    assert min(committed_offsets(settings, subscribed_topics(settings)).values()) >= 1
 
 
 async def test_a_topic_with_another_partition_count_is_named(settings: Settings) -> None:
@@ -131,10 +131,10 @@ async def test_every_partition_that_the_group_reads_has_a_committed_offset(
     settings: Settings,
 ) -> None:
     await ensure_topics(settings)
-    offsets = committed(settings, subscribed(settings))
+    offsets = committed_offsets(settings, subscribed_topics(settings))
     assert len(offsets) == 9
     assert set(offsets.values()) == {1}
-    for topic in subscribed(settings):
+    for topic in subscribed_topics(settings):
         assert {record.value for record in read_topic(settings.kafka, topic.name)} == {NOOP}
 
 
@@ -145,13 +145,13 @@ async def test_commands_that_came_before_the_first_worker_are_read_once_and_in_o
     create_topics(settings.kafka, {requests: 3})
     produce(settings, requests, 1, COMMAND, b"second")
     await ensure_topics(settings)
-    assert min(committed(settings, subscribed(settings)).values()) >= 1
-    assert unread(settings, requests) == [COMMAND, b"second"]
+    assert min(committed_offsets(settings, subscribed_topics(settings)).values()) >= 1
+    assert unread_values(settings, requests) == [COMMAND, b"second"]
     keys = {r.key for r in read_topic(settings.kafka, requests) if r.value == COMMAND}
     assert keys == {b"early"}
 
 
-async def test_what_the_group_has_read_already_is_not_read_again(settings: Settings) -> None:
+async def test_a_record_that_the_group_has_read_is_not_read_again(settings: Settings) -> None:
     requests = Topics.of(settings).requests.name
     await ensure_topics(settings)
     produce(settings, requests, 0, b"read already")
@@ -160,7 +160,7 @@ async def test_what_the_group_has_read_already_is_not_read_again(settings: Setti
     consumer.close()
     produce(settings, requests, 0, b"new")
     await ensure_topics(settings)
-    assert unread(settings, requests) == [b"new"]
+    assert unread_values(settings, requests) == [b"new"]
 
 
 async def test_a_partition_whose_beginning_is_gone_needs_no_priming(settings: Settings) -> None:
@@ -171,7 +171,7 @@ async def test_a_partition_whose_beginning_is_gone_needs_no_priming(settings: Se
     for deleted in admin.delete_records([TopicPartition(requests, 2, 1)]).values():
         deleted.result(SECONDS)
     await ensure_topics(settings)
-    found = committed(settings, [Topics.of(settings).requests])
+    found = committed_offsets(settings, [Topics.of(settings).requests])
     assert (found[requests, 0], found[requests, 1]) == (1, 1)
     values = [r.value for r in read_topic(settings.kafka, requests) if r.partition == 2]
     assert values == [b"new"]

@@ -1,4 +1,4 @@
-"""The demo's history is believable, and always the same."""
+"""The demo's history looks like a real shop's, and is always the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The development stack: where its servers come from, and that nothing of it stays behind."""
+"""The development stack: where its servers come from, and that no process or file stays."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _runs(pid: int) -> bool:
 
 
 def _processes_in(folder: Path) -> list[int]:
-    """Return the processes that name the folder among their arguments."""
+    """Return the ids of the processes that have the folder among their arguments."""
     found = []
     for arguments in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -35,7 +35,7 @@ def checkpoint(state: Any = "live", **fields: Any) -> Checkpoint:
 @pytest.mark.parametrize(
     ("epoch", "number", "origin", "verdict"),
     [
-        # an old chain, wherever it stands
+        # an old chain, at any slice
         (4, 1, HERE, "drop"),
         (4, 7, HERE, "drop"),
         (4, 8, ELSEWHERE, "drop"),
@@ -43,7 +43,7 @@ def checkpoint(state: Any = "live", **fields: Any) -> Checkpoint:
         (6, 1, HERE, "run"),
         (6, 7, HERE, "run"),
         (6, 1, ELSEWHERE, "run"),
-        # the same chain: what comes next, the very same record, a doubled chain, an older slice
+        # the same chain: the next slice, the same record again, a doubled chain, an older slice
         (5, 8, ELSEWHERE, "run"),
         (5, 9, ELSEWHERE, "run"),
         (5, 7, HERE, "resend"),
@@ -99,7 +99,7 @@ def test_the_key_of_a_token_is_that_of_its_checkpoint() -> None:
     assert Token(replay_id="r1", shard="finish").key == "r1/finish"
 
 
-def test_the_continuation_is_the_next_slice_with_an_origin_of_its_own() -> None:
+def test_the_continuation_is_the_next_slice_with_its_own_origin() -> None:
     done = checkpoint(token=token(origin=HERE, requeues=4))
     assert done.continuation == token(5, 8)
 
@@ -131,18 +131,18 @@ def test_a_step_goes_on_only_while_it_is_live(state: Any, goes_on: bool) -> None
         b'{"kind": "emit", "epoch": "many"}',
     ],
 )
-def test_a_record_that_is_no_token_is_none(value: bytes | None) -> None:
+def test_a_record_that_is_not_a_token_gives_none(value: bytes | None) -> None:
     assert decode_token(value) is None
 
 
 @pytest.mark.parametrize(
     "value", [None, b"", b"{", b"[]", b'{"kind": "shard", "shard": -1}', b'{"kind": "unknown"}']
 )
-def test_a_record_that_is_no_progress_is_none(value: bytes | None) -> None:
+def test_a_record_that_is_not_a_report_gives_none(value: bytes | None) -> None:
     assert decode_report(value) is None
 
 
-def test_a_command_is_no_progress() -> None:
+def test_a_command_is_not_a_report() -> None:
     assert decode_report(b'{"command": "pause", "replay_id": "r1"}') is None
 
 

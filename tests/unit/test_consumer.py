@@ -62,7 +62,7 @@ def test_a_control_record_is_recognized(control: str) -> None:
     ("name", "value"),
     [
         ("replay-original-time", b"yesterday"),
-        ("replay-original-time", b"2026-01-02T03:04:05"),  # of no timezone, so of no instant
+        ("replay-original-time", b"2026-01-02T03:04:05"),  # without a timezone it is not an instant
         ("replay-original-time", b"0001-01-01T00:00:00+23:00"),
         ("replay-attempt", b"two"),
         ("replay-attempt", "²".encode()),

@@ -25,7 +25,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 BLANK = "\0"
-"""Stands in a message of the code where the program puts a value."""
+"""Marks the places in a message of the code where the program puts a value."""
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:

@@ -181,8 +181,8 @@ def test_invalid_utf8_is_an_error_for_that_event_alone(encode: Encode) -> None:
     assert "it is not valid BSON" in encoded.failures[0].reason
 
 
-def damaged(kind: str) -> bytes:
-    """Return a document whose frame is good and whose inside nobody can decode."""
+def damaged_document(kind: str) -> bytes:
+    """Return a document with a good length and an inside that cannot be decoded."""
     if kind == "deep":
         inner = b"\5\0\0\0\0"
         for _ in range(5_000):
@@ -195,19 +195,19 @@ def damaged(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["deep", "a length", "a huge length"])
 def test_a_damaged_document_is_an_error_for_that_event_alone(encode: Encode, kind: str) -> None:
-    page = page_of(event(1)) + damaged(kind) + page_of(event(3))
+    page = page_of(event(1)) + damaged_document(kind) + page_of(event(3))
     skipped, stopped = encode(page, stop_at_failure=False), encode(page)
     assert (skipped.read, skipped.encoded, skipped.cursor) == (3, 2, [NOON, 3])
     assert (stopped.read, stopped.encoded, stopped.cursor) == (1, 1, [NOON, 1])
     assert skipped.failures == stopped.failures
     (failure,) = skipped.failures
-    assert (failure.index, failure.event_id, failure.document) == (1, None, damaged(kind))
+    assert (failure.index, failure.event_id, failure.document) == (1, None, damaged_document(kind))
     assert "it is not valid BSON" in failure.reason
 
 
-def test_there_is_no_cursor_behind_a_damaged_document(encode: Encode) -> None:
+def test_a_damaged_document_gives_no_cursor(encode: Encode) -> None:
     with pytest.raises(ReplayFailed, match="a document that is not BSON"):
-        encode(page_of(event(1)) + damaged("deep"), stop_at_failure=False)
+        encode(page_of(event(1)) + damaged_document("deep"), stop_at_failure=False)
 
 
 def test_a_missing_topic_is_named(encode: Encode) -> None:
@@ -280,14 +280,14 @@ def test_keys_go_where_kafkas_own_partitioner_sends_them(key: bytes, hashed: int
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the native encoder's wheel were not installed."""
+    """Hide the native encoder, as if its wheel were not installed."""
     monkeypatch.setitem(sys.modules, "replay_native", None)
     encoders._native_obstacle.cache_clear()
     yield
     encoders._native_obstacle.cache_clear()
 
 
-def test_auto_takes_the_python_encoder_where_there_is_no_other(without_native: None) -> None:
+def test_auto_takes_the_python_encoder_if_there_is_no_native_one(without_native: None) -> None:
     assert encoder_name("auto") == make_encoder(SPEC, "auto").name == "python"
 
 

@@ -143,7 +143,7 @@ def test_any_document_of_mapped_types_becomes_json_with_nothing_lost(
 
 
 def _expected(value: Any) -> Any:
-    """Say the table of docs/mapping.md once more, in other words."""
+    """Apply the table of docs/mapping.md, written a second time for this test."""
     match value:
         case dict():
             return {name: _expected(inner) for name, inner in value.items()}

@@ -58,7 +58,7 @@ def instructions(name: str) -> list[str]:
 @pytest.mark.parametrize("path", [*MANIFESTS, DOCKERFILE], ids=lambda path: path.name)
 def test_every_setting_that_is_set_exists(path: Path) -> None:
     known = {f"REPLAY_{name.upper()}" for name in Settings.model_fields}
-    # Not the stars and dashes of prose: "REPLAY_* settings".
+    # "REPLAY_*" in a comment is not the name of a setting.
     used = set(re.findall(r"\bREPLAY_[A-Z_]*[A-Z]", path.read_text()))
     assert used <= known
 

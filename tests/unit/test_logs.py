@@ -1,4 +1,4 @@
-"""Logging: floods are cut short, and nothing else is."""
+"""Logging: many equal messages are cut short, and no others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The native encoder gives what the reference gives, for any document, any bytes, any mapping.
+"""The native encoder and the reference agree on any document, any bytes and any mapping.
 
-And its batches are what aiokafka expects of a `BatchBuilder`, whose private names they override.
+The native batches are what aiokafka expects of a `BatchBuilder`, whose private names they override.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ nested = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
     max_leaves=8,
 )
-values = st.deferred(lambda: nested)  # for the sake of short error messages
+values = st.deferred(lambda: nested)  # keeps error messages short
 times = st.one_of(
     st.just(NOON),
     dates,
@@ -184,8 +184,8 @@ specs = st.builds(
 
 
 def account(encoded: EncodedPage, *, is_compressed: bool) -> dict[str, Any]:
-    """Return all that a page came to, in a form in which NaN equals itself."""
-    batches = [(batch, sealed(batch)) for batch in encoded.batches]
+    """Return the whole result of a page, in a form in which NaN equals itself."""
+    batches = [(batch, seal(batch)) for batch in encoded.batches]
     return {
         "counts": (encoded.read, encoded.encoded, encoded.skipped_replays, encoded.bytes),
         "by_type": encoded.by_type,
@@ -198,7 +198,7 @@ def account(encoded: EncodedPage, *, is_compressed: bool) -> dict[str, Any]:
     }
 
 
-def sealed(batch: Batch) -> bytes:
+def seal(batch: Batch) -> bytes:
     batch.builder._set_producer_state(4711, 3, 2_000_000_000)
     sent = bytes(batch.builder._build())
     assert batch.builder.size() == len(sent)
@@ -255,7 +255,7 @@ def test_damaged_pages(page: bytes, damage: list[tuple[int, int]], spec: EncodeS
 
 @given(st.binary(max_size=200), st.booleans())
 @example(noise=b"\x05\0\0\0\0", framed=True)
-def test_bytes_that_nobody_made(noise: bytes, framed: bool) -> None:
+def test_random_bytes(noise: bytes, framed: bool) -> None:
     if framed:
         noise = (len(noise) + 5).to_bytes(4, "little") + noise + b"\0"
     assert_equal(SPEC, noise)
@@ -276,14 +276,14 @@ def test_everyday_events_are_not_left_to_the_reference() -> None:
 # What aiokafka sees
 
 
-def finished() -> Any:
+def make_batch() -> Any:
     event = {"_id": 1, "event_type": "placed", "timestamp": NOON}
     (batch,) = make_encoder(SPEC, "native").encode(bson.encode(event), NOW_MS).batches
     return batch.builder
 
 
 def test_every_method_of_aiokafkas_builder_is_overridden_with_the_same_arguments() -> None:
-    ours = vars(type(finished()))
+    ours = vars(type(make_batch()))
     theirs = {
         name: method
         for name, method in vars(BatchBuilder).items()
@@ -297,7 +297,7 @@ def test_every_method_of_aiokafkas_builder_is_overridden_with_the_same_arguments
 
 
 def test_a_finished_batch_takes_no_more_records() -> None:
-    batch = finished()
+    batch = make_batch()
     batch.close()
     assert batch.closed()
     assert batch.append(timestamp=NOW_MS, key=b"k", value=b"v") is None
@@ -305,7 +305,7 @@ def test_a_finished_batch_takes_no_more_records() -> None:
 
 
 def test_a_retry_sends_the_same_bytes() -> None:
-    batch = finished()
+    batch = make_batch()
     batch._set_producer_state(7, 1, 5)
     sent = batch._build()
     with pytest.raises(AssertionError):

@@ -38,7 +38,7 @@ def test_a_chunk_is_allowed_once_the_last_one_is_paid_for(
         (None, NOW + 9, 1000, 0.0),
         (100.0, NOW, 50, NOW + 0.5),
         (100.0, NOW + 0.2, 50, NOW + 0.7),
-        (100.0, NOW - 0.1, 50, NOW + 0.4),  # a little late: made up for
+        (100.0, NOW - 0.1, 50, NOW + 0.4),  # a little late: the time is made up for
         (100.0, NOW - 3600, 50, NOW + 0.5 - CHUNK_SECONDS),  # an idle hour is not saved up
         (0.01, NOW, 1, NOW + 100),
         (100.0, NOW, 0, NOW),
@@ -54,7 +54,7 @@ def test_events_are_paid_for_in_time(
     ("rate", "due_at", "expected"),
     [
         (None, NOW + 100, 0.0),  # the rate was lifted
-        (100.0, NOW + 100, NOW + CHUNK_SECONDS),  # it was 0.01 before
+        (100.0, NOW + 100, NOW + CHUNK_SECONDS),  # the rate was 0.01 before
         (0.1, NOW + 100, NOW + 10),
         (0.01, NOW + 100, NOW + 100),
         (100.0, NOW + 0.1, NOW + 0.1),

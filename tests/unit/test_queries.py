@@ -104,7 +104,10 @@ def test_a_filter_goes_by_the_mapping() -> None:
         (OID, [OID, ObjectId(OID)]),
         (OID.upper(), [OID.upper(), ObjectId(OID)]),
         (UID, [UID, uuid.UUID(UID)]),
-        ("aaaaaaaaaaaa", ["aaaaaaaaaaaa"]),  # twelve bytes are no ObjectId's text
+        (
+            "aaaaaaaaaaaa",
+            ["aaaaaaaaaaaa"],
+        ),  # an ObjectId is written as 24 hex digits, not as twelve letters
     ],
 )
 def test_an_id_is_looked_for_in_every_type_in_which_it_may_be_stored(
@@ -184,12 +187,12 @@ def test_a_bound_sorts_before_every_spelling_of_its_instant(written: str) -> Non
 @pytest.mark.parametrize(
     ("kind", "bson_type"), [("date", "date"), ("iso", "string"), ("epoch_ms", "number")]
 )
-def test_untimed_is_whatever_is_not_of_the_times_type(kind: Any, bson_type: str) -> None:
+def test_untimed_is_every_value_that_is_not_a_time(kind: Any, bson_type: str) -> None:
     mapping = replace(MAPPING, timestamp_type=kind)
     assert untimed(mapping) == {"$nor": [of_type("timestamp", bson_type)]}
 
 
-def test_a_number_that_is_none_has_no_place_in_an_order() -> None:
+def test_nan_has_no_place_in_an_order() -> None:
     condition = of_type("n", "number")["n"]
     assert condition["$type"] == "number"
     assert math.isnan(condition["$ne"])

@@ -1,8 +1,8 @@
 """Random sequences of commands, reports, crashes and losses, with an honest worker.
 
-The world here keeps what Kafka keeps: logs of commands, progress and tokens, read at least once,
-and checkpoints that are written with the events. Its worker goes by `judge` and sees the session
-late, as the real one does.
+`World` keeps what Kafka keeps: logs of commands, reports and tokens, which are read at least once,
+and checkpoints, which are written with the events. Its worker decides by `judge` and sees a session
+late, as a real worker does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class World:
     def __init__(self, events: list[int], *, control_records: bool) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.events = events
-        """Of each shard."""
+        """The number of events of each shard."""
         self.published = [0] * len(events)
         self.announced: list[str] = []
         self.session: Session | None = None
@@ -43,9 +43,9 @@ class World:
         self.reports: list[Report] = []
         self.tokens: dict[str, list[tuple[Origin, Token]]] = {}
         self.read: dict[str, int] = {"commands": 0, "reports": 0}
-        """Log, or token key: how far it has been read."""
+        """How far each log, or the tokens of each key, are read."""
         self.seen: dict[str, int] = {}
-        """Token key: index in the history of the session that its worker sees."""
+        """For each token key, the index in the history of the session that the worker sees."""
         self.checkpoints: dict[str, Checkpoint] = {}
         self.offsets = 0
 
@@ -129,7 +129,7 @@ class World:
         verdict = judge(token, origin, old)
         if verdict is Verdict.RUN:
             session = self.history[self.seen.get(key, 0)]
-            if not session.has_sent(token):  # or it is not published yet
+            if not session.has_sent(token):  # the session is not published yet
                 self._send(token, origin)
                 self.read[key] = self.read.get(key, 0) + 1
                 return
@@ -213,7 +213,7 @@ class World:
             self.work(key, most)
 
     def drain(self) -> None:
-        """Deliver everything; let the watchdog look on when nothing is left."""
+        """Deliver everything; send a nudge when nothing is left to deliver."""
         for _ in range(500):
             self.now += timedelta(seconds=1)
             self.go_on(sessions=len(self.history), most=2)
@@ -289,7 +289,7 @@ def test_whatever_happens_it_settles_and_publishes_each_event_once(
 
 
 @pytest.mark.parametrize(("command", "state"), [(Pause, "paused"), (Cancel, "cancelled")])
-def test_a_stop_ends_a_chain_of_its_own_epoch_that_a_crash_has_left(
+def test_a_stop_ends_a_chain_of_the_same_epoch_that_a_crash_has_left(
     command: type[Pause | Cancel], state: str
 ) -> None:
     world = World([50], control_records=False)
@@ -298,27 +298,29 @@ def test_a_stop_ends_a_chain_of_its_own_epoch_that_a_crash_has_left(
     while world.read["reports"] < len(world.reports):
         world.take_report()
     world.nudge(40)
-    world.take_report(crash=True)  # an emit chain of the next epoch is out, and nobody knows it
+    world.take_report(
+        crash=True
+    )  # an emit chain of the next epoch is sent, and the session is lost
     world.ask(command)
-    world.take_command()  # takes the same epoch
+    world.take_command()  # the pause or cancel gets the same epoch
     world.drain()
     assert world.session is not None
     assert world.session.state == state
     assert world.published[0] < 10
 
 
-def test_a_crash_behind_a_late_gate_does_not_publish_while_paused() -> None:
+def test_a_crash_after_a_late_gate_does_not_publish_while_paused() -> None:
     world = World([4], control_records=True)
     world.take_command()
     world.work("r/plan", 1)
     world.take_report()  # waiting, epoch 1
     world.see("r/gate", 9)
-    world.work("r/gate", 1)  # announced; its report waits in the log
+    world.work("r/gate", 1)  # the gate has passed; its report waits in the log
     late = world.reports.pop()
     world.nudge(60)
-    world.take_report()  # nobody was heard: epoch 2
+    world.take_report()  # no worker was heard: epoch 2
     world.reports.append(late)
-    world.take_report(crash=True)  # the emit tokens of epoch 3 are out, the session is not
+    world.take_report(crash=True)  # the emit tokens of epoch 3 are sent, the session is lost
     world.ask(Pause)
     world.take_command()
     assert world.session is not None

@@ -88,7 +88,7 @@ def shard_report(
 
 
 def after(session: Session | None, *inputs: Command | Report, seconds: float = 1) -> Session:
-    """Return the session after those inputs."""
+    """Return the session after the inputs."""
     for given in inputs:
         decide: Any = on_report if isinstance(given, Report) else on_command
         session = decide(session, given, at(seconds)).session
@@ -101,7 +101,7 @@ def running(shards: int = 2, **fields: Any) -> Session:
     return after(session, step_report(session, "plan", plan=plan(shards)))
 
 
-def answered(session: Session, state: str, read: int = 0) -> Session:
+def answer_all(session: Session, state: str, read: int = 0) -> Session:
     """Return the session after every shard has answered its present epoch."""
     for number in range(len(session.shards)):
         report = shard_report(session, number, state, read=read, slice=STOP_SLICE)
@@ -136,12 +136,12 @@ SESSIONS: dict[str, Callable[[], Session]] = {
     "planning": planning,
     "waiting": waiting,
     "running": running,
-    "finishing": lambda: answered(running(), "done"),
+    "finishing": lambda: answer_all(running(), "done"),
     "pausing": lambda: after(running(), Pause(replay_id=REPLAY)),
-    "paused": lambda: answered(after(running(), Pause(replay_id=REPLAY)), "stopped"),
+    "paused": lambda: answer_all(after(running(), Pause(replay_id=REPLAY)), "stopped"),
     "paused unplanned": lambda: after(None, start(), Pause(replay_id=REPLAY)),
     "cancelling": lambda: after(running(), Cancel(replay_id=REPLAY)),
-    "cancelled": lambda: answered(after(running(), Cancel(replay_id=REPLAY)), "stopped"),
+    "cancelled": lambda: answer_all(after(running(), Cancel(replay_id=REPLAY)), "stopped"),
     "completed": completed,
     "completed_with_errors": lambda: completed(failed=1),
     "failed": failed,
@@ -288,7 +288,7 @@ def report_of(name: str, session: Session) -> Report:
 STEP_STATES = ("live", "done", "failed")
 SHARD_STATES = ("live", "done", "stopped", "failed")
 SHARD_REPORTS = [f"shard {state}" for state in SHARD_STATES]
-# What a report of the present epoch leads to; whatever is not named changes nothing.
+# The state after a report of the present epoch; a report that is not named changes nothing.
 EFFECTS: dict[str, dict[str, str]] = {
     "pending": {"plan live": "planning", "plan done": "running", "plan failed": "failed"},
     "planning": {"plan live": "planning", "plan done": "running", "plan failed": "failed"},
@@ -323,7 +323,7 @@ REPORT_CASES = [
     (state, name)
     for state in SESSIONS
     for name in REPORTS
-    # A shard that is done reports nothing but that.
+    # Each shard of a finishing replay is done, and reports only that.
     if not (state == "finishing" and name.startswith("shard"))
 ]
 
@@ -480,7 +480,7 @@ def test_a_draft_is_there_while_the_events_are_counted() -> None:
     session = planning()
     told = after(session, step_report(session, "plan", "live", reason="counting", draft=DRAFT))
     assert told.draft == DRAFT
-    assert told.orders != session.orders  # the owners of its shards hear of it at once
+    assert told.orders != session.orders  # wakes the owners of the shards at once
     assert after(told, step_report(told, "plan", "live", reason="counting")).draft == DRAFT
     for ended in (
         after(told, step_report(told, "plan", plan=plan())),
@@ -507,7 +507,7 @@ def test_a_retry_of_a_failed_plan_plans_again() -> None:
 
 
 def test_a_retry_of_a_failed_end_asks_for_the_end_only() -> None:
-    session = answered(running(), "done", read=5)
+    session = answer_all(running(), "done", read=5)
     session = after(session, step_report(session, "finish", "failed", error="no topic"))
     assert session.state == "failed"
     step = on_command(session, Retry(replay_id=REPLAY), at(9))
@@ -577,7 +577,7 @@ def test_a_retry_while_others_are_still_stopping_goes_on() -> None:
 def test_a_cancel_right_after_a_retry_waits_for_the_retried_shard() -> None:
     session = after(failed(), Retry(replay_id=REPLAY), Cancel(replay_id=REPLAY))
     session = after(session, shard_report(session, 1, "stopped", slice=STOP_SLICE))
-    assert session.state == "cancelling"  # shard 0 failed before, but runs again since
+    assert session.state == "cancelling"  # shard 0 has failed, but runs again
     session = after(session, shard_report(session, 0, "stopped", slice=STOP_SLICE))
     assert session.state == "cancelled"
 
@@ -591,7 +591,7 @@ def test_a_cancel_while_planning_cancels_at_once_and_the_plan_comes_too_late() -
     assert on_report(session, late, at(9)) == Step.nothing(session)
 
 
-def test_a_stop_stands_behind_every_slice_of_its_epoch() -> None:
+def test_a_stop_has_a_higher_number_than_every_slice_of_its_epoch() -> None:
     session = running()
     step = on_command(session, Pause(replay_id=REPLAY), at(2))
     assert {token.slice for token in step.tokens} == {STOP_SLICE}
@@ -643,7 +643,7 @@ def test_a_beginning_announced_while_pausing_is_not_announced_again() -> None:
 
 def test_a_beginning_that_may_have_been_announced_gets_its_end() -> None:
     session = after(waiting(), Cancel(replay_id=REPLAY))
-    session = answered(session, "stopped")
+    session = answer_all(session, "stopped")
     assert (session.state, session.finishing) == ("cancelling", True)
 
 
@@ -671,7 +671,7 @@ def test_a_cancel_is_announced_where_the_beginning_was() -> None:
 def test_a_cancel_that_cannot_be_announced_is_a_cancel_all_the_same() -> None:
     session = waiting()
     session = after(session, step_report(session, "gate"), Cancel(replay_id=REPLAY))
-    session = answered(session, "stopped")
+    session = answer_all(session, "stopped")
     session = after(session, step_report(session, "finish", "failed", error="no topic 'orders'"))
     assert session.state == "cancelled"
     assert session.warnings == ("the cancellation could not be announced: no topic 'orders'",)
@@ -686,7 +686,7 @@ def test_a_reason_goes_when_the_state_changes() -> None:
     assert session.reason == "the store does not answer"
     session = after(session, Pause(replay_id=REPLAY))
     assert session.reason is None
-    assert answered(session, "stopped").reason is None
+    assert answer_all(session, "stopped").reason is None
 
 
 def test_a_pace_is_shown_only_while_it_runs() -> None:
@@ -816,7 +816,11 @@ def test_offsets_of_more_partitions_than_a_record_holds_are_left_out() -> None:
     ("state", "kind", "sent"),
     [
         ("pending", "plan", True),
-        ("planning", "emit", False),  # the plan came, and the session with it is on its way
+        (
+            "planning",
+            "emit",
+            False,
+        ),  # the plan has come, and the session with the plan is not published yet
         ("planning", "gate", False),
         ("waiting", "gate", True),
         ("waiting", "emit", False),

@@ -16,7 +16,7 @@ SECRET = "hunter2"  # noqa: S105 - opens nothing
 
 @pytest.fixture(autouse=True)
 def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start from an empty folder and without the variables of whoever runs the tests."""
+    """Use an empty folder and an environment without settings."""
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(f"REPLAY_{name.upper()}", raising=False)

@@ -1,4 +1,4 @@
-"""Several worker processes: when one is started again, and what each has for itself."""
+"""Several worker processes: when a worker is started again, and the place of each worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KILLED, FAILED, WRONG_SETTINGS = -9, 1, 2
         (FAILED, 5.0, MAX_RESTART_SECONDS, MAX_RESTART_SECONDS),
         (KILLED, SETTLED_SECONDS, MAX_RESTART_SECONDS, RESTART_SECONDS),
         (FAILED, SETTLED_SECONDS, None, RESTART_SECONDS),
-        (0, 5.0, None, RESTART_SECONDS),  # somebody has sent it SIGTERM
+        (0, 5.0, None, RESTART_SECONDS),  # the worker got SIGTERM
     ],
 )
 def test_a_dead_worker_is_started_again_after_a_pause_that_grows_while_it_dies_young(
@@ -50,7 +50,7 @@ def test_a_worker_that_fails_at_its_first_start_is_not_started_again() -> None:
     assert restart_seconds(FAILED, 2.0, None) is None
 
 
-def test_each_worker_has_a_name_a_port_and_a_folder_of_its_own() -> None:
+def test_each_worker_has_its_own_name_port_and_folder() -> None:
     settings = Settings(worker_id="a", web_port=7000, data_dir=Path("here"))
     assert worker_places(settings, 2) == [
         WorkerPlace("a-0", 7000, Path("here/worker-0"), ""),

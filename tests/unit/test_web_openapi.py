@@ -1,4 +1,4 @@
-"""The API's description holds together and names every path there is."""
+"""The API's description is consistent and names every path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replay_app.settings import Settings
 from replay_app.web.openapi import openapi
 
 NOT_DESCRIBED = {"/static", "/metrics"}
-"""The page's files, and what is in a format of its own."""
+"""The files of the status page, and the metrics, which are not JSON."""
 
 
 def test_every_reference_leads_to_a_schema() -> None:
@@ -63,7 +63,7 @@ def _references(part: Any) -> Iterator[str]:
 
 
 def _spelled_out(pattern: re.Pattern[str] | None, path: str) -> list[str]:
-    """Return the paths of a pattern with a choice in it, such as ``{verb}`` of four."""
+    """Return the paths of a pattern with a choice of words, such as ``{verb}``."""
     choice = re.search(r"\(\?P<(\w+)>((?:[a-z]+\|)+[a-z]+)\)", pattern.pattern if pattern else "")
     if choice is None:
         return [path]

@@ -1,4 +1,4 @@
-"""What the views rest on in Faust."""
+"""What the views need of Faust."""
 
 from __future__ import annotations
 
