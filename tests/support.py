@@ -167,7 +167,11 @@ def consumer_from_start(
 def open_transactions(bootstrap: str, partitions: Mapping[str, int]) -> Iterator[None]:
     """Hold a transaction of another producer open on every partition of some topics."""
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "transactional.id": unique_name("foreign")}
+        {
+            "bootstrap.servers": bootstrap,
+            "transactional.id": unique_name("foreign"),
+            "transaction.timeout.ms": 600_000,  # longer than any test waits
+        }
     )
     producer.init_transactions(KAFKA_SECONDS)
     producer.begin_transaction()
