@@ -296,11 +296,11 @@ def _pairs(config: Mapping[str, str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs"
     )
-    remote = argparse.ArgumentParser(add_help=False, parents=[common])
+    remote = argparse.ArgumentParser(add_help=False, allow_abbrev=False, parents=[common])
     remote.add_argument(
         "--url",
         default=argparse.SUPPRESS,
@@ -309,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="replay-app",
+        allow_abbrev=False,
         description="Replay stored events to Kafka: in order, exactly once, watched, controlled.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the worker.",
         parents=[remote],
@@ -322,7 +323,9 @@ def _parser() -> argparse.ArgumentParser:
         text: str,
         parent: argparse.ArgumentParser = remote,
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=f"{text}.", parents=[parent])
+        command = commands.add_parser(
+            name, help=text, description=f"{text}.", parents=[parent], allow_abbrev=False
+        )
         command.set_defaults(run=action)
         return command
 

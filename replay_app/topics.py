@@ -216,7 +216,11 @@ async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic
             created.append(name)
         # When two workers start at once, both try: the second one finds the topic created.
         elif for_code(code) is not TopicAlreadyExistsError:
-            msg = f"topic {name!r} cannot be created: {message or for_code(code).__name__}"
+            msg = (
+                f"topic {name!r} cannot be created: {message or for_code(code).__name__}. "
+                "REPLAY_REPLICATION is at most the number of brokers, and the worker needs the "
+                "right to create topics"
+            )
             raise InvalidSettings(msg)
     if created:
         logger.info("created topics %s", ", ".join(created))

@@ -320,7 +320,7 @@ def _settle(step: Step, now: datetime) -> Step:
     if session.state == "pausing":
         return Step(_advance(session, now, state="paused", reason=None))
     if session.start.control_records and session.plan is not None:
-        # The begin records may be written, even if the session has not heard of them.
+        # The begin records may already be in the topics: write the cancelled records in any case.
         session = _advance(session, now, finishing=True)
         return Step(session, _first_tokens(session))
     return Step(_end(session, now))

@@ -8,8 +8,8 @@ checkpoint in one transaction. The steps of a slice:
 4. write the checkpoint; 5. commit; 6. send the report and await its ack; 7. send the continuation
 and await its ack; 8. let the Faust event end, which acks the token.
 
-A crash before step 5 leaves nothing behind. After a later crash, steps 6 and 7 are done again: by
-the redelivered token, or by the worker that opens the partition next.
+A crash before step 5 leaves nothing behind. After a crash behind step 5, steps 6 and 7 are done
+again: by the redelivered token, or by the worker that opens the partition next.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class WorkPartition:
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._plans: dict[str, Planning] = {}
         self._hidden_since: dict[str, float] = {}
-        """By token key: monotonic seconds since when consumers do not see all of a replay."""
+        """By token key: monotonic time at which the finish step first found hidden records."""
         self._opening: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -230,7 +230,7 @@ class WorkPartition:
             new = Checkpoint.of_failure(token, origin, old, _refusal(error))
         except (asyncio.CancelledError, *PRODUCER_ERRORS):
             raise
-        except Unavailable as error:  # of a gate or finish step; the other kinds catch their own
+        except Unavailable as error:  # of a gate or finish step; plan and emit catch it
             await self._abandon(token.key)
             new = Checkpoint.of_step(token, origin, reason=str(error))
         except Exception as error:

@@ -278,7 +278,7 @@ class Events(_View):
     """A replay as server-sent events."""
 
     async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
-        """Send the whole session now and at each change, until the replay has ended."""
+        """Send the whole session now and at each change, until a terminal state."""
         shared = _shared(request)
         _require_usable(replay_id)
         session = await _require_session(shared, replay_id)
@@ -352,8 +352,10 @@ async def _read_start(request: web.Request) -> Start:
 
 
 async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> Command:
-    """Read a command from the body; an empty body is an object without members."""
-    return parse_command(await _read_body(request) or b"{}", **members)
+    """Read a command from the body. The body of a plain verb may be empty."""
+    body = await _read_body(request)
+    verb = members.get("fixed", {}).get("command")
+    return parse_command(body or (b"{}" if verb in PLAIN_VERBS else b""), **members)
 
 
 async def _read_body(request: web.Request) -> bytes:

@@ -359,3 +359,9 @@ def _events(text: str) -> list[dict[str, str]]:
     """Parse server-sent events; leave comments out."""
     blocks = [block for block in text.split("\n\n") if "data: " in block]
     return [dict(line.split(": ", 1) for line in block.strip().splitlines()) for block in blocks]
+
+
+def test_a_start_and_a_plan_need_a_body(worker: Worker) -> None:
+    for path in ("/replays", "/plans"):
+        status, answer = worker.request("POST", path, b"")
+        assert (status, answer["detail"]) == (400, "the command is empty; send a JSON object")
