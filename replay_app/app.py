@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from mode import Service
 
 from replay_app.board import Board
 from replay_app.context import WorkerContext
+from replay_app.encoders import encoder_name
 from replay_app.publisher import BATCH_OVERHEAD, GROUP_HEARTBEAT_SECONDS, Outbox
 from replay_app.reports import MAX_INTERNAL_BYTES
 from replay_app.sessions_agent import SessionPartitions
@@ -36,6 +38,9 @@ _ROCKSDB = {
     "max_write_buffer_number": 2,
     "block_cache_size": 16 << 20,
 }
+logger = logging.getLogger(__name__)
+
+READY_POLL_SECONDS = 0.2
 COMMIT_SECONDS = 1.0
 """Interval at which Faust commits the offsets of acked records."""
 
@@ -168,6 +173,18 @@ def _add_connections(
         async def _watch_the_sessions(self) -> None:
             await ready.wait()
             await sessions.watch()
+
+        @Service.task
+        async def _announce_readiness(self) -> None:
+            while app.rebalancing or not app.tables.actives_ready or not context.board.is_complete:  # noqa: ASYNC110 - Faust has no event for this
+                await asyncio.sleep(READY_POLL_SECONDS)
+            logger.info(
+                "ready at %s: %d of %d partitions, %s encoder",
+                _url(context.settings),
+                work.count(),
+                context.settings.partitions,
+                encoder_name(context.settings.encoder),
+            )
 
         async def on_stop(self) -> None:
             await asyncio.gather(work.revoke(), sessions.revoke())

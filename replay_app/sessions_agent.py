@@ -168,6 +168,7 @@ class SessionPartition:
             session, value = fit_record(session)
         if is_due:
             await self._publish(replay_id, value)
+            _log_change(replay_id, before, session)
             self._published_at[replay_id] = time.monotonic()
             self._unpublished.discard(replay_id)
             crashpoints.reach("after-status")
@@ -213,6 +214,18 @@ class SessionPartition:
             value=value,
         )
         await self._producer.commit()
+
+
+def _log_change(replay_id: str, before: Session | None, after: Session | None) -> None:
+    """Write one line if the state of a replay has changed."""
+    old = before.state if before else "new"
+    new = after.state if after else "forgotten"
+    if old == new:
+        return
+    why = (after and (after.error or after.reason)) or ""
+    who = (after and after.start.requested_by) or ""
+    started = f", requested by {who}" if before is None and who else ""
+    logger.info("replay %s: %s -> %s%s%s", replay_id, old, new, started, f": {why}" if why else "")
 
 
 class SessionPartitions:

@@ -438,6 +438,10 @@ class WorkPartitions:
         for owned in self._owned.values():
             owned.on_session(session)
 
+    def count(self) -> int:
+        """Return the number of owned partitions."""
+        return len(self._owned)
+
     async def assign(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions from now on. They open in the background.
 

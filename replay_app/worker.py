@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,7 @@ from faust.exceptions import ConsistencyError
 
 from replay_app.app import create_app
 from replay_app.encoders import encoder_name
+from replay_app.exceptions import ReplayError
 from replay_app.internals import check_versions, has_lost_membership
 from replay_app.logs import configure_logging
 from replay_app.topics import ensure_topics
@@ -48,11 +50,14 @@ def run_worker(settings: Settings) -> int:
         another version than the tested one, or the encoder is not installed.
     Unavailable
         When the broker does not answer.
+    ReplayError
+        When the port of the HTTP API is taken.
 
     """
     check_versions()
     configure_logging(settings.log_level)
-    logger.info("pages are encoded by the %s encoder", encoder_name(settings.encoder))
+    encoder_name(settings.encoder)  # raises if the encoder cannot be used
+    _require_free_port(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     tune_memory()
     loop = uvloop.new_event_loop()
@@ -76,6 +81,22 @@ def run_worker(settings: Settings) -> int:
         return ended.code if isinstance(ended.code, int) else 1
     finally:
         watch.cancel()
+
+
+def _require_free_port(settings: Settings) -> None:
+    """Bind the port of the HTTP API once: Faust would say with a traceback that it is taken."""
+    family = socket.AF_INET6 if ":" in settings.bind_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((settings.bind_host, settings.web_port))
+        except OSError as error:
+            msg = (
+                f"{settings.bind_host}:{settings.web_port} (REPLAY_WEB_HOST, REPLAY_WEB_PORT) "
+                f"cannot be bound: {error.strerror}; choose another port, or end the process that "
+                "uses it"
+            )
+            raise ReplayError(msg) from error
 
 
 def tune_memory() -> None:

@@ -36,7 +36,7 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
     await handle(1, Start(replay_id="r0"))
     following.cancel()  # the board stops reading before the next commands
     worker.board.sessions.clear()
-    await handle(2, Start(replay_id="r1"))
+    await handle(2, Start(replay_id="r1", requested_by="ana"))
     await handle(3, Pause(replay_id="r1"))
     assert "is the disk of REPLAY_DATA_DIR full?" in caplog.text
     following = asyncio.create_task(worker.board.follow())
@@ -45,5 +45,7 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
             await asyncio.sleep(0.05)
     following.cancel()
     assert (session.state, session.revision) == ("paused", 2)
+    assert "replay r1: new -> pending, requested by ana" in caplog.text
+    assert "replay r1: pending -> paused" in caplog.text
     assert worker.board.rejections == {}
     await agent.revoke()
