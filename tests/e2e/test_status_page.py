@@ -94,6 +94,7 @@ def test_only_the_verbs_that_the_worker_names_have_a_button(shop: Cluster, page:
     expect(buttons).to_have_count(0)
     page.unroute("**/replays?*", finish)
     shop.command(replay_id, "cancel")
+    shop.wait_for(replay_id, "cancelled")
 
 
 def test_what_is_unknown_is_a_dash_and_never_a_zero(shop: Cluster, page: Page) -> None:
