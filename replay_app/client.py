@@ -112,7 +112,7 @@ class Client:
         patience_seconds: float = FOLLOW_PATIENCE_SECONDS,
         just_started: bool = False,
     ) -> Iterator[SessionJson]:
-        """Yield a replay's session again and again; the last session is that of the end.
+        """Yield a replay's session again and again; the last one has ended.
 
         While no worker answers, `on_trouble` is called with each new reason. After
         ``patience_seconds`` without an answer, the error is raised. A replay that was

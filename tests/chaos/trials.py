@@ -181,7 +181,7 @@ class Trial:
                 self.cluster.command(f"r{number}", "start", **body)
 
     def revive(self, **environment: str) -> None:
-        """Start every worker again that has ended by itself."""
+        """Start again each worker that has ended without the trial's doing."""
         for number, worker in enumerate(self.cluster.workers):
             if worker.process.poll() is not None:
                 self.revived += 1
