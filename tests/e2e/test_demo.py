@@ -106,7 +106,7 @@ def test_a_demo_on_its_own_servers_holds_can_be_used_and_ends_without_a_trace(
         assert "2,000 = 2,000 = 2,000 = 2,000" in output
         assert "It holds: " in output
         assert "FAILED" not in output
-        (page,) = [line for line in output.splitlines() if "status page" in line]
+        (page,) = [line for line in output.splitlines() if "The status page" in line]
         assert "http://127.0.0.1:" in page
         listed = subprocess.run(
             [sys.executable, "-m", "replay_app", "list", "--json"],

@@ -26,13 +26,13 @@ def test_a_kill_beside_open_transactions_on_the_internal_topics_repeats_nothing(
     cluster.environment |= {"REPLAY_SLICE_EVENTS": "200", "REPLAY_PAGE_EVENTS": "100"}
     cluster.seed(EVENTS)
     worker = cluster.start_worker().wait_until_ready()
-    cluster.command("r", rate=400)
+    cluster.command("r", rate=100)  # half a minute: the worker dies in the middle
     wait_until(partial(read, cluster, "r"), 60)
     internal = [cluster.prefix + "checkpoints", cluster.prefix + "status"]
     with open_transactions(cluster.stack.kafka, dict.fromkeys(internal, cluster.partitions)):
         # Checkpoints behind the open transaction, which a new owner of the partition must not miss.
         before = wait_until(lambda: len(cluster.published_by("r")), 60)
-        wait_until(lambda: len(cluster.published_by("r")) > before + 400, 60)
+        wait_until(lambda: len(cluster.published_by("r")) > before + 200, 60)
         worker.kill()
         worker = cluster.start_worker(0)
         log = worker.log

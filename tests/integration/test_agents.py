@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ class FullDisk(dict[bytes, bytes]):
 async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
     start_worker: Callable[..., Awaitable[WorkerContext]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     worker = await start_worker(EventStore, Outbox)
     agent = SessionPartitions(worker, FullDisk())
     await agent.assign([0])
@@ -35,6 +37,7 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
     following = asyncio.create_task(worker.board.follow())
     await handle(1, Start(replay_id="r0"))
     following.cancel()  # the board stops reading before the next commands
+    await asyncio.wait([following])
     worker.board.sessions.clear()
     await handle(2, Start(replay_id="r1", requested_by="ana"))
     await handle(3, Pause(replay_id="r1"))
@@ -44,6 +47,7 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
         while (session := worker.board.sessions.get("r1")) is None or session.revision < 2:
             await asyncio.sleep(0.05)
     following.cancel()
+    await asyncio.wait([following])
     assert (session.state, session.revision) == ("paused", 2)
     assert "replay r1: new -> pending, requested by ana" in caplog.text
     assert "replay r1: pending -> paused" in caplog.text

@@ -71,6 +71,7 @@ async def partition(
     yield partition
     await partition.close()
     following.cancel()
+    await asyncio.wait([following])
 
 
 async def plan(
