@@ -33,8 +33,7 @@ REJECTED = "/rejected/"
 MAX_REJECTIONS = 1000
 RECONNECT_SECONDS = 1.0
 FETCH_MS = 100
-"""How long the broker may hold a fetch without new records. `Board.caught_up` asks over the same
-connection, and the first command of each partition waits for the answer."""
+"""How long the broker may hold a fetch without new records."""
 
 
 class Rejection(BaseModel):

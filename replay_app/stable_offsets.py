@@ -6,6 +6,7 @@ the transaction. Records behind that offset are committed, and no such consumer 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, TopicPartition
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from replay_app.reports import Offsets
     from replay_app.settings import Settings
 
+ANSWER_SECONDS = 20.0
+"""How long the broker may take to answer. aiokafka asks for a deleted topic without a limit."""
 MAX_NAMED_PARTITIONS = 3
 """Partitions that an explanation names."""
 
@@ -47,8 +50,9 @@ async def explain_hidden_records(settings: Settings, written: Offsets) -> str | 
         **settings.kafka_security(),
     )
     try:
-        await consumer.start()
-        stable = await consumer.end_offsets(list(last))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await consumer.start()
+            stable = await consumer.end_offsets(list(last))
         hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
         if not hidden:
             return None
@@ -56,8 +60,12 @@ async def explain_hidden_records(settings: Settings, written: Offsets) -> str | 
             await explain_open_transaction(settings, settings.target_bootstrap, tp, offset)
             for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]
         ]
-    except KafkaError as error:
-        msg = f"Kafka at {settings.target_bootstrap} does not tell stable offsets: {error!r}"
+    except (KafkaError, TimeoutError) as error:
+        named = sorted({partition.topic for partition in last})[:MAX_NAMED_PARTITIONS]
+        msg = (
+            f"Kafka at {settings.target_bootstrap} does not tell the stable offsets of "
+            f"{', '.join(map(repr, named))}: {error!r}"
+        )
         raise Unavailable(msg) from error
     finally:
         await consumer.stop()
@@ -75,9 +83,10 @@ async def explain_open_transaction(
     producers: list[tuple[int, int]] = []
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        await client.bootstrap()
-        producers = await describe_producers(client, partition.topic, partition.partition)
-    except KafkaError:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await client.bootstrap()
+            producers = await describe_producers(client, partition.topic, partition.partition)
+    except (KafkaError, TimeoutError):
         pass  # the command below tells the operator the same
     finally:
         await client.close()

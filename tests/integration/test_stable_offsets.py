@@ -17,7 +17,7 @@ from replay_app.commands import Start
 from replay_app.compacted import CompactedReader
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack
-from replay_app.exceptions import ReplayFailed
+from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
 from replay_app.publisher import FencedProducer, Outbox
 from replay_app.reports import Counters, ShardProgress
@@ -171,6 +171,16 @@ async def test_seen_records_need_no_explanation(context: WorkerContext, topic: s
     offset = await commit(context.settings, topic, b"replayed")
     assert await explain_hidden_records(context.settings, {topic: {0: (offset, offset)}}) is None
     assert await explain_hidden_records(context.settings, {}) is None
+
+
+async def test_a_topic_that_is_gone_is_named_within_a_time_limit(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay_app.stable_offsets.ANSWER_SECONDS", 1.0)
+    gone = unique_name("gone")
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(Unavailable, match=gone):
+            await explain_hidden_records(context.settings, {gone: {0: (0, 0)}})
 
 
 # The account of a replay
