@@ -39,6 +39,7 @@ __all__ = (
     "BatchBuilder",
     "FinishedBatch",
     "PageCursor",
+    "batch_bytes",
     "check_versions",
     "describe_producers",
     "has_lost_membership",
@@ -133,6 +134,11 @@ class FinishedBatch(BatchBuilder):  # type: ignore[misc]  # aiokafka ships no ty
 
     def _serialize(self, key: Any, value: Any) -> Never:
         raise NotImplementedError
+
+
+def batch_bytes(builder: BatchBuilder) -> int:
+    """Close a batch, compress it, and return its bytes as the producer sends them."""
+    return len(builder._build())  # noqa: SLF001
 
 
 async def request_types(client: AIOKafkaClient) -> frozenset[int]:

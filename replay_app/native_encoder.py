@@ -26,7 +26,7 @@ from replay_app.pages import (
 )
 from replay_app.python_encoder import PythonEncoder
 
-INTERFACE = 2
+INTERFACE = 3
 """The version of ``replay_native``'s interface that this module calls."""
 
 
@@ -124,4 +124,5 @@ def _native_spec(spec: EncodeSpec) -> dict[str, Any]:
         "original_timestamps": spec.record_timestamp == "original",
         "compression": spec.compression,
         "max_record_bytes": spec.max_record_bytes,
+        "batch_bytes": spec.batch_bytes,
     }

@@ -60,6 +60,8 @@ class EncodeSpec:
     record_timestamp: Literal["append", "original"]
     compression: str
     max_record_bytes: int
+    batch_bytes: dict[str, int] = field(default_factory=dict)
+    """Most bytes of a batch, for each topic whose own limit is below ``max_record_bytes``."""
 
 
 @dataclass(slots=True)

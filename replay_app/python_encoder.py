@@ -23,7 +23,7 @@ from replay_app.events import (
     rfc3339,
 )
 from replay_app.exceptions import EventError
-from replay_app.internals import BatchBuilder
+from replay_app.internals import BatchBuilder, batch_bytes
 from replay_app.pages import (
     DECODE_ERRORS,
     Batch,
@@ -145,7 +145,26 @@ class PythonEncoder:
                 "broker's message.max.bytes"
             )
             raise EventError(msg)
+        if size > spec.batch_bytes.get(topic, size):
+            self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers
+
+    def _require_room(
+        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """Raise `EventError` if a record is too large for its topic even as a compressed batch.
+
+        The broker compares a topic's limit with the compressed batch.
+        """
+        limit = self._spec.batch_bytes[topic]
+        alone = BatchBuilder(limit, self._compression, is_transactional=1)
+        alone.append(timestamp=0, key=key, value=value, headers=headers)
+        if (size := batch_bytes(alone)) > limit:
+            msg = (
+                f"as a batch it has {size} bytes, too many for its topic {topic!r}: raise the "
+                f"topic's max.message.bytes={limit}"
+            )
+            raise EventError(msg)
 
     def _topic(self, kind: str, own_topic: Any) -> str:
         """Return the destination topic. Types and topics are few, so the result is cached."""
@@ -160,11 +179,8 @@ class PythonEncoder:
         return topic
 
     def _open_batch(self, place: tuple[str, int], out: EncodedPage) -> Batch:
-        builder = BatchBuilder(
-            self._spec.max_record_bytes,
-            self._compression,
-            is_transactional=1,
-        )
+        limit = self._spec.batch_bytes.get(place[0], self._spec.max_record_bytes)
+        builder = BatchBuilder(limit, self._compression, is_transactional=1)
         batch = Batch(*place, builder, 0, 0)
         out.batches.append(batch)
         return batch

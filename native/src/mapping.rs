@@ -52,6 +52,8 @@ pub struct Spec {
     pub original_timestamps: bool,
     pub codec: crate::batches::Codec,
     pub max_record_bytes: usize,
+    /// The most bytes of a batch, for each topic whose own limit is below `max_record_bytes`.
+    pub batch_bytes: HashMap<String, usize>,
 }
 
 /// The fields that `walk` looks for.

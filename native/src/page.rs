@@ -43,6 +43,8 @@ pub struct Page {
 struct Topic {
     name: String,
     records: u64,
+    /// The most bytes of a record, and of a batch.
+    limit: usize,
     /// For each partition, the place of the batch that takes the next record.
     open: Vec<Option<usize>>,
 }
@@ -169,7 +171,9 @@ impl Page {
             Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
             _ => return Err(Declined),
         };
-        if key.len() + value.len() + identity.len() + spec.overhead_bytes > spec.max_record_bytes {
+        if key.len() + value.len() + identity.len() + spec.overhead_bytes
+            > self.topics[topic_place].limit
+        {
             return Err(Declined);
         }
         headers.clear();
@@ -223,8 +227,11 @@ impl Page {
         if count == 0 {
             return Err(Declined);
         }
+        let own = self.spec.batch_bytes.get(topic).copied();
+        let limit = own.unwrap_or(usize::MAX).min(self.spec.max_record_bytes);
         let place = self.topics.len();
-        self.topics.push(Topic { name: topic.to_owned(), records: 0, open: vec![None; count] });
+        let (name, open) = (topic.to_owned(), vec![None; count]);
+        self.topics.push(Topic { name, records: 0, limit, open });
         self.topic_places.insert(topic.to_owned(), place);
         Ok(place)
     }
@@ -238,7 +245,7 @@ impl Page {
         value: &[u8],
         headers: &[u8],
     ) {
-        let limit = self.spec.max_record_bytes;
+        let limit = self.topics[topic].limit;
         self.topics[topic].records += 1;
         let open = self.topics[topic].open[partition];
         if open.is_some_and(|place| self.batches[place].append(ms, key, value, headers, limit)) {

@@ -95,6 +95,7 @@ impl Encoder {
                 other => return Err(PyValueError::new_err(format!("compression {other:?}"))),
             },
             max_record_bytes: get::<usize>(spec, "max_record_bytes")?.min(MAX_BATCH_BYTES),
+            batch_bytes: get(spec, "batch_bytes")?,
         };
         Ok(Self { spec: Arc::new(spec) })
     }
@@ -250,5 +251,5 @@ mod replay_native {
 
     /// Goes up by 1 with each change of `replay_native.pyi` or of the names in `spec`.
     #[pymodule_export]
-    const INTERFACE: u32 = 2;
+    const INTERFACE: u32 = 3;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.encoders import encoder_name, make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
+from replay_app.internals import batch_bytes
 from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
 from replay_app.partitioner import partition_of
 
@@ -215,6 +217,41 @@ def test_a_missing_topic_is_named(encode: Encode) -> None:
     assert encoded.read == 1
     (failure,) = encoded.failures
     assert (failure.missing_topic, failure.event_id) == ("nowhere", "2")
+
+
+def test_batches_follow_the_limit_of_their_topic(encode: Encode) -> None:
+    events = [event(number, event_type="tu"[number % 2], body="x" * 500) for number in range(200)]
+    encoded = encode(page_of(*events), batch_bytes={"u": 2_000})
+    assert (encoded.encoded, encoded.failures) == (200, [])
+    sizes = {"t": 0, "u": 0}
+    for batch in encoded.batches:
+        sizes[batch.topic] = max(sizes[batch.topic], batch.builder.size())
+    assert sizes["u"] <= 2_000 < sizes["t"]
+
+
+def test_an_event_larger_than_its_topic_takes_fails_by_name(encode: Encode) -> None:
+    noise = random.Random(1).randbytes(2_000)  # no codec makes this smaller
+    page = page_of(event(1), event(2, event_type="u", body=noise), event(3, body=noise))
+    for compression in ("none", "snappy", "gzip"):
+        encoded = encode(
+            page, batch_bytes={"u": 2_000}, compression=compression, stop_at_failure=False
+        )
+        assert (encoded.read, encoded.encoded) == (3, 2)
+        (failure,) = encoded.failures
+        assert failure.event_id == "2"
+        assert "too many for its topic 'u': raise the topic's max.message.bytes=2000" in (
+            failure.reason
+        )
+
+
+def test_a_topic_s_limit_is_compared_with_the_compressed_batch(encode: Encode) -> None:
+    events = [event(number, event_type="u", body="x" * 20_000) for number in range(3)]
+    encoded = encode(page_of(*events), batch_bytes={"u": 4_000}, compression="gzip")
+    assert (encoded.encoded, encoded.failures) == (3, [])
+    assert [batch.records for batch in encoded.batches] == [1, 1, 1]
+    assert max(batch_bytes(batch.builder) for batch in encoded.batches) < 4_000
+    (failure,) = encode(page_of(*events), batch_bytes={"u": 4_000}).failures
+    assert "too many for its topic 'u'" in failure.reason
 
 
 def test_an_event_larger_than_the_broker_takes_is_an_error(encode: Encode) -> None:

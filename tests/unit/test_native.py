@@ -177,6 +177,7 @@ specs = st.builds(
     record_timestamp=st.sampled_from(["append", "original"]),
     compression=st.sampled_from(["none", "gzip", "snappy", "lz4", "zstd"]),
     max_record_bytes=st.sampled_from([100_000, 1_024, 900, 700]),
+    batch_bytes=st.sampled_from([{}, {}, {"placed": 600, "all": 300, "own": 2_000}]),
 )
 
 

@@ -76,5 +76,6 @@ fn spec(options: u16) -> Spec {
         codec: [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd]
             [usize::from(options >> 8) % 5],
         max_record_bytes: if is_set(11) { 1024 } else { 1 << 20 },
+        batch_bytes: [("shop.orders".to_owned(), 700)].into(),
     }
 }
