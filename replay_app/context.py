@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from replay_app.board import Board
+from replay_app.destinations import Destination, describe_destinations
 from replay_app.metrics import Metrics
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings
 from replay_app.store import EventStore
-from replay_app.topics import Topics, partition_counts
+from replay_app.topics import Topics
 
 REMEMBER_SECONDS = 10.0
-"""How long a worker remembers the partition counts of destination topics."""
+"""How long a worker remembers what the broker tells of destination topics."""
 
 
 @dataclass
@@ -29,11 +30,25 @@ class WorkerContext:
     is_leaving: Callable[[], bool]
     """Whether the worker stops or rebalances: a slice then ends at its next page."""
     metrics: Metrics = field(default_factory=Metrics)
-    _counts: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """By topic: until when the partition count is remembered (monotonic seconds), and the count."""
+    _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
+    """By topic: until when the topic is remembered (monotonic seconds), and the topic."""
 
-    async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the partition counts of those destination topics that exist.
+    async def describe(self, names: Iterable[str]) -> dict[str, Destination]:
+        """Ask the broker for destination topics; return those that exist.
+
+        Raises
+        ------
+        Unavailable
+            When the broker does not answer.
+
+        """
+        now = time.monotonic()
+        found = await describe_destinations(self.settings, names)
+        self._destinations |= {name: (now + REMEMBER_SECONDS, one) for name, one in found.items()}
+        return found
+
+    async def destinations(self, names: Iterable[str]) -> dict[str, Destination]:
+        """Return those destination topics that exist, as they were within REMEMBER_SECONDS.
 
         Raises
         ------
@@ -43,14 +58,8 @@ class WorkerContext:
         """
         wanted, now = set(names), time.monotonic()
         fresh = {
-            name: count
-            for name, (until, count) in self._counts.items()
+            name: topic
+            for name, (until, topic) in self._destinations.items()
             if name in wanted and now < until
         }
-        if wanted - set(fresh):
-            found = await partition_counts(
-                self.settings, self.settings.target_bootstrap, wanted - set(fresh)
-            )
-            self._counts |= {name: (now + REMEMBER_SECONDS, n) for name, n in found.items()}
-            fresh |= found
-        return fresh
+        return fresh | await self.describe(wanted - set(fresh))

@@ -203,6 +203,9 @@ class EmitSlice:
         session, settings = self._session, self._context.settings
         start = session.start
         known = self._known_topics | set(self._tally.by_topic)
+        # For each slice again: a topic may have more partitions now, or another limit.
+        topics = await self._context.destinations(known)
+        most = settings.max_record_bytes
         spec = EncodeSpec(
             mapping=settings.mapping,
             target=start.target,
@@ -210,14 +213,18 @@ class EmitSlice:
             attempt=session.attempt,
             name=start.name,
             reason=start.reason,
-            # For each slice again: a topic may have more partitions now.
-            partitions=await self._context.partition_counts(known),
+            partitions={name: one.partitions for name, one in topics.items() if one.partitions},
             cursor_fields=self._shard.sort,
             stop_at_failure=start.on_error == "fail" and not start.dry_run,
             include_replayed=start.include_replayed,
             record_timestamp=settings.record_timestamp,
             compression=settings.compression,
-            max_record_bytes=settings.max_record_bytes,
+            max_record_bytes=most,
+            batch_bytes={
+                name: one.batch_bytes
+                for name, one in topics.items()
+                if one.batch_bytes is not None and one.batch_bytes < most
+            },
         )
         return make_encoder(spec, settings.encoder)
 
@@ -234,7 +241,7 @@ class EmitSlice:
         If a topic does not exist, the page ends before the first event for the topic.
         """
         wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
-        found = await self._context.partition_counts(wanted)
+        found = await self._context.destinations(wanted)
         self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)
         encoder = await self._make_encoder()
         encoded = await self._encode(encoder, page)

@@ -8,20 +8,26 @@ names of aiokafka, Faust or PyMongo.
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any, Never, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Never, Protocol
 
 import bson
 from aiokafka import AIOKafkaClient, TopicPartition
+from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.types import (
+    Array,
+    Boolean,
     CompactArray,
     CompactString,
     Int16,
     Int32,
     Int64,
     Schema,
+    String,
     TaggedFields,
 )
 from bson import json_util, raw_bson
@@ -30,7 +36,7 @@ from pymongo.cursor import RawBatchCursor
 from replay_app.exceptions import InvalidSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import faust
     from bson.json_util import JSONOptions
@@ -41,7 +47,9 @@ __all__ = (
     "PageCursor",
     "batch_bytes",
     "check_versions",
+    "describe_configs",
     "describe_producers",
+    "describe_topics",
     "has_lost_membership",
     "request_types",
     "to_json_values",
@@ -158,6 +166,140 @@ async def request_types(client: AIOKafkaClient) -> frozenset[int]:
             return frozenset(connection._versions)  # noqa: SLF001
     msg = "no broker answers at the address that it advertises"
     raise KafkaConnectionError(msg)
+
+
+class _TopicsResponse(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            Array(
+                ("node_id", Int32),
+                ("host", String("utf-8")),
+                ("port", Int32),
+                ("rack", String("utf-8")),
+            ),
+        ),
+        ("cluster_id", String("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", String("utf-8")),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+    )
+
+
+class _TopicsRequestV8(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _TopicsResponse
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
+class _TopicsRequest(Request[MetadataRequest_v5 | _TopicsRequestV8]):  # type: ignore[misc]
+    """Metadata of topics with the client's rights (KIP-430): aiokafka's own versions end at 5."""
+
+    API_KEY = 3
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: Any) -> Any:
+        flags = {"allow_auto_topic_creation": False}
+        if request_struct_class.API_VERSION == _TopicsRequestV8.API_VERSION:
+            flags |= {
+                "include_cluster_authorized_operations": False,
+                "include_topic_authorized_operations": True,
+            }
+        return request_struct_class(topics=self._names, **flags)
+
+
+class TopicMetadata(NamedTuple):
+    """What a broker tells of a topic."""
+
+    name: str
+    error_code: int
+    """0: the topic exists, and this client may see it."""
+    partitions: int
+    in_sync: int
+    """Replicas in sync of the partition that has the fewest. 0 without partitions."""
+    operations: int | None
+    """A bit for each operation that this client may do, at the number of Java's AclOperation. None
+    if the broker does not tell."""
+
+
+async def describe_topics(client: AIOKafkaClient, names: Sequence[str]) -> list[TopicMetadata]:
+    """Return what a broker tells of some topics. No topic is created.
+
+    ``client`` has been bootstrapped.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the broker does not answer.
+
+    """
+    answer = await client.send(client.get_random_node(), _TopicsRequest(list(names)))
+    unknown = -(2**31)
+    return [
+        TopicMetadata(
+            topic["topic"],
+            topic["error_code"],
+            len(topic["partitions"]),
+            min((len(partition["isr"]) for partition in topic["partitions"]), default=0),
+            None if (rights := topic.get("authorized_operations", unknown)) == unknown else rights,
+        )
+        for topic in answer.to_object()["topics"]
+    ]
+
+
+async def describe_configs(
+    client: AIOKafkaClient, topics: Iterable[str], names: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return the named settings of those topics whose settings the broker tells.
+
+    ``client`` has been bootstrapped. A setting that the broker does not know is left out.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the broker does not answer.
+
+    """
+    if DescribeConfigsRequest.API_KEY not in await request_types(client):
+        return {}
+    resources = [(ConfigResourceType.TOPIC, topic, list(names)) for topic in topics]
+    answer = await client.send(client.get_random_node(), DescribeConfigsRequest(resources))
+    return {
+        topic: {name: value for name, value, *_ in entries if value is not None}
+        for error_code, _, _, topic, entries in answer.resources
+        if not error_code
+    }
 
 
 class _DescribeProducersResponse(Response):  # type: ignore[misc]

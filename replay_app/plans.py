@@ -8,13 +8,14 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
-from replay_app.events import destination
+from replay_app.destinations import Destination, Preflight, Spans, name_topics
+from replay_app.events import destination, event_time
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
     Query,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
-MAX_NAMED_TOPICS = 5
-"""Missing topics that an error names."""
 MAX_PLAN_NAMES = 500
 """Types, and topics, that a plan counts by name: a plan must fit into one record."""
 SAMPLE_PER_SHARD = 200
@@ -53,8 +52,8 @@ _AGGREGATE_TYPES: dict[str, Any] = {
 }
 """BSON types of aggregate ids, as the driver decodes them. A shard has ids of one type."""
 
-PartitionCounts = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
-"""Returns the partition counts of those topics that exist."""
+Describe = Callable[[Iterable[str]], Awaitable[dict[str, Destination]]]
+"""Returns those topics that exist."""
 OnDraft = Callable[[tuple[ShardPlan, ...]], None]
 """Is called with the first shards of a plan, while the events are still being counted."""
 
@@ -78,13 +77,13 @@ class Planner:
         start: Start,
         settings: Settings,
         store: EventStore,
-        partition_counts: PartitionCounts,
+        describe: Describe,
     ) -> None:
         self._start = start
         self._settings = settings
         self._mapping = settings.mapping
         self._store = store
-        self._partition_counts = partition_counts
+        self._describe = describe
         self._filter = compile_filter(start.filter, settings.mapping)
         """Everything in the command's filter but the time range."""
         self._is_bounded = start.filter.start is not None or start.max_events is not None
@@ -96,7 +95,8 @@ class Planner:
         Raises
         ------
         ReplayFailed
-            When the replay cannot succeed: the collection or a destination topic is missing.
+            When the replay cannot succeed: the collection or a destination topic is missing, or a
+            topic would refuse the records.
         Unavailable
             When the store or the broker does not answer. A later plan may succeed.
 
@@ -116,11 +116,12 @@ class Planner:
             counting.cancel()
         counts, warnings = found.timed, found.warnings
         topics, by_type = self._destinations(counts)
-        partitions = await self._require_topics(topics)
+        destinations = await self._require_topics(topics)
         if counts == {}:
             shards = []
         else:
             warnings += index_warnings
+        warnings += await self._preflight(timed, destinations)
         if found.misfits != 0:
             shards.append(_shard(untimed(self._mapping)))
         return Plan(
@@ -128,7 +129,7 @@ class Planner:
             matched=self._matched(found),
             by_type=most_common(by_type, MAX_PLAN_NAMES),
             by_topic=most_common(+topics, MAX_PLAN_NAMES),
-            partitions=partitions,
+            partitions={name: topic.partitions for name, topic in destinations.items()},
             warnings=tuple(warnings),
             shards=tuple(shards),
         )
@@ -233,19 +234,67 @@ class Planner:
                 continue  # these events fail one by one, under the replay's on_error
         return topics, types
 
-    async def _require_topics(self, topics: Iterable[str]) -> dict[str, int]:
-        """Return the partition counts of the topics, or raise `ReplayFailed` if one is missing."""
-        partitions = await self._partition_counts(topics)
-        missing = sorted(set(topics) - set(partitions))
+    async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
+        """Return the topics, or raise `ReplayFailed` if one is missing."""
+        found = await self._describe(topics)
+        missing = sorted(set(topics) - set(found))
         if missing:
-            named = ", ".join(map(repr, missing[:MAX_NAMED_TOPICS]))
-            more = len(missing) - MAX_NAMED_TOPICS
             msg = (
-                f"missing destination topics: {named}{f' and {more} more' if more > 0 else ''}; "
-                "create them, or name others in the target, then retry"
+                f"missing destination topics: {name_topics(missing)}; create them, or name others "
+                "in the target, then retry"
             )
             raise ReplayFailed(msg)
-        return partitions
+        return found
+
+    async def _preflight(self, timed: Query, found: dict[str, Destination]) -> list[str]:
+        """Return warnings of the destination topics, or raise `ReplayFailed` if one would refuse.
+
+        The times of the events cost a pass over the matching events. They are asked for only where
+        a topic's time limits may matter.
+        """
+        preflight = Preflight(
+            found,
+            now=datetime.now(UTC),
+            writes_null_keys=self._start.control_records,
+            original_times=self._settings.record_timestamp == "original",
+        )
+        spans: Spans = {}
+        warnings: list[str] = []
+        if preflight.needs_spans:
+            try:
+                spans = await self._time_spans(timed)
+            except TimeLimitExceeded:
+                warnings.append(
+                    "the times of the events could not be compared with the time limits of their "
+                    f"topics within {self._settings.plan_seconds:g} s (REPLAY_PLAN_SECONDS)"
+                )
+        return [*warnings, *preflight.check(self._settings, spans)]
+
+    async def _time_spans(self, timed: Query) -> Spans:
+        """Return the times of the oldest and the newest matching event for each topic."""
+        mapping = self._mapping
+        groups = await self._store.time_spans(
+            timed,
+            [f"${mapping.field_type}", f"${mapping.field_topic}"],
+            mapping.field_timestamp,
+            self._settings.plan_seconds,
+        )
+        spans: dict[str, tuple[datetime, datetime]] = {}
+        for (event_type, own_topic), values in groups.items():
+            try:
+                topic = destination(event_type, own_topic, mapping, self._start.target)
+                low, high = (self._time_of(value) for value in values)
+            except EventError:
+                continue  # these events fail one by one, under the replay's on_error
+            lowest, highest = spans.get(topic, (low, high))
+            spans[topic] = (min(lowest, low), max(highest, high))
+        return spans
+
+    def _time_of(self, value: Any) -> datetime:
+        """Return the time that a stored value stands for."""
+        for name in reversed(self._mapping.field_timestamp.split(".")):
+            value = {name: value}
+        return event_time(value, self._mapping).replace(tzinfo=UTC)
 
     # Shards
 

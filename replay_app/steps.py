@@ -27,7 +27,7 @@ class Planning:
     def __init__(self, context: WorkerContext, start: Start) -> None:
         self.draft: tuple[ShardPlan, ...] = ()
         self._drafted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        planner = Planner(start, context.settings, context.store, context.partition_counts)
+        planner = Planner(start, context.settings, context.store, context.describe)
         self.task = asyncio.create_task(planner.plan(self._on_draft))
 
     def _on_draft(self, shards: tuple[ShardPlan, ...]) -> None:
@@ -79,7 +79,7 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     plan, read = session.plan, session.counters.read
     if plan is None or plan.matched is None or plan.matched == read:
         return ()
-    planner = Planner(session.start, context.settings, context.store, context.partition_counts)
+    planner = Planner(session.start, context.settings, context.store, context.describe)
     now = await planner.count_again(plan.end)
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
@@ -105,11 +105,11 @@ async def control_batches(session: Session, context: WorkerContext, outcome: str
     """
     if not session.start.control_records or session.start.dry_run or session.plan is None:
         return []
-    counts = await context.partition_counts(session.plan.partitions)
+    topics = await context.destinations(session.plan.partitions)
     headers = [("replay-id", session.replay_id.encode()), ("replay-control", outcome.encode())]
     batches: list[Batch] = []
-    for topic, count in counts.items():
-        for partition in range(count):
+    for topic, destination in topics.items():
+        for partition in range(destination.partitions):
             builder = BatchBuilder(CONTROL_BATCH_BYTES, 0, is_transactional=1)
             builder.append(timestamp=None, key=None, value=None, headers=headers)
             batches.append(Batch(topic, partition, builder, 1, builder.size()))

@@ -122,6 +122,32 @@ class EventStore:
             counts[tuple(_hashable(row["_id"].get(name)) for name in names)] += row["count"]
         return dict(counts)
 
+    async def time_spans(
+        self, query: Query, keys: Sequence[Any], field: str, seconds: float
+    ) -> dict[tuple[Any, ...], tuple[Any, Any]]:
+        """Return the lowest and the highest value of a field, for each combination of ``keys``.
+
+        ``keys`` are aggregation expressions; the values are as stored.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When this takes longer than ``seconds``.
+
+        """
+        names = {f"k{number}": key for number, key in enumerate(keys)}
+        span = {"low": {"$min": f"${field}"}, "high": {"$max": f"${field}"}}
+        with self._errors():
+            rows = await self._collection.aggregate(
+                [{"$match": query}, {"$group": {"_id": names, **span}}],
+                maxTimeMS=math.ceil(seconds * 1000),
+                allowDiskUse=True,
+            ).to_list(None)
+        return {
+            tuple(_hashable(row["_id"].get(name)) for name in names): (row["low"], row["high"])
+            for row in rows
+        }
+
     async def has_any(self, query: Query) -> bool:
         """Return whether any event matches."""
         with self._errors():

@@ -259,7 +259,7 @@ class Plans(_View):
         """Plan a start without starting it."""
         context = _shared(request).context
         start = await _read_start(request)
-        planner = Planner(start, context.settings, context.store, context.partition_counts)
+        planner = Planner(start, context.settings, context.store, context.describe)
         plan = await planner.plan()
         return _json(plan.model_dump_json())
 

@@ -18,6 +18,7 @@ from support import AWARE
 
 from replay_app.commands import Filter, Start, Target
 from replay_app.demo.stack import free_port
+from replay_app.destinations import Destination
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import MAX_PLAN_NAMES, Planner, quantiles
 from replay_app.queries import all_of, compile_filter, from_json
@@ -30,8 +31,11 @@ T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TOPICS = {"orders": 3, "payments": 1, "test.orders": 2, "rebuild": 4, "named": 1}
 
 
-async def partitions_of(names: Iterable[str]) -> dict[str, int]:
-    return {name: TOPICS[name] for name in names if name in TOPICS}
+CONFIG = {"cleanup.policy": "delete", "message.timestamp.type": "CreateTime"}
+
+
+async def describe(names: Iterable[str]) -> dict[str, Destination]:
+    return {name: Destination(TOPICS[name], config=CONFIG) for name in names if name in TOPICS}
 
 
 def event(number: int, **fields: Any) -> Document:
@@ -44,7 +48,7 @@ def event(number: int, **fields: Any) -> Document:
 
 
 async def plan_of(store: EventStore, settings: Settings, **fields: Any) -> Plan:
-    return await Planner(Start(replay_id="r1", **fields), settings, store, partitions_of).plan()
+    return await Planner(Start(replay_id="r1", **fields), settings, store, describe).plan()
 
 
 async def shards(
@@ -314,7 +318,7 @@ async def test_the_shards_are_told_before_the_events_are_counted(
     for ordering in ("global", "aggregate"):
         drafts: list[tuple[ShardPlan, ...]] = []
         start = Start.model_validate({"replay_id": "r1", "ordering": ordering})
-        plan = await Planner(start, settings, store, partitions_of).plan(drafts.append)
+        plan = await Planner(start, settings, store, describe).plan(drafts.append)
         assert drafts == [plan.shards]
 
 

@@ -106,7 +106,7 @@ async def test_the_board_waits_for_what_an_open_transaction_hides(context: Worke
 async def session_of(context: WorkerContext, topic: str, read: int, **offsets: Any) -> Session:
     """Return the session of a replay that has read events and is about to finish."""
     start = Start.model_validate({"replay_id": "r1", "target": {"topic": topic}})
-    planner = Planner(start, context.settings, context.store, context.partition_counts)
+    planner = Planner(start, context.settings, context.store, context.describe)
     progress = ShardProgress(state="done", counters=Counters(read=read, published=read))
     return Session(
         replay_id="r1",
