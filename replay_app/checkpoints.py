@@ -100,17 +100,21 @@ class Checkpoint(_Record):
         )
 
     @classmethod
-    def of_shard(
+    def of_shard(  # noqa: PLR0913 - what a checkpoint of a shard consists of
         cls,
         token: Token,
         origin: Origin,
         old: Checkpoint | None,
         progress: ShardProgress,
+        *,
+        reason: str | None = None,
+        warnings: tuple[str, ...] = (),
         **update: Any,
     ) -> Self:
         """Return the next checkpoint of a shard.
 
-        ``cursor`` and ``due_at`` stay as in the old checkpoint, unless ``update`` has them.
+        ``reason`` and ``warnings`` are those of the report. ``cursor`` and ``due_at`` stay as in
+        the old checkpoint, unless ``update`` has them.
         """
         place = {"cursor": old.cursor, "due_at": old.due_at} if old else {}
         report = Report(
@@ -120,6 +124,8 @@ class Checkpoint(_Record):
             slice=token.slice,
             shard=token.shard,
             progress=progress,
+            reason=reason,
+            warnings=warnings,
         )
         return cls(token=token, src=origin, report=report, **(place | update))
 

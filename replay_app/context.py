@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from replay_app.board import Board
+from replay_app.budgets import ByteBudget
 from replay_app.destinations import Destination, describe_destinations
 from replay_app.metrics import Metrics
-from replay_app.publisher import Outbox
+from replay_app.publisher import TRANSACTION_TIMEOUT_MS, Outbox
 from replay_app.settings import Settings
+from replay_app.stable_offsets import ConsumerWatch
 from replay_app.store import EventStore
 from replay_app.topics import Topics
 
+TRANSACTION_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 / 4
+"""How long the broker may take for a transaction before the next ones are made smaller."""
 REMEMBER_SECONDS = 10.0
 """How long a worker remembers what the broker tells of destination topics."""
 
@@ -30,8 +35,17 @@ class WorkerContext:
     is_leaving: Callable[[], bool]
     """Whether the worker stops or rebalances: a slice then ends at its next page."""
     metrics: Metrics = field(default_factory=Metrics)
+    budgets: defaultdict[int, ByteBudget] = field(
+        default_factory=lambda: defaultdict(lambda: ByteBudget(TRANSACTION_SECONDS))
+    )
+    """By partition of ``replay.work``. Here, so that they outlive a producer that was given up."""
+    watch: ConsumerWatch = field(init=False)
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
     """By topic: until when the topic is remembered (monotonic seconds), and the topic."""
+
+    def __post_init__(self) -> None:
+        """Make what needs the settings."""
+        self.watch = ConsumerWatch(self.settings)
 
     async def describe(self, names: Iterable[str]) -> dict[str, Destination]:
         """Ask the broker for destination topics; return those that exist.

@@ -306,6 +306,22 @@ class Preflight:
             )
 
 
+def grown_topics(planned: Mapping[str, int], found: Mapping[str, Destination]) -> tuple[str, ...]:
+    """Return a warning for each of the first topics that have more partitions than planned.
+
+    The text stays the same if a topic grows again: a session has each warning once.
+    """
+    grown = [
+        name for name, one in sorted(found.items()) if 0 < planned.get(name, 0) < one.partitions
+    ]
+    return tuple(
+        f"topic {name!r} had {planned[name]} partitions when the replay was planned, and has more "
+        "now: from there on, the records of a key may be in another partition than before, and "
+        "consumers see the key's order only within each of the two"
+        for name in grown[:MAX_NAMED_TOPICS]
+    )
+
+
 def name_topics(topics: list[str]) -> str:
     """Return the first MAX_NAMED_TOPICS names, and the number of the others."""
     more = len(topics) - MAX_NAMED_TOPICS

@@ -18,16 +18,18 @@ from bson import json_util
 from bson.errors import InvalidBSON
 
 from replay_app.checkpoints import progress_of
+from replay_app.destinations import grown_topics
 from replay_app.encoders import make_encoder
 from replay_app.events import LENIENT
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.pacing import allowance, charge, due
 from replay_app.pages import EncodeSpec, count_documents, split_page
-from replay_app.publisher import PRODUCER_ERRORS
+from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS
 from replay_app.queries import encode_cursor
 from replay_app.tally import Tally
 
 if TYPE_CHECKING:
+    from replay_app.budgets import ByteBudget
     from replay_app.checkpoints import Checkpoint, Token
     from replay_app.context import WorkerContext
     from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 PAGE_WAIT_SECONDS = 0.25
 """How long a slice waits for a page before other shards of the partition may work."""
+GIVE_UP_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 * 2 / 3
+"""How long a transaction may be open until the broker has acked all its pages. A later commit might
+come after the transaction's time limit."""
 AWAITS_READER = "waiting for its turn at the store"
 AWAITS_STORE = "waiting for the store's first events"
 
@@ -54,6 +59,7 @@ class Emitted:
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
     read: int
     """Events of this slice."""
+    warnings: tuple[str, ...]
 
 
 class EmitSlice:
@@ -67,6 +73,7 @@ class EmitSlice:
         session: Session,
         token: Token,
         old: Checkpoint | None,
+        budget: ByteBudget,
     ) -> None:
         self._context = context
         self._producer = producer
@@ -77,11 +84,16 @@ class EmitSlice:
             msg = f"replay {session.replay_id!r} has no plan"
             raise ReplayFailed(msg)
         self._shard = session.plan.shards[token.shard]
-        self._known_topics = set(session.plan.partitions)
+        self._planned = session.plan.partitions
+        """Partition counts of the topics that the plan knows."""
+        self._warnings: tuple[str, ...] = ()
         self._cursor = old.cursor if old else None
         self._due_at = old.due_at if old else 0.0
         self._tally = Tally(progress_of(old))
+        self._budget = budget
         self._sending: asyncio.Task[None] | None = None
+        self._give_up_at = 0.0
+        """Monotonic time. Set when the transaction begins."""
         self._events = 0
         self._bytes = 0
 
@@ -97,6 +109,7 @@ class EmitSlice:
 
         """
         state, error, reason = "live", None, None
+        self._budget.start()
         try:
             state, error, reason = await self._publish_pages()
         except Unavailable as away:
@@ -111,7 +124,7 @@ class EmitSlice:
         if state != "live":
             await self._readers.drop(self._token.key)
         progress = self._tally.progress(state=state, error=error, reason=reason)
-        return Emitted(progress, self._cursor, self._due_at, self._events)
+        return Emitted(progress, self._cursor, self._due_at, self._events, self._warnings)
 
     async def _publish_pages(self) -> tuple[str, str | None, str | None]:
         """Publish page after page. Return the shard's state, its error, and why it waits."""
@@ -140,12 +153,18 @@ class EmitSlice:
             if any(failure.missing_topic for failure in encoded.failures):
                 encoder, encoded = await self._encode_again(page, encoded)
             reader.put_back(rest)
+            await self._await_acks()
+            if self._budget.is_late:  # commit what the broker has
+                reader.put_back(page + rest)
+                break
             error = self._fatal_error(encoded)
             await self._publish(encoded, reader)
+            self._budget.spend(len(page))
             if error is not None:
                 return "failed", error, None
             if self._is_over(deadline):
-                return "live", None, None
+                break
+        return "live", None, None
 
     # Limits
 
@@ -155,6 +174,8 @@ class EmitSlice:
         if limit < reader.page_events:  # else the page is not longer: counting takes time
             page, rest = split_page(page, limit)
         most = self._context.settings.slice_bytes
+        if not self._session.start.dry_run:
+            most = min(most, self._budget.left)
         if len(page) > most:  # keep the transaction small
             share = count_documents(page) * most // len(page)
             page, more = split_page(page, max(1, share))
@@ -192,6 +213,7 @@ class EmitSlice:
             time.monotonic() >= deadline
             or self._events >= settings.slice_events
             or self._bytes >= settings.slice_bytes
+            or (self._budget.is_spent and not self._session.start.dry_run)
             or newest is None
             or newest.epoch != self._token.epoch
             or self._context.is_leaving()
@@ -202,9 +224,11 @@ class EmitSlice:
     async def _make_encoder(self) -> PageEncoder:
         session, settings = self._session, self._context.settings
         start = session.start
-        known = self._known_topics | set(self._tally.by_topic)
+        known = set(self._planned) | set(self._tally.by_topic)
         # For each slice again: a topic may have more partitions now, or another limit.
         topics = await self._context.destinations(known)
+        if not start.dry_run:
+            self._warnings = grown_topics(self._planned, topics)
         most = settings.max_record_bytes
         spec = EncodeSpec(
             mapping=settings.mapping,
@@ -274,10 +298,10 @@ class EmitSlice:
     async def _publish(self, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
-        await self._await_acks()
         if not start.dry_run:
             if not self._producer.in_transaction:
                 await self._producer.begin()
+                self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._sending = asyncio.create_task(self._send(encoded))
         if encoded.cursor is not None:
             self._cursor = encode_cursor(encoded.cursor)
@@ -314,11 +338,26 @@ class EmitSlice:
         )
 
     async def _await_acks(self) -> None:
-        """Await the acks of the page that is being sent."""
-        if self._sending is not None:
-            sending, self._sending = self._sending, None
+        """Await the acks of the page that is being sent.
+
+        Raises
+        ------
+        TimeoutError
+            When the transaction is open for too long. It is one of PRODUCER_ERRORS.
+
+        """
+        if self._sending is None:
+            return
+        sending, self._sending = self._sending, None
+        began = time.monotonic()
+        try:
             with self._context.metrics.waiting("send"):
-                await sending
+                await asyncio.wait_for(sending, self._give_up_at - began)
+        except TimeoutError as error:
+            msg = f"the broker has not acked {self._bytes:,} bytes within {GIVE_UP_SECONDS:.0f} s"
+            raise TimeoutError(msg) from error
+        finally:
+            self._budget.wait(time.monotonic() - began)
 
     async def _drop_sending(self) -> None:
         if self._sending is not None:

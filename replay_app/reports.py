@@ -138,8 +138,10 @@ class Report(_Record):
     """The first shards of the plan, while the worker still counts events."""
     error: str | None = None
     reason: str | None = None
+    """Why a step waits. Of a shard: why consumers do not see all of its records; the shard goes on,
+    and has in ``progress`` why it waits itself."""
     warnings: tuple[str, ...] = ()
-    """What a finish step found: the account does not agree with the plan, and why that may be."""
+    """What a slice or a finish step found, and what stays true to the end of the replay."""
 
     @property
     def is_live(self) -> bool:

@@ -132,7 +132,7 @@ class Session(_Record):
     repairs: int = 0
     """How often the watchdog sent the tokens again."""
     reason: str | None = None
-    """Why the replay waits, while it waits."""
+    """Why the replay, or a consumer of its records, waits, while it waits."""
     error: str | None = None
     """Why the replay failed."""
     warnings: tuple[str, ...] = ()

@@ -7,6 +7,9 @@ the transaction. Records behind that offset are committed, and no such consumer 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, TopicPartition
@@ -19,10 +22,57 @@ if TYPE_CHECKING:
     from replay_app.reports import Offsets
     from replay_app.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 ANSWER_SECONDS = 20.0
 """How long the broker may take to answer. aiokafka asks for a deleted topic without a limit."""
+LOOK_SECONDS = 15.0
+"""Time between two looks at a running replay."""
 MAX_NAMED_PARTITIONS = 3
 """Partitions that an explanation names."""
+
+
+class ConsumerWatch:
+    """Looks, while replays run, whether consumers can see what was written some time ago.
+
+    A look is made in a task: no slice waits for it. It compares the offsets that the replay had
+    written when the look before was made.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._looks: dict[str, _Look] = {}
+
+    def hidden_records(self, replay_id: str, written: Offsets) -> str | None:
+        """Return what the last look at a replay found, and begin the next look if it is due."""
+        now = time.monotonic()
+        look = self._looks.setdefault(replay_id, _Look(now + LOOK_SECONDS, written))
+        if look.task is not None and look.task.done():
+            try:
+                look.found = look.task.result()
+            except Unavailable as error:
+                logger.warning("replay %s: %s", replay_id, error)
+            look.task = None
+        if look.task is None and now >= look.due_at:
+            look.task = asyncio.create_task(explain_hidden_records(self._settings, look.written))
+            look.due_at, look.written = now + LOOK_SECONDS, written
+        return look.found
+
+    def forget(self, replay_id: str) -> None:
+        """End the looks at a replay that does not run."""
+        look = self._looks.pop(replay_id, None)
+        if look is not None and look.task is not None:
+            look.task.cancel()
+
+
+@dataclass(slots=True)
+class _Look:
+    due_at: float
+    """Monotonic time of the next look."""
+    written: Offsets
+    """What the next look compares."""
+    found: str | None = None
+    task: asyncio.Task[str | None] | None = None
 
 
 async def explain_hidden_records(settings: Settings, written: Offsets) -> str | None:

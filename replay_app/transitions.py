@@ -266,16 +266,17 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
             since = old.heard_at or session.heard_at
             update |= _measure_speed(session, since, read, now)
     if session.state == "running":
-        update["reason"] = progress.reason
-    session = session.model_copy(update=update)
+        update["reason"] = progress.reason or report.reason
+    more = tuple(warning for warning in report.warnings if warning not in session.warnings)
+    session = session.model_copy(update=update | {"warnings": (*session.warnings, *more)})
     # A failure of an older epoch decides nothing: the shard has a newer token.
     failed = progress.state == "failed" and report.epoch == session.epoch
     if failed and session.state in {"running", "pausing"}:
         session = _fail(session, now, progress.error)
         session = session.model_copy(update={"epoch": session.epoch + 1})
         return Step(session, _stop_tokens(session))
-    visible = (before.stalled, before.reason) != (session.stalled, session.reason)
-    return _settle(Step(session, urgent=visible), now)
+    is_visible = bool(more) or (before.stalled, before.reason) != (session.stalled, session.reason)
+    return _settle(Step(session, urgent=is_visible), now)
 
 
 def _trim(progress: ShardProgress, shards: int) -> ShardProgress:

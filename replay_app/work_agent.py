@@ -84,6 +84,7 @@ class WorkPartition:
         self.context = context
         self.partition = partition
         self.checkpoints: dict[str, Checkpoint] = {}
+        self.budget = context.budgets[partition]
         self.producer = FencedProducer(
             context.settings,
             context.settings.target_bootstrap,
@@ -229,6 +230,7 @@ class WorkPartition:
             await self._abandon(token.key)
             new = Checkpoint.of_failure(token, origin, old, _refusal(error))
         except (asyncio.CancelledError, *PRODUCER_ERRORS):
+            self.budget.fail()
             raise
         except Unavailable as error:  # of a gate or finish step; plan and emit catch it
             await self._abandon(token.key)
@@ -239,8 +241,7 @@ class WorkPartition:
                 logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
             await self._abandon(token.key)
             new = Checkpoint.of_failure(token, origin, old, str(error) or repr(error))
-        with self.context.metrics.waiting("commit"):
-            await self._commit(new)
+        await self._commit(new)
         before, after = progress_of(old), progress_of(new)
         self.context.metrics.count_slice(
             token.kind,
@@ -289,14 +290,23 @@ class WorkPartition:
         if not self.producer.in_transaction:
             await self.producer.begin()
         key = checkpoint.token.key
-        await self.producer.send(
-            self.context.topics.checkpoints.name,
-            partition=self.partition,
-            key=key.encode(),
-            value=checkpoint.encode(),
-        )
-        crashpoints.reach("before-commit")
-        await self.producer.commit()
+        began = time.monotonic()
+        try:
+            with self.context.metrics.waiting("commit"):
+                await self.producer.send(
+                    self.context.topics.checkpoints.name,
+                    partition=self.partition,
+                    key=key.encode(),
+                    value=checkpoint.encode(),
+                )
+                crashpoints.reach("before-commit")
+                await self.producer.commit()
+        except PRODUCER_ERRORS:
+            self.budget.wait(time.monotonic() - began)
+            self.budget.fail()
+            raise
+        self.budget.wait(time.monotonic() - began)
+        self.budget.commit()
         self.checkpoints[key] = checkpoint
         crashpoints.reach("after-commit")
 
@@ -369,7 +379,7 @@ class WorkPartition:
         """Wait until consumers can see every record; fail the replay after HIDDEN_SECONDS."""
         since = self._hidden_since.setdefault(token.key, time.monotonic())
         if time.monotonic() - since < HIDDEN_SECONDS:
-            return Checkpoint.of_step(token, origin, reason=f"consumers do not see all: {hidden}")
+            return Checkpoint.of_step(token, origin, reason=_consumers_wait(hidden))
         del self._hidden_since[token.key]
         msg = (
             f"all events are published, but read_committed consumers do not see all of them: "
@@ -387,13 +397,21 @@ class WorkPartition:
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
         emitted = await EmitSlice(
-            self.context, self.producer, self.readers, session, token, old
+            self.context, self.producer, self.readers, session, token, old, self.budget
         ).run()
         if emitted.read:
             self.delays.reset(token.key)
             self.readers.wake_next()
+        hidden = self.context.watch.hidden_records(session.replay_id, session.offsets)
         return Checkpoint.of_shard(
-            token, origin, old, emitted.progress, cursor=emitted.cursor, due_at=emitted.due_at
+            token,
+            origin,
+            old,
+            emitted.progress,
+            reason=hidden and _consumers_wait(hidden),
+            warnings=emitted.warnings,
+            cursor=emitted.cursor,
+            due_at=emitted.due_at,
         )
 
     async def _stop(self, token: Token, origin: Origin, old: Checkpoint | None) -> Checkpoint:
@@ -417,6 +435,10 @@ class WorkPartition:
         del self.checkpoints[token.key]
 
 
+def _consumers_wait(hidden: str) -> str:
+    return f"consumers do not see all: {hidden}"
+
+
 def _refusal(error: BaseException) -> str:
     if isinstance(error, MessageSizeTooLargeError):
         return (
@@ -435,6 +457,8 @@ class WorkPartitions:
         context.board.on_session(self._on_session)
 
     def _on_session(self, session: Session) -> None:
+        if session.state != "running" or session.finishing:
+            self._context.watch.forget(session.replay_id)
         for owned in self._owned.values():
             owned.on_session(session)
 

@@ -54,3 +54,32 @@ def test_a_replay_completes_when_consumers_can_see_its_records(cluster: Cluster)
         assert cluster.session("r")["state"] == "running"
     assert cluster.wait_for("r", "completed")["counters"]["published"] == EVENTS
     cluster.assert_exact("r")
+
+
+def test_a_running_replay_says_what_consumers_do_not_see_until_they_see_it(
+    cluster: Cluster,
+) -> None:
+    cluster.seed(EVENTS)
+    cluster.start_worker().wait_until_ready()
+    first = cluster.topics()[0]
+
+    def why() -> str:
+        session = cluster.session("r")
+        assert session is not None
+        assert (session["state"], session["finishing"]) == ("running", False)
+        told: str = session["reason"] or ""
+        return told if "consumers" in told else ""
+
+    with open_transactions(cluster.stack.kafka, {first: 1}):
+        cluster.command("r", rate=10)  # minutes, so that the replay outlasts the looks
+        cluster.wait_for("r", "running")
+        told = wait_until(why, 90)
+        assert told.startswith(f"consumers do not see all: partition 0 of '{first}' stands still")
+        assert "behind an open transaction of producer id" in told
+        assert f"abort --topic {first} --partition 0 --start-offset 0" in told
+        before = read(cluster, "r")
+        wait_until(lambda: read(cluster, "r") > before, 30, "the replay does not go on")
+    wait_until(lambda: not why(), 60)
+    cluster.command("r", "set-rate", rate=None)
+    cluster.wait_for("r", "completed")
+    cluster.assert_exact("r")

@@ -680,6 +680,30 @@ def test_a_cancel_that_cannot_be_announced_is_a_cancel_all_the_same() -> None:
 # What is shown
 
 
+def test_what_consumers_do_not_see_is_the_reason_of_a_replay_that_goes_on() -> None:
+    session = running()
+    hidden = shard_report(session, 0, read=1).model_copy(update={"reason": "consumers wait"})
+    assert not hidden.is_waiting  # the shard goes on
+    step = on_report(session, hidden, at(3))
+    assert step.session is not None
+    assert (step.session.reason, step.urgent) == ("consumers wait", True)
+    waiting = shard_report(session, 0, read=1, slice=2, reason="the store does not answer")
+    both = after(step.session, waiting.model_copy(update={"reason": "consumers wait"}))
+    assert both.reason == "the store does not answer"
+    assert after(both, shard_report(session, 0, read=2, slice=3)).reason is None
+
+
+def test_a_slice_s_warnings_stay_and_are_told_once() -> None:
+    session = running()
+    for number in (1, 2):
+        report = shard_report(session, 0, read=number, slice=number)
+        step = on_report(session, report.model_copy(update={"warnings": ("it grew",)}), at(3))
+        assert step.session is not None
+        assert (step.session.warnings, step.urgent) == (("it grew",), number == 1)
+        session = step.session
+    assert after(session, Pause(replay_id=REPLAY)).warnings == ("it grew",)
+
+
 def test_a_reason_goes_when_the_state_changes() -> None:
     session = running()
     session = after(session, shard_report(session, 0, reason="the store does not answer"))
