@@ -47,22 +47,23 @@ class ConsumerWatch:
         """Return what the last look at a replay found, and begin the next look if it is due."""
         now = time.monotonic()
         look = self._looks.setdefault(replay_id, _Look(now + LOOK_SECONDS, written))
-        if look.task is not None and look.task.done():
-            try:
-                look.found = look.task.result()
-            except Unavailable as error:
-                logger.warning("replay %s: %s", replay_id, error)
-            look.task = None
-        if look.task is None and now >= look.due_at:
-            look.task = asyncio.create_task(explain_hidden_records(self._settings, look.written))
+        if now >= look.due_at and (look.task is None or look.task.done()):
+            look.task = asyncio.create_task(self._look(replay_id, look, look.written))
             look.due_at, look.written = now + LOOK_SECONDS, written
         return look.found
 
-    def forget(self, replay_id: str) -> None:
-        """End the looks at a replay that does not run."""
-        look = self._looks.pop(replay_id, None)
-        if look is not None and look.task is not None:
-            look.task.cancel()
+    async def _look(self, replay_id: str, look: _Look, written: Offsets) -> None:
+        try:
+            look.found = await explain_hidden_records(self._settings, written)
+        except Unavailable as error:
+            logger.warning("replay %s: %s", replay_id, error)
+
+    def forget(self, *replay_ids: str) -> None:
+        """End the looks at some replays; without ids, at all replays."""
+        for replay_id in replay_ids or tuple(self._looks):
+            look = self._looks.pop(replay_id, None)
+            if look is not None and look.task is not None:
+                look.task.cancel()
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class _Look:
     written: Offsets
     """What the next look compares."""
     found: str | None = None
-    task: asyncio.Task[str | None] | None = None
+    task: asyncio.Task[None] | None = None
 
 
 async def explain_hidden_records(settings: Settings, written: Offsets) -> str | None:

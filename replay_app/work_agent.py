@@ -478,6 +478,7 @@ class WorkPartitions:
 
     async def revoke(self) -> None:
         """Close every partition."""
+        self._context.watch.forget()
         owned, self._owned = self._owned, {}
         await asyncio.gather(*(partition.close() for partition in owned.values()))
 

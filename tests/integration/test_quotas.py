@@ -29,10 +29,10 @@ from replay_app.store import EventStore
 from replay_app.topics import Topics, ensure_topics
 from replay_app.work_agent import WorkPartitions
 
-TRANSACTION_SECONDS = 8.0
+TRANSACTION_SECONDS = 6.0
 """Instead of a minute, so that the test is short. The broker is not killed here: see faust.md."""
 QUOTA = 30_000
-EVENTS = 400
+EVENTS = 320
 EVENT_BYTES = 1_000
 """All events at once take the broker longer than TRANSACTION_SECONDS."""
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,14 +16,14 @@ from replay_app.checkpoints import Checkpoint, Origin, Token
 from replay_app.commands import Start
 from replay_app.compacted import CompactedReader
 from replay_app.context import WorkerContext
-from replay_app.demo.stack import Stack
+from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
 from replay_app.publisher import FencedProducer, Outbox
-from replay_app.reports import Counters, ShardProgress
+from replay_app.reports import Counters, Offsets, ShardProgress
 from replay_app.sessions import Session, Shard
 from replay_app.settings import Settings
-from replay_app.stable_offsets import explain_hidden_records
+from replay_app.stable_offsets import ConsumerWatch, explain_hidden_records
 from replay_app.steps import audit
 from replay_app.store import EventStore
 from replay_app.work_agent import WorkPartition
@@ -181,6 +181,47 @@ async def test_a_topic_that_is_gone_is_named_within_a_time_limit(
     async with asyncio.timeout(SECONDS):
         with pytest.raises(Unavailable, match=gone):
             await explain_hidden_records(context.settings, {gone: {0: (0, 0)}})
+
+
+# While a replay runs
+
+
+async def test_a_watch_tells_what_consumers_do_not_see_until_they_see_it(
+    context: WorkerContext, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.2)
+    watch = ConsumerWatch(context.settings)
+    offset = await commit(context.settings, topic, b"seen")
+    written: Offsets = {topic: {0: (offset, offset)}}
+
+    async def look_until(*, is_found: bool) -> str | None:
+        async with asyncio.timeout(SECONDS):
+            while bool(found := watch.hidden_records("r1", written)) is not is_found:
+                await asyncio.sleep(0.05)
+        return found
+
+    assert watch.hidden_records("r1", written) is None
+    with open_transactions(context.settings.kafka, {topic: 1}):
+        hidden = await commit(context.settings, topic, b"hidden")
+        written = {topic: {0: (offset, hidden)}}
+        told = await look_until(is_found=True)
+        assert f"partition 0 of {topic!r} stands still at offset {offset + 2}" in (told or "")
+        assert watch.hidden_records("another", written) is None
+    assert await look_until(is_found=False) is None
+    watch.forget("r1", "another")
+
+
+async def test_a_watch_keeps_what_it_has_found_while_the_broker_is_away(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.0)
+    away = context.settings.model_copy(update={"kafka": f"127.0.0.1:{free_port()}"})
+    watch = ConsumerWatch(away)
+    async with asyncio.timeout(SECONDS):
+        while "does not tell the stable offsets" not in caplog.text:
+            assert watch.hidden_records("r1", {"t": {0: (0, 0)}}) is None
+            await asyncio.sleep(0.05)
+    watch.forget("r1")
 
 
 # The account of a replay
