@@ -15,7 +15,7 @@ SECONDS = 30.0
 def test_batches_and_events_follow_the_limit_of_the_topic(shop: Cluster) -> None:
     topic, kind = unique_name("small"), unique_name("kind")
     create_topics(shop.stack.kafka, {topic: 2}, {"max.message.bytes": "5000"})
-    session = shop.run("small-topic", filter=SHOP_HISTORY, target={"topic": topic})
+    session = shop.run(topic, filter=SHOP_HISTORY, target={"topic": topic})
     assert (session["state"], session["error"]) == ("completed", None)
     assert session["counters"]["published"] == SHOP_EVENTS
     assert len(read_topic(shop.stack.kafka, topic)) == SHOP_EVENTS
@@ -27,7 +27,7 @@ def test_batches_and_events_follow_the_limit_of_the_topic(shop: Cluster) -> None
         "body": "".join(map(str, range(5_000))),  # snappy makes less than half of it
     }
     shop.insert([large])
-    session = shop.run("too-large", filter={"event_types": [kind]}, target={"topic": topic})
+    session = shop.run(kind, filter={"event_types": [kind]}, target={"topic": topic})
     assert session["state"] == "failed"
     assert f"event '{kind}-1': as a batch it has" in session["error"]
     assert (
@@ -39,16 +39,16 @@ def test_batches_and_events_follow_the_limit_of_the_topic(shop: Cluster) -> None
 def test_a_topic_that_grows_in_mid_run_is_a_warning_told_once(shop: Cluster) -> None:
     topic = unique_name("grows")
     create_topics(shop.stack.kafka, {topic: 2})
-    shop.command("growing", rate=50, filter=SHOP_HISTORY, target={"topic": topic})
-    shop.wait_for("growing", "running")
-    wait_until(lambda: shop.session("growing")["counters"]["read"], 60)
+    shop.command(topic, rate=50, filter=SHOP_HISTORY, target={"topic": topic})
+    shop.wait_for(topic, "running")
+    wait_until(lambda: shop.session(topic)["counters"]["read"], 60)
     admin = AdminClient({"bootstrap.servers": shop.stack.kafka})
     admin.create_partitions([NewPartitions(topic, 4)])[topic].result(SECONDS)
-    warnings = wait_until(lambda: shop.session("growing")["warnings"][-1:], 60)
+    warnings = wait_until(lambda: shop.session(topic)["warnings"][-1:], 60)
     told = f"topic '{topic}' had 2 partitions when the replay was planned, and has more now"
     assert warnings[0].startswith(told)
-    shop.command("growing", "set-rate", rate=None)
-    session = shop.wait_for("growing", "completed")
+    shop.command(topic, "set-rate", rate=None)
+    session = shop.wait_for(topic, "completed")
     assert [told in warning for warning in session["warnings"]].count(True) == 1
     records = read_topic(shop.stack.kafka, topic)
     assert len({event_id_of(record) for record in records}) == len(records) == SHOP_EVENTS
