@@ -214,21 +214,22 @@ async def test_missing_rights_are_told_by_topic_and_acl(
     guarded: EmbeddedServers, settings: Settings, store: EventStore
 ) -> None:
     settings = settings.model_copy(update={"kafka": guarded.kafka})
+    read_only, write_only, hidden, open_ = map(unique_name, ("read", "write", "hidden", "open"))
     rights: dict[str, tuple[AclOperation, ...]] = {
-        "read-only": (AclOperation.READ, AclOperation.DESCRIBE_CONFIGS),
-        "write-only": (AclOperation.WRITE,),
-        "hidden": (),
-        "open": (AclOperation.WRITE, AclOperation.DESCRIBE_CONFIGS),
+        read_only: (AclOperation.READ, AclOperation.DESCRIBE_CONFIGS),
+        write_only: (AclOperation.WRITE,),
+        hidden: (),
+        open_: (AclOperation.WRITE, AclOperation.DESCRIBE_CONFIGS),
     }
     create_topics(guarded.kafka, dict.fromkeys(rights, 1))
     for topic, operations in rights.items():
         allow(guarded.kafka, topic, *operations)
-    for topic in ("read-only", "hidden"):
+    for topic in (read_only, hidden):
         with pytest.raises(ReplayFailed) as failed:
             await plan_for(settings, store, topic)
         assert f"no right to write to '{topic}': add the ACL WRITE" in str(failed.value)
         assert f"--operation Write --topic {topic}`" in str(failed.value)
-    unknown = (await plan_for(settings, store, "write-only")).warnings
-    assert any("does not tell the settings of 'write-only'" in warning for warning in unknown)
-    known = (await plan_for(settings, store, "open")).warnings
+    unknown = (await plan_for(settings, store, write_only)).warnings
+    assert any(f"does not tell the settings of '{write_only}'" in warning for warning in unknown)
+    known = (await plan_for(settings, store, open_)).warnings
     assert not any("does not tell" in warning for warning in known)
