@@ -25,6 +25,7 @@ from pymongo.errors import (
 
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
+from replay_app.ties import untorn_pages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -97,6 +98,23 @@ class EventStore:
                 "and REPLAY_MONGO_COLLECTION"
             )
             raise ReplayFailed(msg)
+
+    async def may_tie(self) -> bool:
+        """Return whether several events may have the same ``_id``.
+
+        An ordinary collection has a unique index on ``_id``. A view and a time series collection
+        have no such index, and in a sharded cluster the index is unique within each shard only.
+        """
+        with self._errors():
+            hello = await self._client.admin.command("hello")
+            listed = await self._database.list_collections(filter={"name": self._collection.name})
+            found = await listed.to_list(1)
+        kind = found[0] if found else {}
+        return (
+            hello.get("msg") == "isdbgrid"  # a router of a sharded cluster
+            or kind.get("type", "collection") != "collection"
+            or "timeseries" in kind.get("options", {})
+        )
 
     async def count_groups(
         self, query: Query, keys: Sequence[Any], seconds: float
@@ -265,6 +283,9 @@ class PageReader:
         """The most documents of a page."""
         self.has_served = False
         """Whether `next` has returned a page."""
+        self.may_tie = False
+        """Whether events may have the same sort values. Known with the first page. Pages then end
+        with a whole tie, and may have up to twice ``page_events`` documents."""
         self._rest = b""
         """What `put_back` gave back."""
         self._next: bytes | Exception | None = None
@@ -274,10 +295,14 @@ class PageReader:
         """Set while `next` can answer."""
         self._demand = asyncio.Event()
         """Set when `next` takes a page: the page after may be read."""
-        self._task = asyncio.create_task(self._fill(store.pages(query, sort, page_events)))
+        self._task = asyncio.create_task(self._fill(store, query, sort))
 
-    async def _fill(self, pages: AsyncGenerator[bytes, None]) -> None:
+    async def _fill(self, store: EventStore, query: Query, sort: Sequence[str]) -> None:
         try:
+            self.may_tie = await store.may_tie()
+            pages = store.pages(query, sort, self.page_events)
+            if self.may_tie:
+                pages = untorn_pages(pages, sort)
             async with contextlib.aclosing(pages):
                 async for page in pages:
                     self._offer(page)

@@ -315,6 +315,37 @@ async def test_a_collection_that_is_there_is_enough(
     await store.require_collection()
 
 
+@pytest.mark.parametrize(
+    ("options", "may_tie"),
+    [
+        ({}, False),
+        ({"capped": True, "size": 100_000}, False),
+        ({"viewOn": "orders", "pipeline": [{"$unwind": "$lines"}]}, True),
+        ({"timeseries": {"timeField": "timestamp"}}, True),
+    ],
+)
+async def test_events_may_tie_where_nothing_keeps_their_ids_unique(
+    store: EventStore, events: Collection[Document], options: dict[str, Any], *, may_tie: bool
+) -> None:
+    events.database.create_collection("events", **options)
+    assert await store.may_tie() == may_tie
+
+
+async def test_a_reader_of_a_view_ends_its_pages_with_whole_ties(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.database["orders"].insert_many(
+        [{"_id": n, "timestamp": T0, "lines": list(range(3))} for n in range(4)]
+    )
+    events.database.create_collection("events", viewOn="orders", pipeline=[{"$unwind": "$lines"}])
+    reader = PageReader(store, {}, BY_TIME, 4, None)
+    found = []
+    while (page := await reader.next(10)) is not None:
+        found.append([document["_id"] for document in decode(page)])
+    assert found == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]
+    await reader.close()
+
+
 async def test_groups_are_counted_by_every_combination(
     store: EventStore, events: Collection[Document]
 ) -> None:
