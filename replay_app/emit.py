@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from replay_app.context import WorkerContext
     from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
     from replay_app.publisher import FencedProducer
-    from replay_app.readers import Readers
+    from replay_app.readers import PageReader, Readers
     from replay_app.reports import ShardProgress
     from replay_app.sessions import Session
-    from replay_app.store import PageReader
 
 PAGE_WAIT_SECONDS = 0.25
 """How long a slice waits for a page before other shards of the partition may work."""
