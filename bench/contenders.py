@@ -31,8 +31,9 @@ from replay_app.commands import Target
 from replay_app.encoders import make_encoder
 from replay_app.pages import EncodeSpec
 from replay_app.publisher import FencedProducer
+from replay_app.readers import PageReader
 from replay_app.settings import Settings
-from replay_app.store import EventStore, PageReader
+from replay_app.store import EventStore
 from replay_app.worker import tune_memory
 
 READ_EVENTS = 10_000

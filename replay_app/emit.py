@@ -27,6 +27,7 @@ from replay_app.pages import EncodeSpec, count_documents, split_page
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS
 from replay_app.queries import encode_cursor
 from replay_app.tally import Tally
+from replay_app.ties import tie_begin, tie_end
 
 if TYPE_CHECKING:
     from replay_app.budgets import ByteBudget
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
     from replay_app.context import WorkerContext
     from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
     from replay_app.publisher import FencedProducer
-    from replay_app.readers import Readers
+    from replay_app.readers import PageReader, Readers
     from replay_app.reports import ShardProgress
     from replay_app.sessions import Session
-    from replay_app.store import PageReader
 
 PAGE_WAIT_SECONDS = 0.25
 """How long a slice waits for a page before other shards of the partition may work."""
@@ -129,6 +129,7 @@ class EmitSlice:
     async def _publish_pages(self) -> tuple[str, str | None, str | None]:
         """Publish page after page. Return the shard's state, its error, and why it waits."""
         reader: PageReader | None = None
+        error: str | None = None
         encoder = await self._make_encoder()
         deadline = time.monotonic() + self._context.settings.slice_seconds
         while True:
@@ -158,29 +159,41 @@ class EmitSlice:
                 reader.put_back(page + rest)
                 break
             error = self._fatal_error(encoded)
+            if error is not None:
+                encoded = await self._without_torn_tie(encoder, page, encoded, reader)
             await self._publish(encoded, reader)
             self._budget.spend(len(page))
-            if error is not None:
-                return "failed", error, None
-            if self._is_over(deadline):
+            if error is not None or self._is_over(deadline):
                 break
-        return "live", None, None
+        return "live" if error is None else "failed", error, None
 
     # Limits
 
     def _cut(self, page: bytes, limit: int, reader: PageReader) -> tuple[bytes, bytes]:
         """Return the part of a page that may be published now, and the rest."""
         rest = b""
-        if limit < reader.page_events:  # else the page is not longer: counting takes time
-            page, rest = split_page(page, limit)
+        # Where events cannot tie, a page has at most page_events documents: counting takes time.
+        if limit < reader.page_events or reader.may_tie:
+            page, rest = split_page(page, self._whole(page, limit, reader))
         most = self._context.settings.slice_bytes
         if not self._session.start.dry_run:
             most = min(most, self._budget.left)
         if len(page) > most:  # keep the transaction small
             share = count_documents(page) * most // len(page)
-            page, more = split_page(page, max(1, share))
+            page, more = split_page(page, self._whole(page, max(1, share), reader))
             rest = more + rest
         return page, rest
+
+    def _whole(self, page: bytes, documents: int, reader: PageReader) -> int:
+        """Return after how many documents a page may be cut, if no tie may be torn.
+
+        Only the end by ``max_events`` may tear a tie: nothing is read after it.
+        """
+        if not reader.may_tie:
+            return documents
+        documents = tie_end(page, documents, self._shard.sort)
+        most = self._session.start.max_events
+        return documents if most is None else min(documents, most - self._tally.read)
 
     def _event_limit(self) -> int:
         """Return how many events the slice may read now."""
@@ -276,6 +289,20 @@ class EmitSlice:
         encoded = await self._encode(encoder, before)
         encoded.failures.append(missing)
         return encoder, encoded
+
+    async def _without_torn_tie(
+        self, encoder: PageEncoder, page: bytes, encoded: EncodedPage, reader: PageReader
+    ) -> EncodedPage:
+        """Return a page that ended before a failed event, without the events that tie with it.
+
+        A retry reads after the cursor: it would leave out the failed event, and those tied to it.
+        """
+        index = encoded.failures[-1].index
+        begin = tie_begin(page, index, self._shard.sort) if reader.may_tie else index
+        if begin == index:
+            return encoded
+        before, _ = split_page(page, begin)
+        return await self._encode(encoder, before)
 
     def _fatal_error(self, encoded: EncodedPage) -> str | None:
         """Return the error of the event that ended the page, if the error fails the replay."""

@@ -209,7 +209,7 @@ def timestamp_ms(time: datetime) -> int:
 
 def set_position(page: EncodedPage, document: bytes, spec: EncodeSpec) -> None:
     """Set a page's cursor and time from the raw document of the last event read."""
-    decoded = _decode_leniently(document)
+    decoded = decode_leniently(document)
     page.cursor = [field_at(decoded, path) for path in spec.cursor_fields]
     with contextlib.suppress(EventError):
         page.last_time = event_time(decoded, spec.mapping).replace(tzinfo=UTC)
@@ -220,14 +220,22 @@ def make_failure(
 ) -> FailedEvent:
     """Return what is known of a raw document that could not be encoded."""
     try:
-        identity = event_id(_decode_leniently(document), mapping)
+        identity = event_id(decode_leniently(document), mapping)
     except (EventError, ReplayFailed):
         identity = None
     missing_topic = error.topic if isinstance(error, MissingTopic) else None
     return FailedEvent(index, identity, str(error), document, missing_topic)
 
 
-def _decode_leniently(document: bytes) -> Document:
+def decode_leniently(document: bytes) -> Document:
+    """Return a raw document; U+FFFD replaces invalid UTF-8.
+
+    Raises
+    ------
+    ReplayFailed
+        When the bytes are not a BSON document.
+
+    """
     try:
         return bson.decode(document, codec_options=LENIENT)
     except DECODE_ERRORS as error:

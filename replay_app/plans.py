@@ -7,13 +7,13 @@ import contextlib
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
+from replay_app.counts import Counts, count_events
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
 from replay_app.events import destination, event_time
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
@@ -21,15 +21,14 @@ from replay_app.queries import (
     Query,
     all_of,
     compile_filter,
-    in_time,
     of_type,
-    time_keys,
     time_range,
     to_json,
     untimed,
 )
 from replay_app.reports import Plan, ShardPlan, most_common
 from replay_app.store import TimeLimitExceeded
+from replay_app.store_checks import StoreChecks, is_customized
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
@@ -40,8 +39,6 @@ MAX_PLAN_NAMES = 500
 """Types, and topics, that a plan counts by name: a plan must fit into one record."""
 SAMPLE_PER_SHARD = 200
 """Aggregate ids of the sample for each shard that the command asks for."""
-WARNING_SECONDS = 1.0
-"""Longest count for the warning about events outside the bounds of a replay."""
 _AGGREGATE_TYPES: dict[str, Any] = {
     "bool": bool,  # before number: to Python a bool is an int
     "number": int | float,
@@ -56,17 +53,6 @@ Describe = Callable[[Iterable[str]], Awaitable[dict[str, Destination]]]
 """Returns those topics that exist."""
 OnDraft = Callable[[tuple[ShardPlan, ...]], None]
 """Is called with the first shards of a plan, while the events are still being counted."""
-
-
-@dataclass
-class _Count:
-    """How many events match."""
-
-    timed: dict[tuple[Any, ...], int] | None
-    """Events in the time range, by (type, topic field). None if counting took too long."""
-    misfits: int | None = None
-    """Events without a usable time that belong to the replay. None if unknown."""
-    warnings: list[str] = field(default_factory=list)
 
 
 class Planner:
@@ -86,44 +72,52 @@ class Planner:
         self._describe = describe
         self._filter = compile_filter(start.filter, settings.mapping)
         """Everything in the command's filter but the time range."""
-        self._is_bounded = start.filter.start is not None or start.max_events is not None
-        """Whether events without a usable time are left out of the replay."""
+        self._checks = StoreChecks(start, settings.mapping, store, self._filter)
 
-    async def plan(self, on_draft: OnDraft = lambda _draft: None) -> Plan:
+    async def plan(
+        self, on_draft: OnDraft = lambda _draft: None, frozen: Plan | None = None
+    ) -> Plan:
         """Freeze the upper bound, count, check the topics, and cut the replay into shards.
+
+        With a ``frozen`` plan, of a replay that has begun, all is counted and checked again. Bound
+        and shards stay, so the cursors hold.
 
         Raises
         ------
         ReplayFailed
-            When the replay cannot succeed: the collection or a destination topic is missing, or a
-            topic would refuse the records.
+            When the replay cannot succeed: the collection or a destination topic is missing, a
+            topic would refuse the records, or the mapping fits no event.
         Unavailable
             When the store or the broker does not answer. A later plan may succeed.
 
         """
         await self._store.require_collection()
         start = self._start
-        end = start.filter.end or await self._store.clock()
+        end = frozen.end if frozen else await self._bound()
         bounds = time_range(start.filter.start, end, self._mapping)
         timed = all_of(self._filter, bounds)
-        counting = asyncio.create_task(self._count(timed, end))
+        counting = asyncio.create_task(count_events(start, self._settings, self._store, end))
         try:
-            shards = await self._shards(timed, bounds)
-            on_draft(tuple(shards))
+            if frozen:
+                shards = list(frozen.shards)
+            else:
+                shards = await self._shards(timed, bounds)
+                on_draft(tuple(shards))
             index_warnings = await self._index_warnings(timed)
             found = await counting
         finally:
             counting.cancel()
         counts, warnings = found.timed, found.warnings
-        topics, by_type = self._destinations(counts)
+        warnings += await self._check(found, end)
+        topics, by_type = self._destinations(found)
         destinations = await self._require_topics(topics)
-        if counts == {}:
-            shards = []
-        else:
+        if counts != {}:
             warnings += index_warnings
         warnings += await self._preflight(timed, destinations)
-        if found.misfits != 0:
-            shards.append(_shard(untimed(self._mapping)))
+        if frozen is None:
+            shards = [] if counts == {} else shards
+            if found.misfits != {}:
+                shards.append(_shard(untimed(self._mapping)))
         return Plan(
             end=end,
             matched=self._matched(found),
@@ -145,89 +139,63 @@ class Planner:
             When the store does not answer.
 
         """
-        bounds = time_range(self._start.filter.start, end, self._mapping)
-        return self._matched(await self._count(all_of(self._filter, bounds), end))
+        return self._matched(await count_events(self._start, self._settings, self._store, end))
 
-    # Counting
-
-    def _matched(self, found: _Count) -> int | None:
+    def _matched(self, found: Counts) -> int | None:
         """Return the number of events that the replay reads. None if unknown."""
-        if found.timed is None or found.misfits is None:
-            return None
-        matched = sum(found.timed.values()) + found.misfits
-        most = self._start.max_events
-        return matched if most is None else min(matched, most)
+        total, most = found.total, self._start.max_events
+        return total if total is None or most is None else min(total, most)
 
-    async def _count(self, timed: Query, end: datetime) -> _Count:
-        mapping, seconds = self._mapping, self._settings.plan_seconds
-        keys = [f"${mapping.field_type}", f"${mapping.field_topic}"]
-        try:
-            if not self._is_bounded:
-                # Nearly everything matches, and an index would only make the count slower: one
-                # pass over all events, which also finds the events without a usable time.
-                groups = await self._store.count_groups(
-                    self._filter, [*keys, *time_keys(end, mapping)], seconds
-                )
-                counts: Counter[tuple[Any, ...]] = Counter()
-                is_exact = True
-                for (*group, kind, is_before), count in groups.items():
-                    is_timed = in_time(kind, is_before, mapping)
-                    is_exact = is_exact and is_timed is not None
-                    if is_timed:
-                        counts[tuple(group)] += count
-                if is_exact:
-                    return _Count(dict(counts), misfits=0)
-            found = _Count(await self._store.count_groups(timed, keys, seconds))
-        except TimeLimitExceeded:
-            warning = (
-                f"the matching events could not be counted within {seconds:g} s "
-                "(REPLAY_PLAN_SECONDS): the total is unknown, and a missing destination topic "
-                "shows only when an event for it is reached"
-            )
-            found = _Count(None, warnings=[warning])
-        await self._count_misfits(found)
-        return found
+    async def _bound(self) -> datetime:
+        """Return the upper bound: the command's, or the store's clock."""
+        given = self._start.filter.end
+        if given is not None:
+            return given
+        clock = await self._store.clock()
+        # Text times may have no fraction. A bound in whole seconds sorts right beside all of them.
+        return clock.replace(microsecond=0) if self._mapping.timestamp_type == "iso" else clock
 
-    async def _count_misfits(self, found: _Count) -> None:
-        """Count the events of the replay that have no usable time.
+    async def _check(self, found: Counts, end: datetime) -> list[str]:
+        """Check whether mapping, times and filter fit the stored events. Return warnings.
 
-        These events are in no time range. A replay of everything up to its end includes them, and
-        each of them fails under ``on_error``. A replay with a start, or with a number of first
-        events, leaves them out, and warns of them if they can be counted within WARNING_SECONDS.
+        Where the counts prove that the mapping fits, the store is not asked again.
         """
-        mapping, seconds = self._mapping, self._settings.plan_seconds
-        if self._is_bounded:
-            found.misfits = 0
-            seconds = min(WARNING_SECONDS, seconds)
-        with contextlib.suppress(TimeLimitExceeded):
-            query = all_of(self._filter, untimed(mapping))
-            groups = await self._store.count_groups(query, [], seconds)
-            count = sum(groups.values())
-            if not self._is_bounded:
-                found.misfits = count
-            elif count:
-                found.warnings.append(
-                    f"{count} matching events have no {mapping.timestamp_type} in "
-                    f"{mapping.field_timestamp!r}; they are in no time range and are left out"
-                )
+        checks, warnings = self._checks, []
+        has_types = any(isinstance(kind, str) for kind, *_ in found.timed or {})
+        if not has_types or is_customized(self._mapping):
+            await checks.require_mapping()
+        if self._mapping.timestamp_type == "iso":
+            await checks.require_text_times(self._start.filter.start, end)
+        if self._start.filter.end is None and found.may_be_later:
+            warnings += await checks.later_events(end)
+        total, most = found.total, self._start.max_events
+        if total == 0:
+            warnings.append(await checks.nothing_matches())
+        elif total is not None and most is not None and most < total:
+            warnings.append(
+                f"{total:,} events match, and the counts by type and topic are of all of them; "
+                f"the replay reads the first {most:,} (max_events)"
+            )
+        return warnings
 
     # Topics
 
-    def _destinations(
-        self, counts: dict[tuple[Any, ...], int] | None
-    ) -> tuple[Counter[str], Counter[str]]:
+    def _destinations(self, found: Counts) -> tuple[Counter[str], Counter[str]]:
         """Return the events for each topic and of each type.
 
-        Without counts: the topics that the command names, without numbers.
+        Events without a usable time count by type only: each of them fails. Without counts: the
+        topics that the command names, without numbers.
         """
         topics: Counter[str] = Counter()
         types: Counter[str] = Counter()
         target = self._start.target
-        if counts is None:
+        if found.timed is None:
             named = [*target.topics.values(), *([target.topic] if target.topic else [])]
             return Counter(dict.fromkeys(named, 0)), types
-        for (event_type, topic), count in counts.items():
-            types[event_type if isinstance(event_type, str) else f"({event_type})"] += count
+        for event_type, count in (found.misfits or Counter()).items():
+            types[_type_name(event_type)] += count
+        for (event_type, topic), count in found.timed.items():
+            types[_type_name(event_type)] += count
             try:
                 topics[destination(event_type, topic, self._mapping, target)] += count
             except EventError:
@@ -374,6 +342,10 @@ class Planner:
             with contextlib.suppress(TimeLimitExceeded):
                 return await self._store.sample(query, self._mapping.field_aggregate, size, seconds)
         return []
+
+
+def _type_name(event_type: Any) -> str:
+    return event_type if isinstance(event_type, str) else f"({event_type})"
 
 
 def _shard(match: Query, *fields: str) -> ShardPlan:

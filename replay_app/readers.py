@@ -1,27 +1,129 @@
-"""The open readers of one partition of ``replay.work``: at most OPEN_READERS, taken in turns."""
+"""The page reader, and the open readers of one partition of ``replay.work``.
+
+At most OPEN_READERS are open, and shards take them in turns.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from replay_app.queries import after, all_of, compile_filter, from_json
-from replay_app.store import EventStore, PageReader
+from replay_app.ties import untorn_pages
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from replay_app.commands import Start
+    from replay_app.queries import Query
     from replay_app.reports import ShardPlan
     from replay_app.sessions import Session
     from replay_app.settings import Settings
+    from replay_app.store import EventStore
 
 OPEN_READERS = 4
 """Readers of a partition that are open at the same time. Each holds up to two pages."""
 
 _closing: set[asyncio.Task[None]] = set()
 """References to the tasks that close readers: Python may collect a task without a reference."""
+
+
+class PageReader:
+    """Reads the pages of one shard, one page ahead, and stays open between slices.
+
+    ``position`` is the cursor up to which slices have consumed the pages. A slice may use an open
+    reader only if ``position`` equals the checkpoint's cursor: the checkpoint alone decides where
+    a slice begins.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        query: Query,
+        sort: Sequence[str],
+        page_events: int,
+        position: str | None,
+    ) -> None:
+        self.position = position
+        self.page_events = page_events
+        """The most documents of a page."""
+        self.has_served = False
+        """Whether `next` has returned a page."""
+        self.may_tie = False
+        """Whether events may have the same sort values. Known with the first page. Pages then end
+        with a whole tie, and may have up to twice ``page_events`` documents."""
+        self._rest = b""
+        """What `put_back` gave back."""
+        self._next: bytes | Exception | None = None
+        """The page that was read ahead, or the error that ended reading. None after the last page,
+        and while ``_arrival`` is not set."""
+        self._arrival = asyncio.Event()
+        """Set while `next` can answer."""
+        self._demand = asyncio.Event()
+        """Set when `next` takes a page: the page after may be read."""
+        self._task = asyncio.create_task(self._fill(store, query, sort))
+
+    async def _fill(self, store: EventStore, query: Query, sort: Sequence[str]) -> None:
+        try:
+            self.may_tie = await store.may_tie()
+            pages = store.pages(query, sort, self.page_events)
+            if self.may_tie:
+                pages = untorn_pages(pages, sort)
+            async with contextlib.aclosing(pages):
+                async for page in pages:
+                    self._offer(page)
+                    await self._demand.wait()
+            self._offer(None)
+        except Exception as error:  # noqa: BLE001 - `next` raises the error; else `next` would wait for ever
+            self._offer(error)
+
+    def _offer(self, found: bytes | Exception | None) -> None:
+        self._next = found
+        self._demand.clear()
+        self._arrival.set()
+
+    async def ready(self) -> None:
+        """Wait until `next` can answer at once."""
+        if not self._rest:
+            await self._arrival.wait()
+
+    async def next(self, seconds: float) -> bytes | None:
+        """Return the next page; None after the last page.
+
+        Raises
+        ------
+        TimeoutError
+            When no page comes within ``seconds``. The caller may ask again.
+        ReplayError
+            When reading failed. The caller must close the reader.
+
+        """
+        if self._rest:
+            page, self._rest = self._rest, b""
+            return page
+        async with asyncio.timeout(seconds):
+            await self._arrival.wait()
+        found = self._next
+        if isinstance(found, Exception):
+            raise found
+        if found is not None:
+            self.has_served = True
+            self._next = None
+            self._arrival.clear()
+            self._demand.set()
+        return found
+
+    def put_back(self, rest: bytes) -> None:
+        """Give back the unread rest of the last page: `next` returns the rest first."""
+        self._rest = rest
+
+    async def close(self) -> None:
+        """Stop reading ahead and close the store's cursor."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
 
 
 class Readers:

@@ -123,6 +123,9 @@ class Session(_Record):
     draft: tuple[ShardPlan, ...] = ()
     """The shards, while events are still being counted. Their owners open their readers."""
     plan: Plan | None = None
+    planned_matches: tuple[int, ...] = ()
+    """The totals that the plans of all attempts found, each once. More than one: the store has
+    changed between two attempts."""
     shards: tuple[Shard, ...] = ()
     offsets: Offsets = Field(default_factory=dict)
     finishing: bool = False

@@ -12,7 +12,6 @@ from replay_app.plans import Planner
 
 if TYPE_CHECKING:
     from replay_app.board import Board
-    from replay_app.commands import Start
     from replay_app.context import WorkerContext
     from replay_app.reports import ShardPlan
     from replay_app.sessions import Session
@@ -22,13 +21,14 @@ CONTROL_BATCH_BYTES = 4096
 
 
 class Planning:
-    """A plan that is being made, in a task."""
+    """A plan that is being made, in a task; or made again, from a plan whose bound stays."""
 
-    def __init__(self, context: WorkerContext, start: Start) -> None:
+    def __init__(self, context: WorkerContext, session: Session) -> None:
+        start = session.start
         self.draft: tuple[ShardPlan, ...] = ()
         self._drafted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         planner = Planner(start, context.settings, context.store, context.describe)
-        self.task = asyncio.create_task(planner.plan(self._on_draft))
+        self.task = asyncio.create_task(planner.plan(self._on_draft, session.plan))
 
     def _on_draft(self, shards: tuple[ShardPlan, ...]) -> None:
         self.draft = shards
@@ -68,14 +68,18 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     """Compare what the replay has read with what the plan counted. Return warnings.
 
     Where the numbers differ, the events are counted again, within ``REPLAY_PLAN_SECONDS``. If the
-    new count differs from the plan's too, the store has changed meanwhile: a warning says so.
+    counts of the plan, of the recounts after retries, and of now are not all the same, the store
+    has changed meanwhile: a warning says so.
 
     Raises
     ------
     ReplayFailed
-        When the store has not changed: events were missed or read twice.
+        When the store has not changed: events were missed or read twice. Also when a dry run could
+        not map a single event.
 
     """
+    if session.start.dry_run:
+        _require_valid_event(session)
     plan, read = session.plan, session.counters.read
     if plan is None or plan.matched is None or plan.matched == read:
         return ()
@@ -84,7 +88,7 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
         return (f"{numbers}; why they differ is unknown: the events could not be counted again",)
-    if now == plan.matched:
+    if {now} >= {plan.matched, *session.planned_matches}:
         msg = (
             f"{numbers}, and the store still has {now:,}: events were missed or read twice. An "
             "event whose time was mended meanwhile lies behind the cursor: replay it by its id. In "
@@ -96,6 +100,19 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
         "the replay, and some of them may be missing"
     )
     return (warning,)
+
+
+def _require_valid_event(session: Session) -> None:
+    progress = [shard.progress for shard in session.shards]
+    failed = sum(one.failed for one in progress)
+    if failed and not any(one.valid for one in progress):
+        first = next(failure for one in progress for failure in one.failures)
+        msg = (
+            f"none of the {failed:,} events could be replayed. The first, event "
+            f"{first.event_id!r}: {first.reason}. Correct the mapping or the events, then start "
+            "again under a new replay_id"
+        )
+        raise ReplayFailed(msg)
 
 
 async def control_batches(session: Session, context: WorkerContext, outcome: str) -> list[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCursor
+from pymongo import ReadPreference
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
@@ -22,7 +22,9 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
 )
+from pymongo.read_concern import ReadConcern
 
+from replay_app.events import LENIENT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 SERVER_SELECTION_MS = 5_000
 """How long the driver looks for a server before a call fails."""
+CATCH_UP_MS = 10_000
+"""How long a read waits for a secondary to reach what the primary had when the read came."""
 _TRANSIENT_ERRORS = (ConnectionFailure, CursorNotFound, NotPrimaryError)
 _TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
 """Errors of a cluster that changes its members: host unreachable, host not found, network timeout,
@@ -65,6 +69,7 @@ class EventStore:
             raise InvalidSettings(msg) from error
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
+        self._reads_secondaries = self._client.read_preference != ReadPreference.PRIMARY
         self.name = f"{settings.mongo_database}.{settings.mongo_collection}"
 
     def close(self) -> None:
@@ -98,6 +103,23 @@ class EventStore:
             )
             raise ReplayFailed(msg)
 
+    async def may_tie(self) -> bool:
+        """Return whether several events may have the same ``_id``.
+
+        An ordinary collection has a unique index on ``_id``. A view and a time series collection
+        have no such index, and in a sharded cluster the index is unique within each shard only.
+        """
+        with self._errors():
+            hello = await self._client.admin.command("hello")
+            listed = await self._database.list_collections(filter={"name": self._collection.name})
+            found = await listed.to_list(1)
+        kind = found[0] if found else {}
+        return (
+            hello.get("msg") == "isdbgrid"  # a router of a sharded cluster
+            or kind.get("type", "collection") != "collection"
+            or "timeseries" in kind.get("options", {})
+        )
+
     async def count_groups(
         self, query: Query, keys: Sequence[Any], seconds: float
     ) -> dict[tuple[Any, ...], int]:
@@ -113,10 +135,7 @@ class EventStore:
         """
         names = {f"k{number}": key for number, key in enumerate(keys)}
         pipeline = [{"$match": query}, {"$group": {"_id": names, "count": {"$sum": 1}}}]
-        with self._errors():
-            rows = await self._collection.aggregate(
-                pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
-            ).to_list(None)
+        rows = await self._aggregate(pipeline, seconds)
         counts: Counter[tuple[Any, ...]] = Counter()
         for row in rows:  # added up, because to Python true, 1 and 1.0 are one value
             counts[tuple(_hashable(row["_id"].get(name)) for name in names)] += row["count"]
@@ -151,7 +170,9 @@ class EventStore:
     async def has_any(self, query: Query) -> bool:
         """Return whether any event matches."""
         with self._errors():
-            return await self._collection.find_one(query, projection=["_id"]) is not None
+            async with self._causal() as (collection, session):
+                found = await collection.find_one(query, projection=["_id"], session=session)
+        return found is not None
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order.
@@ -169,11 +190,21 @@ class EventStore:
             {"$project": {"_id": 0, "value": f"${field}"}},
             {"$sort": {"value": 1}},
         ]
-        with self._errors():
-            rows = await self._collection.aggregate(
-                pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
-            ).to_list(None)
+        rows = await self._aggregate(pipeline, seconds)
         return [row.get("value") for row in rows]
+
+    async def documents(
+        self, pipeline: Sequence[dict[str, Any]], seconds: float
+    ) -> list[dict[str, Any]]:
+        """Return the few documents of a pipeline. U+FFFD replaces invalid UTF-8.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When the store needs longer than ``seconds``.
+
+        """
+        return await self._aggregate(pipeline, seconds, codec_options=LENIENT)
 
     async def has_index(self, fields: Sequence[str]) -> bool:
         """Return whether an ascending index on exactly these fields covers all events."""
@@ -209,21 +240,75 @@ class EventStore:
         A page has at most ``events`` documents, and at most 16 MiB.
         """
         with self._errors():
-            find = PageCursor(
-                self._collection.delegate,
-                query,
-                sort=[(field, 1) for field in sort],
-                batch_size=events,
-                allow_disk_use=True,
-            )
-            cursor = AsyncIOMotorCursor(find, self._collection)
+            async with self._causal() as (collection, session):
+                find = PageCursor(
+                    collection.delegate,
+                    query,
+                    sort=[(field, 1) for field in sort],
+                    batch_size=events,
+                    allow_disk_use=True,
+                    session=session and session.delegate,
+                )
+                cursor = AsyncIOMotorCursor(find, collection)
+                try:
+                    async for page in cursor:
+                        if page:
+                            yield page
+                finally:
+                    with contextlib.suppress(PyMongoError):
+                        await cursor.close()
+
+    async def _aggregate(
+        self, pipeline: Sequence[dict[str, Any]], seconds: float, **options: Any
+    ) -> list[dict[str, Any]]:
+        with self._errors():
+            async with self._causal() as (collection, session):
+                cursor = collection.with_options(**options).aggregate(
+                    pipeline,
+                    session=session,
+                    maxTimeMS=math.ceil(seconds * 1000),
+                    allowDiskUse=True,
+                )
+                rows: list[dict[str, Any]] = await cursor.to_list(None)
+        return rows
+
+    @contextlib.asynccontextmanager
+    async def _causal(self) -> AsyncGenerator[tuple[Any, Any]]:
+        """Give the collection, and the session of a read that sees all that the primary has now.
+
+        Where secondaries are read, the read waits until the secondary that answers has reached the
+        primary's present operation time. None instead of a session: the primary is read, or the
+        server is no replica set.
+
+        Raises
+        ------
+        Unavailable
+            When a secondary does not get there within CATCH_UP_MS.
+
+        """
+        if not self._reads_secondaries:
+            yield self._collection, None
+            return
+        async with await self._client.start_session(causal_consistency=True) as session:
+            # To the primary, as all commands are: the answer sets the session's operation time.
+            await self._client.admin.command("ping", session=session)
+            if session.operation_time is None:
+                yield self._collection, None
+                return
+            # What a majority has is never rolled back.
+            collection = self._collection.with_options(read_concern=ReadConcern("majority"))
             try:
-                async for page in cursor:
-                    if page:
-                        yield page
-            finally:
-                with contextlib.suppress(PyMongoError):
-                    await cursor.close()
+                await collection.find_one(
+                    {}, projection=["_id"], session=session, max_time_ms=CATCH_UP_MS
+                )
+            except ExecutionTimeout as error:
+                msg = (
+                    f"the event store {self.name!r} is read from a secondary (readPreference in "
+                    f"REPLAY_MONGO) that lags behind the primary by more than "
+                    f"{CATCH_UP_MS / 1000:g} s"
+                )
+                raise Unavailable(msg) from error
+            yield collection, session
 
     @contextlib.contextmanager
     def _errors(self) -> Any:
@@ -268,92 +353,3 @@ def _collect_stages(plan: Any, stages: set[str]) -> None:
     elif isinstance(plan, list):
         for part in plan:
             _collect_stages(part, stages)
-
-
-class PageReader:
-    """Reads the pages of one shard, one page ahead, and stays open between slices.
-
-    ``position`` is the cursor up to which slices have consumed the pages. A slice may use an open
-    reader only if ``position`` equals the checkpoint's cursor: the checkpoint alone decides where
-    a slice begins.
-    """
-
-    def __init__(
-        self,
-        store: EventStore,
-        query: Query,
-        sort: Sequence[str],
-        page_events: int,
-        position: str | None,
-    ) -> None:
-        self.position = position
-        self.page_events = page_events
-        """The most documents of a page."""
-        self.has_served = False
-        """Whether `next` has returned a page."""
-        self._rest = b""
-        """What `put_back` gave back."""
-        self._next: bytes | Exception | None = None
-        """The page that was read ahead, or the error that ended reading. None after the last page,
-        and while ``_arrival`` is not set."""
-        self._arrival = asyncio.Event()
-        """Set while `next` can answer."""
-        self._demand = asyncio.Event()
-        """Set when `next` takes a page: the page after may be read."""
-        self._task = asyncio.create_task(self._fill(store.pages(query, sort, page_events)))
-
-    async def _fill(self, pages: AsyncGenerator[bytes, None]) -> None:
-        try:
-            async with contextlib.aclosing(pages):
-                async for page in pages:
-                    self._offer(page)
-                    await self._demand.wait()
-            self._offer(None)
-        except Exception as error:  # noqa: BLE001 - `next` raises the error; else `next` would wait for ever
-            self._offer(error)
-
-    def _offer(self, found: bytes | Exception | None) -> None:
-        self._next = found
-        self._demand.clear()
-        self._arrival.set()
-
-    async def ready(self) -> None:
-        """Wait until `next` can answer at once."""
-        if not self._rest:
-            await self._arrival.wait()
-
-    async def next(self, seconds: float) -> bytes | None:
-        """Return the next page; None after the last page.
-
-        Raises
-        ------
-        TimeoutError
-            When no page comes within ``seconds``. The caller may ask again.
-        ReplayError
-            When reading failed. The caller must close the reader.
-
-        """
-        if self._rest:
-            page, self._rest = self._rest, b""
-            return page
-        async with asyncio.timeout(seconds):
-            await self._arrival.wait()
-        found = self._next
-        if isinstance(found, Exception):
-            raise found
-        if found is not None:
-            self.has_served = True
-            self._next = None
-            self._arrival.clear()
-            self._demand.set()
-        return found
-
-    def put_back(self, rest: bytes) -> None:
-        """Give back the unread rest of the last page: `next` returns the rest first."""
-        self._rest = rest
-
-    async def close(self) -> None:
-        """Stop reading ahead and close the store's cursor."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task

@@ -16,6 +16,7 @@ from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, 
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
     MAX_LISTED_FAILURES,
+    Plan,
     Report,
     ShardId,
     ShardProgress,
@@ -109,9 +110,9 @@ def _on_pause(session: Session, now: datetime) -> Step:
     match session.state:
         case "pausing" | "paused":
             return Step.nothing(session)
-        case "pending" | "planning" | "waiting":
+        case "pending" | "planning" | "waiting" if session.started_at is None:
             return Step(_raise_epoch(session, now, "paused"))
-        case "running" if not session.finishing:
+        case "pending" | "planning" | "running" if not session.finishing:
             session = _raise_epoch(session, now, "pausing")
             return _settle(Step(session, _stop_tokens(session)), now)
         case _:
@@ -133,8 +134,12 @@ def _on_resume(session: Session, now: datetime) -> Step:
 def _on_retry(session: Session, now: datetime) -> Step:
     match session.state:
         case "failed":
-            step = _restart(session, now, attempt=session.attempt + 1, error=None, ended_at=None)
-            return _settle(step, now)
+            update = {"attempt": session.attempt + 1, "error": None, "ended_at": None}
+            if any(shard.progress.state != "done" for shard in session.shards):
+                # Planned again first, with the same bound and shards: what is true now counts.
+                session = _raise_epoch(session, now, "pending", **update)
+                return Step(session, _first_tokens(session))
+            return _settle(_restart(session, now, **update), now)
         case "pending" | "planning" | "waiting" | "running":
             return Step.nothing(session)
         case "paused" | "pausing":
@@ -207,17 +212,29 @@ def _on_plan(session: Session, report: Report, now: datetime) -> Step:
     if plan is None:
         draft = () if session.is_gated else report.draft or session.draft
         return Step(session.model_copy(update={"draft": draft}))
-    session = session.model_copy(
-        update={
-            "plan": plan,
-            "warnings": plan.warnings,
-            "shards": tuple(Shard(heard_at=now) for _ in plan.shards),
-        }
-    )
-    if session.is_gated:
+    session = _with_plan(session, plan, now)
+    if session.is_gated and session.started_at is None:
         session = session.model_copy(update={"state": "waiting"})
         return Step(session, _first_tokens(session))
     return _settle(_run(session, now), now)
+
+
+def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
+    """Return the session with a plan; after a retry the bound and the shards stay as they were."""
+    warnings, old, shards = plan.warnings, session.plan, session.shards
+    if old is None:
+        shards = tuple(Shard(heard_at=now) for _ in plan.shards)
+    else:
+        plan = plan.model_copy(update={"end": old.end, "shards": old.shards})
+    found = (*session.planned_matches, old and old.matched, plan.matched)
+    totals = tuple(dict.fromkeys(total for total in found if total is not None))
+    if len(totals) > 1:
+        numbers = ", then ".join(f"{total:,}" for total in totals)
+        change = f"the plan counted {numbers} events: the store has changed between two attempts"
+        warnings = (*warnings, change)
+    return session.model_copy(
+        update={"plan": plan, "warnings": warnings, "planned_matches": totals, "shards": shards}
+    )
 
 
 def _on_gate(session: Session, report: Report, now: datetime) -> Step:

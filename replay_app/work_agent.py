@@ -44,14 +44,13 @@ from replay_app.delays import BACKOFF_SECONDS, MAX_DELAY_SECONDS, DelayedTokens
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
-from replay_app.readers import Readers
+from replay_app.readers import PageReader, Readers
 from replay_app.stable_offsets import explain_hidden_records
 from replay_app.steps import Planning, audit, control_batches, gate_reason
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
     from replay_app.sessions import Session
-    from replay_app.store import PageReader
 
 logger = logging.getLogger(__name__)
 
@@ -346,7 +345,7 @@ class WorkPartition:
     async def _plan(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
         planning = self._plans.get(token.key)
         if planning is None:
-            planning = self._plans[token.key] = Planning(self.context, session.start)
+            planning = self._plans[token.key] = Planning(self.context, session)
         await asyncio.wait([planning.task], timeout=PLAN_WAIT_SECONDS)
         if not planning.task.done() or planning.task.cancelled():  # `on_session` cancels the task
             reason = "counting the matching events"

@@ -288,6 +288,36 @@ def test_a_bad_event_fails_the_replay_before_it_and_a_retry_goes_on(
     ]
 
 
+def test_a_retry_counts_again_what_matches_up_to_the_same_bound(
+    shop: Cluster, topic: str, kind: str
+) -> None:
+    shop.insert(_with_a_bad_one(kind))
+    replay_id = unique_name("recount")
+    session = shop.run(replay_id, filter={"event_types": [kind]}, target={"topic": topic})
+    assert (session["state"], session["matched"]) == ("failed", 5)
+    with shop.store() as events:
+        events.delete_one({"event_id": f"{kind}-2"})
+    shop.command(replay_id, "retry")
+    again = shop.wait_for(replay_id, "completed")
+    assert (again["matched"], again["counters"]["published"]) == (4, 4)
+    assert again["plan"]["by_type"] == {kind: 4}
+    assert again["plan"]["end"] == session["plan"]["end"]
+    changed = "the plan counted 5, then 4 events: the store has changed between two attempts"
+    assert changed in again["warnings"]
+
+
+def test_a_dry_run_in_which_no_event_can_be_replayed_fails(
+    shop: Cluster, topic: str, kind: str
+) -> None:
+    shop.insert([{**event, "body": Regex("x")} for event in events_of(kind, 3)])
+    body = {"filter": {"event_types": [kind]}, "target": {"topic": topic}, "dry_run": True}
+    session = shop.run(unique_name("dry"), **body)
+    assert session["state"] == "failed"
+    assert (
+        f"none of the 3 events could be replayed. The first, event '{kind}-0'" in session["error"]
+    )
+
+
 def test_under_skip_bad_events_are_counted_and_named(shop: Cluster, topic: str, kind: str) -> None:
     shop.insert(_with_a_bad_one(kind))
     session = shop.run(

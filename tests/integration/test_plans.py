@@ -181,7 +181,11 @@ async def test_no_more_than_max_events_match(
     matched: int,
 ) -> None:
     events.insert_many([event(n) for n in range(7)])
-    assert (await plan_of(store, settings, max_events=most)).matched == matched
+    plan = await plan_of(store, settings, max_events=most)
+    assert plan.matched == matched
+    assert plan.by_type == {"orders": 7}
+    told = "7 events match, and the counts by type and topic are of all of them; the replay reads "
+    assert (f"{told}the first 3 (max_events)" in plan.warnings) == (most == 3)
 
 
 @pytest.mark.parametrize("ordering", ["global", "aggregate"])
@@ -191,7 +195,9 @@ async def test_nothing_that_matches_is_no_shard(
     events.insert_one(event(1))
     wanted = Filter(event_types=("none",))
     plan = await plan_of(store, settings, filter=wanted, ordering=ordering)
-    assert (plan.matched, plan.shards, plan.warnings, plan.by_topic) == (0, (), (), {})
+    assert (plan.matched, plan.shards, plan.by_topic) == (0, (), {})
+    (warning,) = plan.warnings
+    assert warning.startswith("the filter fits no event. In a sample of 1 events of ")
 
 
 async def test_a_scan_and_a_sort_are_warned_of(
@@ -248,6 +254,8 @@ async def test_a_replay_of_everything_takes_the_events_without_a_time_along(
     events.insert_many([event(1), event(2), *MISFITS, untimed])
     plan = await plan_of(store, settings, ordering=ordering)
     assert plan.matched == 7
+    assert plan.by_type == {"orders": 7}
+    assert plan.by_topic == {"orders": 2}
     found = await shards(store, settings, plan)
     assert sorted(found[-1]) == [100, 101, 102, 103, 104]
     assert sorted(one for part in found for one in part) == [1, 2, 100, 101, 102, 103, 104]
@@ -268,9 +276,10 @@ async def test_a_replay_with_a_start_leaves_them_out_and_says_so(
 async def test_only_events_without_a_time_are_one_shard(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
-    events.insert_many(MISFITS)
-    plan = await plan_of(store, settings)
+    events.insert_many([*MISFITS, event(1, event_type="payments")])
+    plan = await plan_of(store, settings, filter=Filter(event_types=("orders",)))
     assert (plan.matched, len(plan.shards)) == (4, 1)
+    assert plan.by_type == {"orders": 4}
 
 
 ODD_TIMES: tuple[Any, ...] = (
@@ -451,3 +460,23 @@ async def test_a_count_that_takes_too_long_leaves_the_total_unknown(
         assert "could not be counted within 0.001 s (REPLAY_PLAN_SECONDS)" in plan.warnings[0]
         found = await shards(store, settings, plan)
         assert sorted(one for part in found for one in part) == list(range(8_000))
+
+
+async def test_a_plan_that_is_made_again_counts_what_is_there_now_and_keeps_bound_and_shards(
+    store: EventStore, settings: Settings, events: Collection[Document]
+) -> None:
+    events.insert_many([event(n) for n in range(5)])
+    first = await plan_of(store, settings)
+    events.delete_one({"_id": 4})
+    events.insert_one(event(9, event_type="payments"))
+    events.insert_one(event(10, event_type="payments"))
+    events.insert_one(event(11, timestamp=first.end))
+    drafts: list[tuple[ShardPlan, ...]] = []
+    planner = Planner(Start(replay_id="r1"), settings, store, describe)
+    again = await planner.plan(drafts.append, first)
+    assert drafts == []
+    assert (again.end, again.shards) == (first.end, first.shards)
+    assert (first.matched, again.matched) == (5, 6)
+    assert again.by_type == {"orders": 4, "payments": 2}
+    events.delete_many({"event_type": "orders"})
+    assert (await planner.plan(frozen=first)).shards == first.shards

@@ -12,11 +12,11 @@ from pymongo.collection import Collection
 
 from replay_app.commands import Cancel, Start
 from replay_app.queries import Query, to_json
-from replay_app.readers import OPEN_READERS, Readers
+from replay_app.readers import OPEN_READERS, PageReader, Readers
 from replay_app.reports import Plan, Report, ShardPlan
 from replay_app.sessions import Session
 from replay_app.settings import Settings
-from replay_app.store import EventStore, PageReader
+from replay_app.store import EventStore
 from replay_app.transitions import on_command, on_report
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

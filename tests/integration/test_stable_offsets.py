@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
 from replay_app.publisher import FencedProducer, Outbox
-from replay_app.reports import Counters, Offsets, ShardProgress
+from replay_app.reports import Counters, Failure, Offsets, ShardProgress
 from replay_app.sessions import Session, Shard
 from replay_app.settings import Settings
 from replay_app.stable_offsets import ConsumerWatch, explain_hidden_records
@@ -247,3 +248,35 @@ async def test_a_store_that_changed_is_named_with_its_numbers(
     events.delete_one({"_id": 2})
     (warning,) = await audit(session, context)
     assert "counted 3 events, the replay has read 1, and the store now has 2" in warning
+
+
+@pytest.mark.usefixtures("three_events")
+async def test_a_store_that_changed_between_two_attempts_is_no_error(
+    context: WorkerContext, topic: str
+) -> None:
+    session = await session_of(context, topic, 4, planned_matches=(4, 3))
+    (warning,) = await audit(session, context)
+    assert "counted 3 events, the replay has read 4, and the store now has 3" in warning
+
+
+@pytest.mark.usefixtures("three_events")
+async def test_a_dry_run_in_which_no_event_can_be_replayed_fails(
+    context: WorkerContext, topic: str
+) -> None:
+    session = await session_of(context, topic, 3)
+    dry = session.model_copy(update={"start": session.start.model_copy(update={"dry_run": True})})
+    bad = ShardProgress(
+        state="done",
+        counters=Counters(read=3, skipped=3),
+        failed=3,
+        failures=(Failure(event_id="0", reason="it has no type"),),
+    )
+    all_bad = dry.model_copy(update={"shards": (Shard(progress=bad),)})
+    told = "none of the 3 events could be replayed. The first, event '0': it has no type. Correct"
+    with pytest.raises(ReplayFailed, match=re.escape(told)):
+        await audit(all_bad, context)
+    one_good = bad.model_copy(update={"failed": 2, "valid": 1})
+    assert (
+        await audit(dry.model_copy(update={"shards": (Shard(progress=one_good),)}), context) == ()
+    )
+    assert await audit(dry, context) == ()  # every event is itself a replay

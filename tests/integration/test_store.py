@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 import uuid
@@ -12,8 +13,15 @@ from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId
+from bson import ObjectId, Timestamp
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.collection import Collection
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 from support import AWARE
 
 from replay_app.commands import Filter
@@ -21,8 +29,9 @@ from replay_app.demo.stack import Stack, free_port
 from replay_app.events import EventMapping, event_id, field_at
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
+from replay_app.readers import PageReader
 from replay_app.settings import Settings, load_settings
-from replay_app.store import EventStore, PageReader, TimeLimitExceeded
+from replay_app.store import EventStore, TimeLimitExceeded
 
 Document = dict[str, Any]
 MAPPING = EventMapping()
@@ -315,6 +324,37 @@ async def test_a_collection_that_is_there_is_enough(
     await store.require_collection()
 
 
+@pytest.mark.parametrize(
+    ("options", "may_tie"),
+    [
+        ({}, False),
+        ({"capped": True, "size": 100_000}, False),
+        ({"viewOn": "orders", "pipeline": [{"$unwind": "$lines"}]}, True),
+        ({"timeseries": {"timeField": "timestamp"}}, True),
+    ],
+)
+async def test_events_may_tie_where_nothing_keeps_their_ids_unique(
+    store: EventStore, events: Collection[Document], options: dict[str, Any], *, may_tie: bool
+) -> None:
+    events.database.create_collection("events", **options)
+    assert await store.may_tie() == may_tie
+
+
+async def test_a_reader_of_a_view_ends_its_pages_with_whole_ties(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    events.database["orders"].insert_many(
+        [{"_id": n, "timestamp": T0, "lines": list(range(3))} for n in range(4)]
+    )
+    events.database.create_collection("events", viewOn="orders", pipeline=[{"$unwind": "$lines"}])
+    reader = PageReader(store, {}, BY_TIME, 4, None)
+    found = []
+    while (page := await reader.next(10)) is not None:
+        found.append([document["_id"] for document in decode(page)])
+    assert found == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]
+    await reader.close()
+
+
 async def test_groups_are_counted_by_every_combination(
     store: EventStore, events: Collection[Document]
 ) -> None:
@@ -429,6 +469,76 @@ async def test_a_store_that_is_away_is_unavailable_and_named(
             assert not isinstance(away.value, TimeLimitExceeded)
     finally:
         store.close()
+
+
+# Secondaries
+
+
+class Listener(CommandListener):
+    """Keeps the commands that the driver sends, but for those about connections."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.append(event.command)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Do nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Do nothing."""
+
+    def reads(self) -> list[Any]:
+        """Return the commands that read events."""
+        return [one for one in self.sent if one.keys() & {"find", "aggregate"}]
+
+
+@pytest.mark.parametrize("preference", ["primary", "secondaryPreferred", "nearest"])
+async def test_reads_of_secondaries_wait_for_what_the_primary_has(
+    settings: Settings,
+    events: Collection[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    preference: str,
+) -> None:
+    events.insert_many([{"_id": n, "timestamp": T0, "event_type": "a"} for n in range(5)])
+    listener = Listener()
+    monkeypatch.setattr(
+        "replay_app.store.AsyncIOMotorClient",
+        functools.partial(AsyncIOMotorClient, event_listeners=[listener]),
+    )
+    uri = f"{settings.mongo.get_secret_value()}/?readPreference={preference}"
+    store = EventStore(load_settings(mongo=uri, mongo_database=settings.mongo_database))
+    assert await store.count_groups({}, ["$event_type"], 10) == {("a",): 5}
+    assert await store.sample({}, "_id", 9, 10) == [0, 1, 2, 3, 4]
+    assert len(await store.documents([{"$limit": 2}], 10)) == 2
+    assert await store.has_any({"_id": 3})
+    assert await ids(store, {}) == [0, 1, 2, 3, 4]
+    store.close()
+    assert len(listener.reads()) == (5 if preference == "primary" else 10)  # one probe for each
+    for command in listener.reads():
+        if preference == "primary":
+            assert "afterClusterTime" not in command.get("readConcern", {})
+        else:
+            assert command["readConcern"]["level"] == "majority"
+            assert isinstance(command["readConcern"]["afterClusterTime"], Timestamp)
+
+
+async def test_a_secondary_that_lags_is_named_and_asked_again_later(
+    settings: Settings, events: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events.insert_many([{"_id": n} for n in range(8_000)])
+    # The development store has no secondaries. It takes longer than this for any read.
+    monkeypatch.setattr("replay_app.store.CATCH_UP_MS", 1)
+    uri = f"{settings.mongo.get_secret_value()}/?readPreference=secondaryPreferred"
+    store = EventStore(load_settings(mongo=uri, mongo_database=settings.mongo_database))
+    for read in (store.has_any({}), store.count_groups({}, [], 10), ids(store, {})):
+        with pytest.raises(
+            Unavailable, match=r"readPreference in REPLAY_MONGO.* lags behind"
+        ) as no:
+            await read
+        assert not isinstance(no.value, TimeLimitExceeded)
+    store.close()
 
 
 # The reader

@@ -145,6 +145,7 @@ SESSIONS: dict[str, Callable[[], Session]] = {
     "completed": completed,
     "completed_with_errors": lambda: completed(failed=1),
     "failed": failed,
+    "retried": lambda: after(failed(), Retry(replay_id=REPLAY)),
 }
 COMMANDS: dict[str, Command] = {
     "start another": start(dry_run=True),
@@ -190,7 +191,9 @@ OUTCOMES: dict[str, tuple[To | str, ...]] = {
     "completed":         (REFUSED, REFUSED,       REFUSED,    REFUSED,  REFUSED),
     "completed_with_errors":
                          (REFUSED, REFUSED,       REFUSED,    REFUSED,  REFUSED),
-    "failed":            (REFUSED, REFUSED,       CANCELLING, EMITTING, RATED),
+    "failed":            (REFUSED, REFUSED,       CANCELLING, PLANNED_AGAIN, RATED),
+    "retried":           (To("pausing", ("stop", "stop")),
+                                   SAME,          CANCELLING, SAME,     RATED),
 }
 # fmt: on
 CASES = [
@@ -314,6 +317,12 @@ EFFECTS: dict[str, dict[str, str]] = {
     "paused": dict.fromkeys(SHARD_REPORTS, "paused"),
     "cancelling": dict.fromkeys(SHARD_REPORTS, "cancelling"),
     "failed": dict.fromkeys(SHARD_REPORTS, "failed"),
+    "retried": {
+        "plan live": "planning",
+        "plan done": "running",
+        "plan failed": "failed",
+        **dict.fromkeys(SHARD_REPORTS, "pending"),
+    },
 }
 REPORTS = [
     *(f"{kind} {state}" for kind in ("plan", "gate", "finish") for state in STEP_STATES),
@@ -467,10 +476,51 @@ def test_a_retry_goes_on_from_there() -> None:
     session = after(session, shard_report(session, 0, "failed", read=3, error="no topic"))
     step = on_command(session, Retry(replay_id=REPLAY), at(9))
     assert step.session is not None
-    assert (step.session.state, step.session.attempt) == ("running", 2)
+    assert (step.session.state, step.session.attempt) == ("pending", 2)
     assert (step.session.error, step.session.ended_at) == (None, None)
+    assert [token.kind for token in step.tokens] == ["plan"]
+    step = on_report(step.session, step_report(step.session, "plan", plan=plan(3)), at(10))
+    assert step.session is not None
+    assert step.session.state == "running"
     assert step.session.counters.read == 5
     assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 0), ("emit", 2)]
+
+
+def test_a_retry_shows_what_matches_now_and_keeps_bound_and_shards() -> None:
+    session = after(running(), Pause(replay_id=REPLAY))
+    session = after(session, shard_report(session, 0, "failed", read=3, error="no topic"))
+    old = session.plan
+    assert old is not None
+    session = after(session, Retry(replay_id=REPLAY))
+    assert session.matched == 10
+    fresh = plan(5, 12, by_type={"a": 12}, warnings=("one",)).model_copy(update={"end": at(99)})
+    session = after(session, step_report(session, "plan", plan=fresh))
+    assert session.plan == fresh.model_copy(update={"end": old.end, "shards": old.shards})
+    assert len(session.shards) == 2
+    assert session.planned_matches == (10, 12)
+    changed = "the plan counted 10, then 12 events: the store has changed between two attempts"
+    assert session.warnings == ("one", changed)
+    session = after(session, shard_report(session, 0, "failed", slice=2, error="no topic"))
+    session = after(session, Retry(replay_id=REPLAY))
+    session = after(session, step_report(session, "plan", plan=plan(2, 12)))
+    assert (session.planned_matches, session.warnings) == ((10, 12), (changed,))
+
+
+def test_a_retry_of_a_session_of_an_older_version_knows_its_first_total() -> None:
+    session = failed().model_copy(update={"planned_matches": ()})
+    session = after(session, Retry(replay_id=REPLAY))
+    session = after(session, step_report(session, "plan", plan=plan(2, 9)))
+    assert session.planned_matches == (10, 9)
+
+
+def test_a_pause_of_a_retry_that_is_being_planned_waits_for_every_shard() -> None:
+    session = after(failed(), Retry(replay_id=REPLAY), Pause(replay_id=REPLAY))
+    late = step_report(session, "plan", epoch=session.epoch - 1, plan=plan())
+    session = after(session, late, shard_report(session, 0, "stopped", slice=STOP_SLICE))
+    assert session.state == "pausing"  # a slice of shard 1 may still run
+    session = after(session, shard_report(session, 1, "stopped", slice=STOP_SLICE))
+    assert session.state == "paused"
+    assert after(session, Resume(replay_id=REPLAY)).state == "running"
 
 
 DRAFT = plan(1).shards
@@ -518,7 +568,7 @@ def test_a_failure_of_an_older_epoch_does_not_fail_a_retried_replay() -> None:
     session = running()
     both_failed = [shard_report(session, n, "failed", error="no topic") for n in (0, 1)]
     session = after(session, both_failed[0], Retry(replay_id=REPLAY))
-    session = after(session, both_failed[1])
+    session = after(session, both_failed[1], step_report(session, "plan", plan=plan()))
     assert session.state == "running"
     assert not session.finishing
 
@@ -571,6 +621,7 @@ def test_a_retry_while_others_are_still_stopping_goes_on() -> None:
     session = failed()
     late = shard_report(session, 1, "stopped", read=2, slice=STOP_SLICE)
     session = after(session, Retry(replay_id=REPLAY), late)
+    session = after(session, step_report(session, "plan", plan=plan()))
     assert session.state == "running"
 
 

@@ -1,0 +1,124 @@
+"""How many stored events match a start command."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from replay_app.queries import all_of, compile_filter, in_time, time_keys, time_range, untimed
+from replay_app.store import TimeLimitExceeded
+from replay_app.store_checks import WARNING_SECONDS
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from replay_app.commands import Start
+    from replay_app.settings import Settings
+    from replay_app.store import EventStore
+
+
+@dataclass
+class Counts:
+    """How many events match."""
+
+    timed: dict[tuple[Any, ...], int] | None
+    """Events in the time range, by (type, topic field). None if counting took too long."""
+    misfits: Counter[Any] | None = None
+    """Events without a usable time that belong to the replay, by type. None if unknown."""
+    may_be_later: bool = True
+    """Whether further events may match at or past the end of the time range."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int | None:
+        """All matching events. None if unknown."""
+        if self.timed is None or self.misfits is None:
+            return None
+        return sum(self.timed.values()) + self.misfits.total()
+
+
+async def count_events(
+    start: Start, settings: Settings, store: EventStore, end: datetime
+) -> Counts:
+    """Count the events that match a command, up to ``end``.
+
+    Raises
+    ------
+    ReplayFailed
+        When the store refuses.
+    Unavailable
+        When the store does not answer.
+
+    """
+    mapping, seconds = settings.mapping, settings.plan_seconds
+    wanted = compile_filter(start.filter, mapping)
+    keys = [f"${mapping.field_type}", f"${mapping.field_topic}"]
+    try:
+        if not leaves_out_untimed(start):
+            # Nearly everything matches, and an index would only make the count slower: one
+            # pass over all events, which also finds the events without a usable time.
+            groups = await store.count_groups(wanted, [*keys, *time_keys(end, mapping)], seconds)
+            counts: Counter[tuple[Any, ...]] = Counter()
+            is_exact, is_later = True, False
+            for (*group, kind, is_before), count in groups.items():
+                is_timed = in_time(kind, is_before, mapping)
+                is_exact = is_exact and is_timed is not None
+                is_later = is_later or is_timed is False
+                if is_timed:
+                    counts[tuple(group)] += count
+            if is_exact:
+                return Counts(dict(counts), misfits=Counter(), may_be_later=is_later)
+        timed = all_of(wanted, time_range(start.filter.start, end, mapping))
+        found = Counts(await store.count_groups(timed, keys, seconds))
+    except TimeLimitExceeded:
+        warning = (
+            f"the matching events could not be counted within {seconds:g} s "
+            "(REPLAY_PLAN_SECONDS): the total is unknown, and a missing destination topic "
+            "shows only when an event for it is reached"
+        )
+        found = Counts(None, warnings=[warning])
+    await _count_misfits(found, start, settings, store)
+    return found
+
+
+def leaves_out_untimed(start: Start) -> bool:
+    """Return whether events without a usable time are left out of the replay.
+
+    These events are in no time range. A replay of everything up to its end includes them, and each
+    of them fails under ``on_error``. A replay with a start, or with a number of first events, does
+    not include them.
+    """
+    return start.filter.start is not None or start.max_events is not None
+
+
+async def _count_misfits(
+    found: Counts, start: Start, settings: Settings, store: EventStore
+) -> None:
+    """Count the events without a usable time.
+
+    A replay that leaves them out warns of them, if they can be counted within WARNING_SECONDS.
+    """
+    mapping, seconds = settings.mapping, settings.plan_seconds
+    is_without = leaves_out_untimed(start)
+    if is_without:
+        found.misfits = Counter()
+        seconds = min(WARNING_SECONDS, seconds)
+    query = all_of(compile_filter(start.filter, mapping), untimed(mapping))
+    try:
+        groups = await store.count_groups(query, [f"${mapping.field_type}"], seconds)
+    except TimeLimitExceeded:
+        if not is_without and found.timed is not None:
+            found.warnings.append(
+                f"the events without a usable time could not be counted within {seconds:g} s "
+                "(REPLAY_PLAN_SECONDS): the total is unknown, and the counts by type lack them"
+            )
+        return
+    misfits = Counter({kind: count for (kind,), count in groups.items()})
+    if not is_without:
+        found.misfits = misfits
+    elif misfits:
+        found.warnings.append(
+            f"{misfits.total()} matching events have no {mapping.timestamp_type} in "
+            f"{mapping.field_timestamp!r}; they are in no time range and are left out"
+        )
