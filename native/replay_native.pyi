@@ -2,7 +2,7 @@
 
 from typing import Any, Final, TypedDict, final
 
-INTERFACE: Final = 2
+INTERFACE: Final = 3
 
 class Account(TypedDict):
     """The batches and counts of a page."""

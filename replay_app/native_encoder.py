@@ -26,7 +26,7 @@ from replay_app.pages import (
 )
 from replay_app.python_encoder import PythonEncoder
 
-INTERFACE = 2
+INTERFACE = 3
 """The version of ``replay_native``'s interface that this module calls."""
 
 
@@ -93,7 +93,7 @@ class NativeEncoder:
             builder = FinishedBatch(batch, records)
             out.batches.append(Batch(topic, partition, builder, records, size))
         if (last := account["last"]) is not None:
-            set_position(out, page[slice(*last)], spec)
+            set_position(out, page, last, spec)
         return out
 
 
