@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
+from replay_app.elements import StoredValue
 from replay_app.events import destination
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
@@ -227,6 +228,8 @@ class Planner:
             return Counter(dict.fromkeys(named, 0)), types
         for (event_type, topic), count in counts.items():
             types[event_type if isinstance(event_type, str) else f"({event_type})"] += count
+            if isinstance(event_type, StoredValue) or isinstance(topic, StoredValue):
+                continue  # unreadable: these events fail too
             try:
                 topics[destination(event_type, topic, self._mapping, target)] += count
             except EventError:

@@ -10,7 +10,9 @@ from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import bson
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCursor
 from pymongo.errors import (
     ConfigurationError,
@@ -23,8 +25,11 @@ from pymongo.errors import (
     PyMongoError,
 )
 
+from replay_app.elements import UNDEFINED, values_at
+from replay_app.events import STRICT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
+from replay_app.pages import DECODE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 SERVER_SELECTION_MS = 5_000
 """How long the driver looks for a server before a call fails."""
+_AWARE = STRICT.with_options(tz_aware=True)
 _TRANSIENT_ERRORS = (ConnectionFailure, CursorNotFound, NotPrimaryError)
 _TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
 """Errors of a cluster that changes its members: host unreachable, host not found, network timeout,
@@ -65,6 +71,11 @@ class EventStore:
             raise InvalidSettings(msg) from error
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
+        self._raw = self._collection.with_options(
+            self._collection.codec_options.with_options(document_class=RawBSONDocument)
+        )
+        """The collection, for answers with values of events: the driver would refuse a whole answer
+        for one text that is not UTF-8."""
         self.name = f"{settings.mongo_database}.{settings.mongo_collection}"
 
     def close(self) -> None:
@@ -103,7 +114,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], int]:
         """Return the number of matching events for each combination of the values of ``keys``.
 
-        ``keys`` are aggregation expressions.
+        ``keys`` are aggregation expressions. A value that the driver cannot decode, and
+        ``undefined``, stay a `StoredValue`.
 
         Raises
         ------
@@ -114,21 +126,24 @@ class EventStore:
         names = {f"k{number}": key for number, key in enumerate(keys)}
         pipeline = [{"$match": query}, {"$group": {"_id": names, "count": {"$sum": 1}}}]
         with self._errors():
-            rows = await self._collection.aggregate(
+            rows = await self._raw.aggregate(
                 pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
             ).to_list(None)
         counts: Counter[tuple[Any, ...]] = Counter()
         for row in rows:  # added up, because to Python true, 1 and 1.0 are one value
-            counts[tuple(_hashable(row["_id"].get(name)) for name in names)] += row["count"]
+            group = tuple(_hashable(_value_at(row, f"_id.{name}")) for name in names)
+            counts[group] += _value_at(row, "count")
         return dict(counts)
 
     async def has_any(self, query: Query) -> bool:
         """Return whether any event matches."""
         with self._errors():
-            return await self._collection.find_one(query, projection=["_id"]) is not None
+            return await self._raw.find_one(query, projection=["_id"]) is not None
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order.
+
+        A value that the driver cannot decode, and ``undefined``, stay a `StoredValue`.
 
         Raises
         ------
@@ -144,10 +159,10 @@ class EventStore:
             {"$sort": {"value": 1}},
         ]
         with self._errors():
-            rows = await self._collection.aggregate(
+            rows = await self._raw.aggregate(
                 pipeline, maxTimeMS=math.ceil(seconds * 1000), allowDiskUse=True
             ).to_list(None)
-        return [row.get("value") for row in rows]
+        return [_value_at(row, "value") for row in rows]
 
     async def has_index(self, fields: Sequence[str]) -> bool:
         """Return whether an ascending index on exactly these fields covers all events."""
@@ -226,6 +241,20 @@ class EventStore:
 
 def _first_line(error: Exception) -> str:
     return str(error).split(", full error", 1)[0].split(", Timeout:", 1)[0][:300]
+
+
+def _value_at(row: RawBSONDocument, path: str) -> Any:
+    """Return the value at a path of an answer; None if the answer does not have the field.
+
+    A value that the driver cannot decode, and ``undefined``, stay a `StoredValue`.
+    """
+    *_, stored = values_at(bytes(row.raw), path)
+    if stored is None or stored.kind == UNDEFINED:
+        return stored
+    try:
+        return bson.decode(stored.under(b""), codec_options=_AWARE)[""]
+    except DECODE_ERRORS:
+        return stored
 
 
 def _hashable(value: Any) -> Any:
