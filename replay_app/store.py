@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import bson
+from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCursor
@@ -114,8 +115,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], int]:
         """Return the number of matching events for each combination of the values of ``keys``.
 
-        ``keys`` are aggregation expressions. A value that the driver cannot decode, and
-        ``undefined``, stay a `StoredValue`.
+        ``keys`` are aggregation expressions. What Python cannot hold stays a
+        `StoredValue`.
 
         Raises
         ------
@@ -143,7 +144,7 @@ class EventStore:
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order.
 
-        A value that the driver cannot decode, and ``undefined``, stay a `StoredValue`.
+        What Python cannot hold stays a `StoredValue`.
 
         Raises
         ------
@@ -246,15 +247,17 @@ def _first_line(error: Exception) -> str:
 def _value_at(row: RawBSONDocument, path: str) -> Any:
     """Return the value at a path of an answer; None if the answer does not have the field.
 
-    A value that the driver cannot decode, and ``undefined``, stay a `StoredValue`.
+    What Python cannot hold stays a `StoredValue`: a text that is not UTF-8, a date outside the
+    years 1 to 9999, ``undefined``.
     """
     *_, stored = values_at(bytes(row.raw), path)
     if stored is None or stored.kind == UNDEFINED:
         return stored
     try:
-        return bson.decode(stored.under(b""), codec_options=_AWARE)[""]
+        value = bson.decode(stored.under(b""), codec_options=_AWARE)[""]
     except DECODE_ERRORS:
         return stored
+    return stored if isinstance(value, DatetimeMS) else value
 
 
 def _hashable(value: Any) -> Any:
