@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 import bson
 from bson import json_util
 from bson.errors import InvalidBSON
+from bson.json_util import JSONMode
 
 from replay_app.checkpoints import progress_of
 from replay_app.destinations import grown_topics
 from replay_app.encoders import make_encoder
 from replay_app.events import LENIENT
 from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.extended_json import CANONICAL
 from replay_app.pacing import allowance, charge, due
 from replay_app.pages import EncodeSpec, count_documents, split_page
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS
-from replay_app.queries import encode_cursor
+from replay_app.queries import advance
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
 
@@ -46,6 +48,10 @@ GIVE_UP_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 * 2 / 3
 come after the transaction's time limit."""
 AWAITS_READER = "waiting for its turn at the store"
 AWAITS_STORE = "waiting for the store's first events"
+_RELAXED = CANONICAL.with_options(
+    json_mode=JSONMode.RELAXED, strict_number_long=None, datetime_representation=None
+)
+"""The form of dead letters: extended JSON that people read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +331,13 @@ class EmitSlice:
     async def _publish(self, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
+        cursor = advance(self._cursor, encoded.cursor, encoded.unplaced)
         if not start.dry_run:
             if not self._producer.in_transaction:
                 await self._producer.begin()
                 self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._sending = asyncio.create_task(self._send(encoded))
-        if encoded.cursor is not None:
-            self._cursor = encode_cursor(encoded.cursor)
-        reader.position = self._cursor
+        reader.position = self._cursor = cursor
         self._tally.add(encoded, dry_run=start.dry_run, on_error=start.on_error)
         self._events += encoded.read
         self._bytes += encoded.bytes
@@ -401,6 +406,7 @@ def _now_ms() -> int:
 def _to_extended_json(document: bytes) -> bytes:
     """Return a stored event as extended JSON; the raw bytes if the event cannot be decoded."""
     try:
-        return json_util.dumps(bson.decode(document, codec_options=LENIENT)).encode()
+        decoded = bson.decode(document, codec_options=LENIENT)
+        return json_util.dumps(decoded, json_options=_RELAXED).encode()
     except (InvalidBSON, ValueError, OverflowError):
         return document

@@ -22,6 +22,7 @@ from bson.datetime_ms import DatetimeMS
 
 from replay_app.commands import TOPIC_NAME, TOPIC_RULE, Target
 from replay_app.exceptions import EventError
+from replay_app.extended_json import extended_text
 
 Document = dict[str, Any]
 
@@ -35,8 +36,8 @@ STRICT: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 """How stored documents are decoded; invalid UTF-8 is an error."""
 LENIENT = STRICT.with_options(tz_aware=True, unicode_decode_error_handler="replace")
-"""How cursors are decoded, and documents that `STRICT` refuses, to find the event's id. U+FFFD
-replaces invalid UTF-8."""
+"""How documents that `STRICT` refuses are decoded, to find the event's id. U+FFFD replaces invalid
+UTF-8."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS
@@ -72,6 +73,21 @@ class EventMapping:
     """The topic if no other rule gives one."""
 
 
+def fields_of(mapping: EventMapping) -> set[str]:
+    """Return the paths of all fields that a mapping reads."""
+    ids = {"event_id", "_id"} if mapping.field_id is None else {mapping.field_id}
+    others = {
+        mapping.field_timestamp,
+        mapping.field_type,
+        mapping.field_aggregate,
+        mapping.field_topic,
+        mapping.field_key,
+        mapping.field_value,
+        mapping.field_replayed,
+    }
+    return ids | {path for path in others if path is not None}
+
+
 def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is a BSON string. PyMongo's `Code` is a ``str``, but not a text."""
     return type(value) is str
@@ -100,6 +116,25 @@ def _at(document: Any, path: str) -> Any:
     return document
 
 
+def is_marked(document: Document, path: str) -> bool:
+    """Return whether a document has the header at a dotted path, whatever the header's value.
+
+    The headers are a document, or an array of pairs: ``[name, value]``, or a document that has the
+    name in the field ``key``, ``k`` or ``name``, or as the name of a field.
+    """
+    if has_field(document, path):
+        return True
+    parents, _, name = path.rpartition(".")
+    headers = field_at(document, parents) if parents else None
+    return isinstance(headers, list) and any(_is_header(pair, name) for pair in headers)
+
+
+def _is_header(pair: Any, name: str) -> bool:
+    if isinstance(pair, dict):
+        return name in pair or any(pair.get(field) == name for field in ("key", "k", "name"))
+    return isinstance(pair, list) and bool(pair) and pair[0] == name
+
+
 def remove_field(document: dict[str, Any], path: str) -> None:
     """Remove the field at a dotted path, if the path leads to one."""
     if "." not in path:
@@ -114,13 +149,13 @@ def remove_field(document: dict[str, Any], path: str) -> None:
     document.pop(name, None)
 
 
-def event_id(document: Document, mapping: EventMapping) -> str:
-    """Return the event's id as text.
+def id_of(document: Document, mapping: EventMapping) -> Any:
+    """Return the event's id as it is stored.
 
     Raises
     ------
     EventError
-        When the document has no id, or the id has no text form.
+        When the document has no id.
 
     """
     if mapping.field_id is None:
@@ -132,7 +167,20 @@ def event_id(document: Document, mapping: EventMapping) -> str:
     if value is None:
         msg = f"it has no id in field {mapping.field_id or '_id'!r} (REPLAY_FIELD_ID)"
         raise EventError(msg)
-    return as_text(value, "id")
+    return value
+
+
+def event_id(document: Document, mapping: EventMapping) -> str:
+    """Return the event's id as text: what a person reads, and the key of last resort.
+
+    Raises
+    ------
+    EventError
+        When the document has no id, or the id has no text form.
+
+    """
+    value = id_of(document, mapping)
+    return extended_text(value) if isinstance(value, dict) else as_text(value, "id")
 
 
 def event_type(document: Document, mapping: EventMapping) -> str:
@@ -161,7 +209,11 @@ def event_time(document: Document, mapping: EventMapping) -> datetime:
         outside the years 1 to 9999.
 
     """
-    value = field_at(document, mapping.field_timestamp)
+    return time_of(field_at(document, mapping.field_timestamp), mapping)
+
+
+def time_of(value: Any, mapping: EventMapping) -> datetime:
+    """Return the time that the timestamp field holds; see `event_time`."""
     kind = mapping.timestamp_type
     try:
         if kind == "date" and isinstance(value, datetime):

@@ -93,7 +93,7 @@ class NativeEncoder:
             builder = FinishedBatch(batch, records)
             out.batches.append(Batch(topic, partition, builder, records, size))
         if (last := account["last"]) is not None:
-            set_position(out, page[slice(*last)], spec)
+            set_position(out, page, last, spec)
         return out
 
 

@@ -19,9 +19,11 @@ import bson
 from bson.errors import InvalidBSON
 
 from replay_app.commands import Target
-from replay_app.events import LENIENT, Document, EventMapping, event_id, event_time, field_at
+from replay_app.elements import elements, require_bson, values_at
+from replay_app.events import LENIENT, Document, EventMapping, event_id, time_of
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.internals import BatchBuilder
+from replay_app.queries import sort_value
 
 DECODE_ERRORS = (InvalidBSON, ValueError, OverflowError, RecursionError)
 """What the driver raises for documents that it cannot decode."""
@@ -108,7 +110,11 @@ class EncodedPage:
     failures: list[FailedEvent] = field(default_factory=list)
     """With ``stop_at_failure``, the last failure stopped the page, and its event was not read."""
     cursor: list[Any] | None = None
-    """Sort values of the last event read. None if no event was read."""
+    """Sort values of the last event read whose place in the order is known. None if there is no
+    such event."""
+    unplaced: list[list[Any]] = field(default_factory=list)
+    """Sort values of the events that were read after that. A field that occurs more than once gives
+    its event several lists: the store takes one of the values."""
     last_time: datetime | None = None
     """Time of the last event read, in UTC. None if no event was read or the event has no time."""
 
@@ -207,12 +213,47 @@ def timestamp_ms(time: datetime) -> int:
     return round(time.replace(tzinfo=UTC).timestamp() * 1000)
 
 
-def set_position(page: EncodedPage, document: bytes, spec: EncodeSpec) -> None:
-    """Set a page's cursor and time from the raw document of the last event read."""
-    decoded = decode_leniently(document)
-    page.cursor = [field_at(decoded, path) for path in spec.cursor_fields]
-    with contextlib.suppress(EventError):
-        page.last_time = event_time(decoded, spec.mapping).replace(tzinfo=UTC)
+def set_position(out: EncodedPage, page: bytes, last: tuple[int, int], spec: EncodeSpec) -> None:
+    """Set the cursor and the time of the last event read; ``last`` says where the event is."""
+    document = page[slice(*last)]
+    out.cursor = _place(document, spec, out.unplaced)
+    with contextlib.suppress(EventError, ValueError):
+        out.last_time = _time(document, spec.mapping)
+    if out.cursor is None:  # rare: look for the event before
+        spans = [span for span in document_spans(page) if span < last]
+        while spans and out.cursor is None:
+            out.cursor = _place(page[slice(*spans.pop())], spec, out.unplaced)
+
+
+def _place(document: bytes, spec: EncodeSpec, unplaced: list[list[Any]]) -> list[Any] | None:
+    """Return an event's sort values, or add all that the store may take to ``unplaced``.
+
+    Raises
+    ------
+    ReplayFailed
+        When the document is so damaged that its sort fields cannot be found.
+
+    """
+    try:
+        found = [values_at(document, path) for path in spec.cursor_fields]
+    except ValueError as error:
+        msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
+        raise ReplayFailed(msg) from error
+    if any(None in values for values in found):
+        decode_leniently(document)  # only a good document says that a field is missing
+    places = [
+        list(one) for one in itertools.product(*(map(sort_value, values) for values in found))
+    ]
+    if len(places) == 1:
+        return places[0]
+    unplaced += places
+    return None
+
+
+def _time(document: bytes, mapping: EventMapping) -> datetime:
+    """Return the time of an event, in UTC; other fields of the event may be damaged."""
+    *_, value = values_at(document, mapping.field_timestamp)  # the driver takes the last one too
+    return time_of(sort_value(value), mapping).replace(tzinfo=UTC)
 
 
 def make_failure(
@@ -220,11 +261,25 @@ def make_failure(
 ) -> FailedEvent:
     """Return what is known of a raw document that could not be encoded."""
     try:
-        identity = event_id(decode_leniently(document), mapping)
+        identity = event_id(_readable(document), mapping)
     except (EventError, ReplayFailed):
         identity = None
     missing_topic = error.topic if isinstance(error, MissingTopic) else None
     return FailedEvent(index, identity, str(error), document, missing_topic)
+
+
+def _readable(document: bytes) -> Document:
+    """Return a document, if need be without the fields that the driver cannot decode."""
+    try:
+        return decode_leniently(document)
+    except ReplayFailed:
+        fields: Document = {}
+        with contextlib.suppress(ValueError, RecursionError):
+            require_bson(document)
+            for name, value in elements(document):
+                with contextlib.suppress(*DECODE_ERRORS):
+                    fields |= bson.decode(value.under(name), codec_options=LENIENT)
+        return fields
 
 
 def decode_leniently(document: bytes) -> Document:

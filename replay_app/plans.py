@@ -15,6 +15,7 @@ from bson import ObjectId
 
 from replay_app.counts import Counts, count_events
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
+from replay_app.elements import StoredValue
 from replay_app.events import destination, event_time
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
@@ -196,6 +197,8 @@ class Planner:
             types[_type_name(event_type)] += count
         for (event_type, topic), count in found.timed.items():
             types[_type_name(event_type)] += count
+            if isinstance(event_type, StoredValue) or isinstance(topic, StoredValue):
+                continue  # unreadable: these events fail too
             try:
                 topics[destination(event_type, topic, self._mapping, target)] += count
             except EventError:
@@ -249,6 +252,8 @@ class Planner:
         )
         spans: dict[str, tuple[datetime, datetime]] = {}
         for (event_type, own_topic), values in groups.items():
+            if isinstance(event_type, StoredValue) or isinstance(own_topic, StoredValue):
+                continue  # unreadable: these events fail too
             try:
                 topic = destination(event_type, own_topic, mapping, self._start.target)
                 low, high = (self._time_of(value) for value in values)

@@ -1,39 +1,38 @@
 """Filter, order and cursor as MongoDB queries: pure functions.
 
-The queries are plain MongoDB filters. Values inside JSON records (cursors, bounds of shards) are
-written as canonical extended JSON, so that no BSON type is lost.
+The queries are plain MongoDB filters. Values inside JSON records (bounds of shards) are written as
+canonical extended JSON, so that no BSON type is lost.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import bson
 from bson import ObjectId, json_util
-from bson.binary import UuidRepresentation
-from bson.json_util import JSONMode, JSONOptions
+from bson.datetime_ms import DatetimeMS
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 
-from replay_app.events import EPOCH
+from replay_app.elements import StoredValue
+from replay_app.events import EPOCH, LENIENT
+from replay_app.exceptions import ReplayFailed
+from replay_app.extended_json import CANONICAL, EXACT
+from replay_app.id_texts import spellings, stored_values
 from replay_app.internals import to_json_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from replay_app.commands import Filter
     from replay_app.events import EventMapping
 
 Query = dict[str, Any]
 
-_JSON = JSONOptions(
-    json_mode=JSONMode.CANONICAL,
-    tz_aware=True,
-    tzinfo=UTC,
-    uuid_representation=UuidRepresentation.STANDARD,
-)
-_WHOLE_NUMBER = re.compile(r"(0|-?[1-9]\d{0,18})\Z", re.ASCII)
+MAX_CURSOR_CHARACTERS = 200_000
+"""Longest cursor: a checkpoint must fit into one record."""
 _BSON_TYPE = {"date": "date", "iso": "string", "epoch_ms": "number"}
 _EXPRESSION_TYPES = {
     "date": ["date"],
@@ -44,23 +43,13 @@ _EXPRESSION_TYPES = {
 
 def to_json(value: Any) -> Any:
     """Return BSON values as plain JSON values (canonical extended JSON)."""
-    return to_json_values(value, _JSON)
-
-
-def encode_cursor(values: Sequence[Any]) -> str:
-    """Return the cursor of the event with these sort values, as extended JSON."""
-    return json_util.dumps(list(values), json_options=_JSON)
-
-
-def decode_cursor(cursor: str) -> list[Any]:
-    """Return the sort values of a cursor."""
-    return list(json_util.loads(cursor, json_options=_JSON))
+    return to_json_values(value, CANONICAL)
 
 
 def from_json(value: Any) -> Any:
     """Return the BSON values of canonical extended JSON."""
     if isinstance(value, dict):
-        return json_util.object_hook({k: from_json(v) for k, v in value.items()}, _JSON)
+        return json_util.object_hook({k: from_json(v) for k, v in value.items()}, CANONICAL)
     if isinstance(value, list):
         return [from_json(item) for item in value]
     return value
@@ -74,18 +63,23 @@ def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
     if wanted.exclude_event_types:
         parts.append({mapping.field_type: {"$nin": list(wanted.exclude_event_types)}})
     if wanted.aggregate_ids:
-        parts.append({mapping.field_aggregate: {"$in": _spellings(wanted.aggregate_ids)}})
+        parts.append({mapping.field_aggregate: {"$in": stored_values(wanted.aggregate_ids)}})
     if wanted.event_ids:
-        ids = _spellings(wanted.event_ids)
+        ids = stored_values(wanted.event_ids)
         if mapping.field_id:
             parts.append({mapping.field_id: {"$in": ids}})
         else:  # as in `event_id`: the field event_id if the document has it, else _id
             parts.append(
                 {"$or": [{"event_id": {"$in": ids}}, {"event_id": None, "_id": {"$in": ids}}]}
             )
-    # With $eq the store never takes a value for an operator.
-    parts += [{path: {"$eq": value}} for path, value in sorted(wanted.fields.items())]
+    parts += [_field_query(path, value) for path, value in sorted(wanted.fields.items())]
     return all_of(*parts)
+
+
+def _field_query(path: str, value: Any) -> Query:
+    found = spellings(value)
+    # With $eq and $in the store never takes a value for an operator.
+    return {path: {"$in": found} if len(found) > 1 else {"$eq": value}}
 
 
 def all_of(*parts: Query) -> Query:
@@ -94,23 +88,6 @@ def all_of(*parts: Query) -> Query:
     if len(wanted) == 1:
         return wanted[0]
     return {"$and": wanted} if wanted else {}
-
-
-def _spellings(ids: Iterable[str | int]) -> list[Any]:
-    """Return each id in every BSON type in which it may be stored: "42" also finds 42."""
-    found: list[Any] = []
-    for item in ids:
-        found.append(item)
-        if isinstance(item, str):
-            if _WHOLE_NUMBER.match(item) and -(2**63) <= int(item) < 2**63:
-                found.append(int(item))
-            if ObjectId.is_valid(item):
-                found.append(ObjectId(item))
-            try:
-                found.append(uuid.UUID(item))
-            except ValueError:
-                continue
-    return found
 
 
 def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> Query:
@@ -189,6 +166,133 @@ def bound_text(time: datetime) -> str:
     return text.rstrip("0") if "." in text else text
 
 
+# Cursors
+
+
+def sort_value(stored: StoredValue | None) -> Any:
+    """Return the value of a sort field for a cursor; None if the field is missing.
+
+    The value is a `StoredValue` if the driver or extended JSON would change one byte of it: a text
+    that is not UTF-8, a UUID of a wrong length, ``undefined``. So the store gets back what it sent.
+    """
+    if stored is None:
+        return None
+    document = stored.under(b"")
+    try:
+        value = bson.decode(document, codec_options=LENIENT)[""]
+        (read,) = json_util.loads(
+            json_util.dumps([value], json_options=CANONICAL), json_options=EXACT
+        )
+        is_exact = bson.encode({"": read}, codec_options=LENIENT) == document
+    except (BSONError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return stored
+    return value if is_exact and not _is_carried(value) else stored
+
+
+def encode_cursor(values: Sequence[Any] | None, unplaced: Sequence[Sequence[Any]] = ()) -> str:
+    """Return a cursor as extended JSON.
+
+    ``values`` are the sort values of the event behind which the cursor stands; None: before the
+    first event. ``unplaced`` are the sort values of events that were read after this event and
+    whose place in the order is not known (see `advance`).
+    """
+    place = None if values is None else [_carried(value) for value in values]
+    cursor: Any = place
+    if unplaced:
+        others = [[_carried(value) for value in one] for one in unplaced]
+        cursor = {"after": place, "unplaced": others}
+    return json_util.dumps(cursor, json_options=CANONICAL)
+
+
+def decode_cursor(cursor: str) -> list[Any]:
+    """Return the sort values of the event behind which a cursor stands; empty without an event."""
+    return _parse_cursor(cursor)[0] or []
+
+
+def _parse_cursor(cursor: str) -> tuple[list[Any] | None, list[list[Any]]]:
+    found = json_util.loads(cursor, json_options=EXACT)
+    place, others = (found["after"], found["unplaced"]) if isinstance(found, dict) else (found, [])
+    values = None if place is None else [_restored(value) for value in place]
+    return values, [[_restored(value) for value in one] for one in others]
+
+
+def _carried(value: Any) -> Any:
+    return {"$bson": value.under(b"")} if isinstance(value, StoredValue) else value
+
+
+def _restored(value: Any) -> Any:
+    return StoredValue.of(value["$bson"]) if _is_carried(value) else value
+
+
+def _is_carried(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"$bson"}
+
+
+def advance(
+    cursor: str | None, values: Sequence[Any] | None, unplaced: Sequence[Sequence[Any]]
+) -> str | None:
+    """Return the cursor after a page.
+
+    ``values`` are the sort values of the last event with a known place; None if no event of the
+    page has one. ``unplaced`` are the sort values of the events after that: events with a sort
+    field that occurs more than once have several places, of which the store takes one. The cursor
+    stays before such events and names them, so that a later query leaves them out.
+
+    Raises
+    ------
+    ReplayFailed
+        When the cursor would move backwards, or would name too many events.
+
+    """
+    if values is None and not unplaced:
+        return cursor
+    old_values, old_unplaced = (None, []) if cursor is None else _parse_cursor(cursor)
+    if values is None:
+        values, unplaced = old_values, [*old_unplaced, *unplaced]
+    elif old_values is not None and _is_before(values, old_values):
+        msg = (
+            f"the event store sent the event with the sort values {_shown(values)} after the one "
+            f"with {_shown(old_values)}: was the event changed meanwhile? Compare it with the "
+            "store's index, then retry"
+        )
+        raise ReplayFailed(msg)
+    found = encode_cursor(values, unplaced)
+    if unplaced and len(found) > MAX_CURSOR_CHARACTERS:
+        msg = (
+            f"{len(unplaced)} events in a row have a sort field more than once, the last one with "
+            f"the sort values {_shown(unplaced[-1])}: correct them in the store, then retry"
+        )
+        raise ReplayFailed(msg)
+    return found
+
+
+def _is_before(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether sort values surely come before others; False if only the store can compare them."""
+    for value, other in zip(values, others, strict=True):
+        (kind, one), (other_kind, another) = _comparable(value), _comparable(other)
+        if kind != other_kind or (kind is None and one != another):
+            return False
+        if one != another:
+            return bool(one < another)
+    return False
+
+
+def _comparable(value: Any) -> tuple[str | None, Any]:
+    """Return a kind and a value; Python orders the values of one kind as every store does.
+
+    The kind is None for other values. Texts are among these: a collection may have a collation.
+    """
+    if isinstance(value, datetime | DatetimeMS):
+        return "date", int(value if isinstance(value, DatetimeMS) else DatetimeMS(value))
+    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+        return "number", value
+    return ("objectId" if isinstance(value, ObjectId) else None), value
+
+
+def _shown(values: Sequence[Any]) -> str:
+    return json_util.dumps([_carried(value) for value in values], json_options=CANONICAL)[:300]
+
+
 def after(cursor: str | None, sort: Sequence[str]) -> Query:
     """Return the query for the events after a cursor, in the ascending order of ``sort``.
 
@@ -198,15 +302,28 @@ def after(cursor: str | None, sort: Sequence[str]) -> Query:
     """
     if cursor is None:
         return {}
-    values = decode_cursor(cursor)
+    values, unplaced = _parse_cursor(cursor)
     parts: list[Query] = []
-    if len(sort) > 1 and values[0] is not None:
-        parts.append({sort[0]: {"$gte": values[0]}})
-    up_to_cursor: list[Query] = []
-    equal: Query = {}
-    for field, value in zip(sort[:-1], values[:-1], strict=True):
-        if equal:
-            up_to_cursor.append({**equal, field: {"$lt": value}})
-        equal[field] = {"$eq": value}
-    up_to_cursor.append({**equal, "$expr": {"$lte": [f"${sort[-1]}", {"$literal": values[-1]}]}})
-    return all_of(*parts, {"$nor": up_to_cursor})
+    left_out: list[Query] = [
+        {field: _operand("$eq", value) for field, value in zip(sort, one, strict=True)}
+        for one in unplaced
+    ]
+    if values is not None:
+        *others, last = values
+        if others and others[0] is not None:
+            parts.append({sort[0]: _operand("$gte", others[0])})
+        equal: Query = {}
+        for field, value in zip(sort[:-1], others, strict=True):
+            if equal:
+                left_out.append({**equal, field: _operand("$lt", value)})
+            equal[field] = _operand("$eq", value)
+        id_is_read = {"$lte": [f"${sort[-1]}", _operand("$literal", last)]}
+        left_out.append({**equal, "$expr": id_is_read})
+    return all_of(*parts, {"$nor": left_out})
+
+
+def _operand(operator: str, value: Any) -> Any:
+    """Return an operator with a sort value, which may be one that only its bytes can hold."""
+    if isinstance(value, StoredValue):
+        return RawBSONDocument(value.under(operator.encode()))
+    return {operator: value}

@@ -9,7 +9,10 @@ from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import bson
+from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCursor
 from pymongo import ReadPreference
 from pymongo.errors import (
@@ -24,9 +27,11 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from replay_app.events import LENIENT
+from replay_app.elements import UNDEFINED, values_at
+from replay_app.events import LENIENT, STRICT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
+from replay_app.pages import DECODE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -38,6 +43,7 @@ SERVER_SELECTION_MS = 5_000
 """How long the driver looks for a server before a call fails."""
 CATCH_UP_MS = 10_000
 """How long a read waits for a secondary to reach what the primary had when the read came."""
+_AWARE = STRICT.with_options(tz_aware=True)
 _TRANSIENT_ERRORS = (ConnectionFailure, CursorNotFound, NotPrimaryError)
 _TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
 """Errors of a cluster that changes its members: host unreachable, host not found, network timeout,
@@ -70,6 +76,9 @@ class EventStore:
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
         self._reads_secondaries = self._client.read_preference != ReadPreference.PRIMARY
+        self._raw = self._collection.codec_options.with_options(document_class=RawBSONDocument)
+        """For answers with values of events: the driver would refuse a whole answer for one text
+        that is not UTF-8."""
         self.name = f"{settings.mongo_database}.{settings.mongo_collection}"
 
     def close(self) -> None:
@@ -125,7 +134,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], int]:
         """Return the number of matching events for each combination of the values of ``keys``.
 
-        ``keys`` are aggregation expressions.
+        ``keys`` are aggregation expressions. What Python cannot hold stays a
+        `StoredValue`.
 
         Raises
         ------
@@ -135,10 +145,11 @@ class EventStore:
         """
         names = {f"k{number}": key for number, key in enumerate(keys)}
         pipeline = [{"$match": query}, {"$group": {"_id": names, "count": {"$sum": 1}}}]
-        rows = await self._aggregate(pipeline, seconds)
+        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
         counts: Counter[tuple[Any, ...]] = Counter()
         for row in rows:  # added up, because to Python true, 1 and 1.0 are one value
-            counts[tuple(_hashable(row["_id"].get(name)) for name in names)] += row["count"]
+            group = tuple(_hashable(_value_at(row, f"_id.{name}")) for name in names)
+            counts[group] += _value_at(row, "count")
         return dict(counts)
 
     async def time_spans(
@@ -146,7 +157,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], tuple[Any, Any]]:
         """Return the lowest and the highest value of a field, for each combination of ``keys``.
 
-        ``keys`` are aggregation expressions; the values are as stored.
+        ``keys`` are aggregation expressions; the values are as stored. What Python cannot hold
+        stays a `StoredValue`.
 
         Raises
         ------
@@ -156,14 +168,13 @@ class EventStore:
         """
         names = {f"k{number}": key for number, key in enumerate(keys)}
         span = {"low": {"$min": f"${field}"}, "high": {"$max": f"${field}"}}
-        with self._errors():
-            rows = await self._collection.aggregate(
-                [{"$match": query}, {"$group": {"_id": names, **span}}],
-                maxTimeMS=math.ceil(seconds * 1000),
-                allowDiskUse=True,
-            ).to_list(None)
+        pipeline = [{"$match": query}, {"$group": {"_id": names, **span}}]
+        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
         return {
-            tuple(_hashable(row["_id"].get(name)) for name in names): (row["low"], row["high"])
+            tuple(_hashable(_value_at(row, f"_id.{name}")) for name in names): (
+                _value_at(row, "low"),
+                _value_at(row, "high"),
+            )
             for row in rows
         }
 
@@ -171,11 +182,15 @@ class EventStore:
         """Return whether any event matches."""
         with self._errors():
             async with self._causal() as (collection, session):
-                found = await collection.find_one(query, projection=["_id"], session=session)
+                found = await collection.with_options(codec_options=self._raw).find_one(
+                    query, projection=["_id"], session=session
+                )
         return found is not None
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order.
+
+        What Python cannot hold stays a `StoredValue`.
 
         Raises
         ------
@@ -190,8 +205,8 @@ class EventStore:
             {"$project": {"_id": 0, "value": f"${field}"}},
             {"$sort": {"value": 1}},
         ]
-        rows = await self._aggregate(pipeline, seconds)
-        return [row.get("value") for row in rows]
+        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
+        return [_value_at(row, "value") for row in rows]
 
     async def documents(
         self, pipeline: Sequence[dict[str, Any]], seconds: float
@@ -260,7 +275,7 @@ class EventStore:
 
     async def _aggregate(
         self, pipeline: Sequence[dict[str, Any]], seconds: float, **options: Any
-    ) -> list[dict[str, Any]]:
+    ) -> list[Any]:
         with self._errors():
             async with self._causal() as (collection, session):
                 cursor = collection.with_options(**options).aggregate(
@@ -269,7 +284,7 @@ class EventStore:
                     maxTimeMS=math.ceil(seconds * 1000),
                     allowDiskUse=True,
                 )
-                rows: list[dict[str, Any]] = await cursor.to_list(None)
+                rows: list[Any] = await cursor.to_list(None)
         return rows
 
     @contextlib.asynccontextmanager
@@ -337,6 +352,22 @@ class EventStore:
 
 def _first_line(error: Exception) -> str:
     return str(error).split(", full error", 1)[0].split(", Timeout:", 1)[0][:300]
+
+
+def _value_at(row: RawBSONDocument, path: str) -> Any:
+    """Return the value at a path of an answer; None if the answer does not have the field.
+
+    What Python cannot hold stays a `StoredValue`: a text that is not UTF-8, a date outside the
+    years 1 to 9999, ``undefined``.
+    """
+    *_, stored = values_at(bytes(row.raw), path)
+    if stored is None or stored.kind == UNDEFINED:
+        return stored
+    try:
+        value = bson.decode(stored.under(b""), codec_options=_AWARE)[""]
+    except DECODE_ERRORS:
+        return stored
+    return stored if isinstance(value, DatetimeMS) else value
 
 
 def _hashable(value: Any) -> Any:

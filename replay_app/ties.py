@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from bson import Decimal128
 
-from replay_app.events import field_at
+from replay_app.elements import values_at
 from replay_app.exceptions import ReplayFailed
-from replay_app.pages import decode_leniently, document_spans
+from replay_app.pages import document_spans
+from replay_app.queries import sort_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -87,8 +88,15 @@ def _values(page: bytes, span: tuple[int, int], sort: Sequence[str]) -> list[Any
 
     More values may be equal here (to Python, true is 1): a tie may be too large, never too small.
     """
-    document = decode_leniently(page[slice(*span)])
-    return [_comparable(field_at(document, path)) for path in sort]
+    document = page[slice(*span)]
+    try:
+        found = [
+            [_comparable(sort_value(value)) for value in values_at(document, path)] for path in sort
+        ]
+    except ValueError as error:
+        msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
+        raise ReplayFailed(msg) from error
+    return [values[0] if len(values) == 1 else values for values in found]
 
 
 def _comparable(value: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import bson
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
@@ -269,3 +270,24 @@ def _record(message: Message) -> Record:
 
 def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
+
+
+def raw_document(*fields: tuple[str, Any] | bytes) -> bytes:
+    """Return a BSON document of names and values. A name may occur twice; bytes are raw fields."""
+    body = b""
+    for field in fields:
+        if isinstance(field, bytes):
+            body += field
+        else:
+            body += bson.encode({field[0]: field[1]}, codec_options=STRICT)[4:-1]
+    return (len(body) + 5).to_bytes(4, "little") + body + b"\0"
+
+
+def raw_field(name: str, kind: int, content: bytes = b"") -> bytes:
+    """Return a raw BSON field, for types and values that the driver cannot write."""
+    return bytes([kind]) + name.encode() + b"\0" + content
+
+
+def raw_text(name: str, text: bytes) -> bytes:
+    """Return a raw BSON field with a text that may be no UTF-8."""
+    return raw_field(name, 0x02, (len(text) + 1).to_bytes(4, "little") + text + b"\0")

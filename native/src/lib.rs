@@ -11,6 +11,7 @@
 //! - `python` takes a page from Python and gives the batches and the counts back.
 //! - `page` goes through the documents of a page and puts their records into batches.
 //! - `mapping` finds the id, time, type, topic and key of a document by the rules of the mapping.
+//! - `extended` writes ids as extended JSON.
 //! - `walk` reads a document: it checks every byte, writes the JSON, keeps the mapped fields.
 //! - `json` writes a BSON value as JSON text.
 //! - `time` reads and writes times.
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batches;
+pub mod extended;
 pub mod json;
 pub mod mapping;
 pub mod page;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::walk::{Node, Slots, Value};
-use crate::{Declined, json, time};
+use crate::{Declined, extended, json, time};
 
 // The slot that `walk` fills with the value of each field.
 pub const EVENT_ID: usize = 0;
@@ -136,9 +136,30 @@ impl Spec {
         slots: &Slots<'a>,
         scratch: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], Declined> {
-        let found = [slots[EVENT_ID], slots[ID]];
-        let value = found.into_iter().flatten().find(|value| !matches!(value, Value::Null));
-        as_text(value.ok_or(Declined)?, scratch)
+        match id(slots)? {
+            value @ Value::Document(_) => extended::text(value, scratch),
+            value => as_text(value, scratch),
+        }
+    }
+
+    /// Return the event's id as it stands in the delivery id; `identity` is its usual text.
+    ///
+    /// # Errors
+    ///
+    /// Declined if the id has a rare type, or could be taken for extended JSON.
+    pub fn delivery<'a>(
+        &self,
+        slots: &Slots<'a>,
+        identity: &'a [u8],
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Declined> {
+        match id(slots)? {
+            Value::Text([b'{' | b'"', ..]) => Err(Declined),
+            Value::Text(_) | Value::ObjectId(_) | Value::Uuid(_) | Value::Document(_) => {
+                Ok(identity)
+            }
+            value => extended::text(value, scratch),
+        }
     }
 
     /// Return the time of the event.
@@ -149,9 +170,10 @@ impl Spec {
     /// the range in which this code rounds as Python does.
     pub fn time(&self, slots: &Slots) -> Result<EventTime, Declined> {
         let (header_ms, record_ms) = match (self.timestamp_type, slots[TIME].ok_or(Declined)?) {
-            (TimestampType::Date, Value::Date(ms)) | (TimestampType::EpochMs, Value::Int(ms)) => {
+            (TimestampType::Date, Value::Date(ms)) | (TimestampType::EpochMs, Value::Long(ms)) => {
                 (ms, ms)
             }
+            (TimestampType::EpochMs, Value::Int(ms)) => (ms.into(), ms.into()),
             (TimestampType::EpochMs, Value::Double(ms)) if ms.abs() < 1e15 && ms.trunc() == ms => {
                 (ms as i64, ms as i64)
             }
@@ -193,7 +215,7 @@ impl Spec {
         match slots[KEY] {
             None | Some(Value::Null) if self.fields.has_key => Err(Declined),
             None | Some(Value::Null) => Ok(identity),
-            Some(Value::Binary(bytes)) => Ok(bytes),
+            Some(Value::Binary(bytes, _)) => Ok(bytes),
             Some(value) => as_text(value, scratch),
         }
     }
@@ -224,6 +246,12 @@ impl Spec {
     }
 }
 
+/// Return the event's id as it is stored.
+fn id<'a>(slots: &Slots<'a>) -> Result<Value<'a>, Declined> {
+    let found = [slots[EVENT_ID], slots[ID]].into_iter().flatten();
+    found.into_iter().find(|value| !matches!(value, Value::Null)).ok_or(Declined)
+}
+
 /// Return an id or key as text.
 fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], Declined> {
     scratch.clear();
@@ -231,15 +259,18 @@ fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], D
         Value::Text(text) => return Ok(text),
         Value::Bool(true) => return Ok(b"true"),
         Value::Bool(false) => return Ok(b"false"),
-        Value::Int(number) => json::integer(scratch, number),
-        Value::ObjectId(bytes) | Value::Binary(bytes) => json::hex(scratch, bytes),
+        Value::Int(number) => json::integer(scratch, number.into()),
+        Value::Long(number) => json::integer(scratch, number),
+        Value::ObjectId(bytes) | Value::Binary(bytes, _) => json::hex(scratch, bytes),
         Value::Uuid(bytes) => json::uuid(scratch, bytes),
         Value::Decimal(bytes) => json::decimal(scratch, bytes)?,
         Value::Date(ms) if time::MILLISECONDS.contains(&ms) => {
             scratch.extend_from_slice(&time::rfc3339(ms));
         }
         // Python writes doubles in another form than JSON.
-        Value::Date(_) | Value::Double(_) | Value::Null | Value::Other => return Err(Declined),
+        Value::Date(_) | Value::Double(_) | Value::Null | Value::Document(_) | Value::Other => {
+            return Err(Declined);
+        }
     }
     Ok(scratch)
 }

@@ -55,6 +55,7 @@ struct Scratch {
     json: Vec<u8>,
     names: Vec<u64>,
     identity: Vec<u8>,
+    delivery: Vec<u8>,
     key: Vec<u8>,
     route: Vec<u8>,
     headers: Vec<u8>,
@@ -147,11 +148,12 @@ impl Page {
 
     fn encode(&mut self, document: &[u8], scratch: &mut Scratch) -> Result<Outcome, Declined> {
         let spec = Arc::clone(&self.spec);
-        let Scratch { json, names, identity, key, route, headers } = scratch;
+        let Scratch { json, names, identity, delivery, key, route, headers } = scratch;
         json.clear();
         let write = !spec.fields.has_value;
         let slots = walk(document, spec.fields.root(), write, json, names)?;
         let identity = spec.identity(&slots, identity)?;
+        let delivery = spec.delivery(&slots, identity, delivery)?;
         if slots[REPLAYED].is_some() {
             return Ok(Outcome::Skipped);
         }
@@ -168,16 +170,16 @@ impl Page {
         let key = spec.key(&slots, identity, key)?;
         let value = match slots[VALUE] {
             _ if write => json.as_slice(),
-            Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
+            Some(Value::Binary(bytes, _) | Value::Text(bytes)) => bytes,
             _ => return Err(Declined),
         };
-        if key.len() + value.len() + identity.len() + spec.overhead_bytes
+        if key.len() + value.len() + delivery.len() + spec.overhead_bytes
             > self.topics[topic_place].limit
         {
             return Err(Declined);
         }
         headers.clear();
-        self.headers.write(headers, &time::rfc3339(time.header_ms), identity);
+        self.headers.write(headers, &time::rfc3339(time.header_ms), delivery);
         let ms = if spec.original_timestamps { time.record_ms } else { self.now_ms };
         let count = self.topics[topic_place].open.len() as u32;
         let partition = (partition_hash(key) % count) as usize;
@@ -336,14 +338,14 @@ impl Headers {
         Self { fixed, original_time, delivery_id, replay }
     }
 
-    fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], identity: &[u8]) {
+    fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], delivery: &[u8]) {
         out.extend_from_slice(&self.fixed);
         out.extend_from_slice(&self.original_time);
         out.extend_from_slice(original_time);
         out.extend_from_slice(&self.delivery_id);
-        varint(out, (self.replay.len() + identity.len()) as i64);
+        varint(out, (self.replay.len() + delivery.len()) as i64);
         out.extend_from_slice(&self.replay);
-        out.extend_from_slice(identity);
+        out.extend_from_slice(delivery);
     }
 }
 

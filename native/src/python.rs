@@ -249,7 +249,8 @@ mod replay_native {
     #[pymodule_export]
     use super::{Batch, Encoder, Page};
 
-    /// Goes up by 1 with each change of `replay_native.pyi` or of the names in `spec`.
+    /// Goes up by 1 with each change of `replay_native.pyi`, of the names in `spec`, or of the records
+    /// that the rules make: the reference and this module must follow the same rules.
     #[pymodule_export]
     const INTERFACE: u32 = 3;
 }

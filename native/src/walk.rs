@@ -16,16 +16,22 @@ const FEW_NAMES: usize = 32;
 pub enum Value<'a> {
     Null,
     Bool(bool),
-    Int(i64),
+    /// A 32-bit integer.
+    Int(i32),
+    /// A 64-bit integer.
+    Long(i64),
     Double(f64),
     Text(&'a [u8]),
     /// Milliseconds after 1970.
     Date(i64),
     ObjectId(&'a [u8]),
     Uuid(&'a [u8]),
-    Binary(&'a [u8]),
+    /// Bytes and their subtype.
+    Binary(&'a [u8], u8),
     Decimal([u8; 16]),
-    /// A document, an array, or a type that the rules do not use.
+    /// The raw bytes of a document, whose lengths `walk` has checked.
+    Document(&'a [u8]),
+    /// An array, or a type that the rules do not use.
     Other,
 }
 
@@ -70,6 +76,16 @@ impl Node {
             node = &mut node.children[place];
         }
         node
+    }
+
+    /// Whether an array holds the name of a field that is kept at this node.
+    ///
+    /// Headers may be an array of pairs of name and value, and only the reference reads pairs.
+    fn has_name_in(&self, array: &[u8]) -> bool {
+        self.children.iter().filter(|child| child.slots != 0).any(|child| {
+            child.name.is_empty()
+                || array.windows(child.name.len()).any(|part| part == &*child.name)
+        })
     }
 
     fn child(&self, name: &Name) -> Option<&Node> {
@@ -245,15 +261,20 @@ impl<'a> Walk<'a, '_> {
             0x01 => Value::Double(f64::from_le_bytes(self.word()?)),
             0x02 | 0x0E => Value::Text(self.text()?),
             0x03 => {
+                let start = self.at;
                 self.document(node, write, depth + 1)?;
-                return Ok(Value::Other);
+                return Ok(Value::Document(&self.bytes[start..self.at]));
             }
             0x04 => {
+                let start = self.at;
                 self.array(write, depth + 1)?;
+                if node.is_some_and(|node| node.has_name_in(&self.bytes[start..self.at])) {
+                    return Err(Declined);
+                }
                 return Ok(Value::Other);
             }
             0x05 => self.binary()?,
-            0x06 | 0x0A => Value::Null,
+            0x0A => Value::Null,
             0x07 => Value::ObjectId(self.take(12)?),
             0x08 => match self.take(1)?[0] {
                 0 => Value::Bool(false),
@@ -261,8 +282,8 @@ impl<'a> Walk<'a, '_> {
                 _ => return Err(Declined),
             },
             0x09 => Value::Date(i64::from_le_bytes(self.word()?)),
-            0x10 => Value::Int(i64::from(i32::from_le_bytes(self.word()?))),
-            0x12 => Value::Int(i64::from_le_bytes(self.word()?)),
+            0x10 => Value::Int(i32::from_le_bytes(self.word()?)),
+            0x12 => Value::Long(i64::from_le_bytes(self.word()?)),
             0x13 => Value::Decimal(self.word()?),
             0x11 if !write => {
                 self.take(8)?;
@@ -285,17 +306,18 @@ impl<'a> Walk<'a, '_> {
             Value::Null => out.extend_from_slice(b"null"),
             Value::Bool(true) => out.extend_from_slice(b"true"),
             Value::Bool(false) => out.extend_from_slice(b"false"),
-            Value::Int(number) => json::integer(out, number),
+            Value::Int(number) => json::integer(out, number.into()),
+            Value::Long(number) => json::integer(out, number),
             Value::Double(number) => json::double(out, number)?,
             Value::Text(text) => json::string(out, text)?,
             Value::Date(ms) => json::date(out, ms)?,
-            Value::Other => return Err(Declined),
-            Value::ObjectId(_) | Value::Uuid(_) | Value::Binary(_) | Value::Decimal(_) => {
+            Value::Document(_) | Value::Other => return Err(Declined),
+            Value::ObjectId(_) | Value::Uuid(_) | Value::Binary(..) | Value::Decimal(_) => {
                 out.push(b'"');
                 match value {
                     Value::ObjectId(bytes) => json::hex(out, bytes),
                     Value::Uuid(bytes) => json::uuid(out, bytes),
-                    Value::Binary(bytes) => json::base64(out, bytes),
+                    Value::Binary(bytes, _) => json::base64(out, bytes),
                     Value::Decimal(bytes) => json::decimal(out, bytes)?,
                     _ => return Err(Declined),
                 }
@@ -313,7 +335,7 @@ impl<'a> Walk<'a, '_> {
             2 => Err(Declined), // the old form, which has a second length
             4 if size == 16 => Ok(Value::Uuid(bytes)),
             4 => Err(Declined),
-            _ => Ok(Value::Binary(bytes)),
+            _ => Ok(Value::Binary(bytes, subtype)),
         }
     }
 

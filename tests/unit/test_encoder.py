@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import random
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,19 +14,23 @@ from typing import Any
 import bson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
-from bson import Code
+from bson import Binary, Code, DatetimeMS, Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
+from support import raw_document, raw_field, raw_text
 
 from replay_app import encoders
 from replay_app.commands import Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
+from replay_app.elements import values_at
 from replay_app.encoders import encoder_name, make_encoder
-from replay_app.events import EventMapping
+from replay_app.events import STRICT, EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
+from replay_app.id_texts import delivery_text
 from replay_app.internals import batch_bytes
 from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
 from replay_app.partitioner import partition_of
+from replay_app.queries import after, encode_cursor
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
@@ -266,6 +271,206 @@ def test_replayed_events_are_left_out_unless_asked_for(encode: Encode) -> None:
     guarded, asked = encode(page), encode(page, include_replayed=True)
     assert (guarded.read, guarded.encoded, guarded.skipped_replays) == (2, 1, 1)
     assert (asked.read, asked.encoded, asked.skipped_replays) == (2, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_replayed"),
+    [
+        ([["replay-id", "old"]], True),
+        ([["trace", "x"], {"k": "replay-id", "v": None}], True),
+        ([{"key": "replay-id", "value": b"old"}], True),
+        ([{"name": "replay-id", "value": "old"}], True),
+        ([["trace", "replay-id"]], False),
+        ([], False),
+    ],
+)
+def test_the_mark_is_seen_in_headers_that_are_pairs(
+    encode: Encode, headers: Any, is_replayed: bool
+) -> None:
+    encoded = encode(page_of(event(1, headers=headers), event(2)))
+    assert (encoded.read, encoded.skipped_replays) == (2, int(is_replayed))
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("fields", "delivery_id", "key"),
+    [
+        ({"event_id": "1"}, "1", "1"),
+        ({"event_id": 1}, '{"$numberInt":"1"}', "1"),
+        ({"event_id": Int64(1)}, '{"$numberLong":"1"}', "1"),
+        ({"event_id": True}, '{"$bool":true}', "true"),
+        ({"event_id": b"\xab"}, '{"$binary":{"base64":"qw==","subType":"00"}}', "ab"),
+        ({"event_id": Binary(b"\xab", 3)}, '{"$binary":{"base64":"qw==","subType":"03"}}', "ab"),
+        ({"event_id": 1.5}, '{"$numberDouble":"1.5"}', "1.5"),
+        (
+            {"event_id": NOON},
+            '{"$date":{"$numberLong":"1767355200000"}}',
+            f"{NOON:%F}T12:00:00.000Z",
+        ),
+        ({"event_id": ObjectId("6" * 24)}, "6" * 24, "6" * 24),
+        ({"event_id": uuid.UUID(int=1)}, str(uuid.UUID(int=1)), str(uuid.UUID(int=1))),
+        (
+            {"_id": {"stream": 'o"\n-ü', "version": 3}},
+            '{"stream":"o\\"\\n-ü","version":{"$numberInt":"3"}}',
+            None,
+        ),
+        ({"_id": {"v": Int64(3), "s": {"n": None, "o": ObjectId("6" * 24)}}}, None, None),
+        ({"_id": {"t": NOON, "f": 0.5, "b": True}}, None, None),
+        ({"event_id": '{"a":1}'}, '"{\\"a\\":1}"', '{"a":1}'),
+        ({"event_id": {}}, "{}", "{}"),
+    ],
+)
+def test_each_id_has_its_delivery_id_and_a_key_of_last_resort(
+    encode: Encode, fields: dict[str, Any], delivery_id: str | None, key: str | None
+) -> None:
+    stored = event(1, aggregate_id=..., **fields)
+    page = bson.encode(stored, codec_options=STRICT)
+    ((_, _, record),) = records(encode(page))
+    wanted = delivery_id or delivery_text(stored["_id"])
+    assert dict(record.headers)["replay-delivery-id"].decode() == f"r-1:{wanted}"
+    assert record.key.decode() == (key or wanted)
+
+
+# What the driver hides
+
+EARLIER, LATER = NOON - dt.timedelta(hours=1), NOON + dt.timedelta(hours=1)
+
+
+def raw_event(number: int, *more: tuple[str, Any] | bytes, without: str = "") -> bytes:
+    fields = event(number)
+    return raw_document(*((name, fields[name]) for name in fields if name != without), *more)
+
+
+INNER = [raw_field("meta", 0x03, raw_document(("at", NOON), ("at", EARLIER)))]
+ODD: dict[str, tuple[bytes, str]] = {
+    "time": (raw_event(2, ("timestamp", EARLIER)), "'timestamp' 2 times"),
+    "time, equal": (raw_event(2, ("timestamp", NOON)), "'timestamp' 2 times"),
+    "id": (raw_event(2, ("_id", 0)), "'_id' 2 times"),
+    "aggregate": (raw_event(2, ("aggregate_id", "a-0")), "'aggregate_id' 2 times"),
+    "path": (raw_event(2, *INNER), "'meta.at' 2 times"),
+    "parent": (raw_event(2, ("meta", {"at": NOON}), ("meta", {"a": 1})), "'meta' 2 times"),
+    "body": (raw_event(2, ("body", "y")), "'body' 2 times"),
+    "mark": (raw_event(2, ("headers", {"replay-id": "x"}), ("headers", {})), "'headers' 2 times"),
+    "undefined": (raw_event(2, raw_field("u", 0x06)), "'u' is undefined"),
+    "undefined inside": (
+        raw_event(2, raw_field("l", 0x04, raw_document(raw_field("0", 0x06)))),
+        "'l.0' is undefined",
+    ),
+    "undefined id": (raw_event(2, raw_field("event_id", 0x06)), "'event_id' is undefined"),
+}
+BY_ALL = ("aggregate_id", "timestamp", "meta.at", "_id")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_the_driver_hides_fails_by_name(encode: Encode, kind: str) -> None:
+    odd, reason = ODD[kind]
+    page = page_of(event(1)) + odd + page_of(event(3))
+    passed, stopped = encode(page, stop_at_failure=False), encode(page)
+    assert (passed.read, passed.encoded, passed.cursor) == (3, 2, [NOON, 3])
+    assert (stopped.read, stopped.encoded, stopped.cursor) == (1, 1, [NOON, 1])
+    assert passed.failures == stopped.failures
+    (failure,) = passed.failures
+    assert (failure.index, failure.document) == (1, odd)
+    assert failure.event_id == ("0" if kind == "id" else "2")
+    assert reason in failure.reason
+    assert not passed.unplaced
+    assert not stopped.unplaced
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [
+        ("time", [["a-2", NOON, None, 2], ["a-2", EARLIER, None, 2]]),
+        ("id", [["a-2", NOON, None, 2], ["a-2", NOON, None, 0]]),
+        ("aggregate", [["a-2", NOON, None, 2], ["a-0", NOON, None, 2]]),
+        ("path", [["a-2", NOON, NOON, 2], ["a-2", NOON, EARLIER, 2]]),
+        ("parent", [["a-2", NOON, NOON, 2], ["a-2", NOON, None, 2]]),
+    ],
+)
+def test_the_cursor_stays_before_events_whose_place_is_not_known(
+    encode: Encode, kind: str, places: list[list[Any]]
+) -> None:
+    odd, _ = ODD[kind]
+    options: dict[str, Any] = {"cursor_fields": BY_ALL, "stop_at_failure": False}
+    place = ["a-1", NOON, None, 1]
+    last = encode(page_of(event(1)) + odd, **options)
+    assert (last.read, last.cursor, last.unplaced) == (2, place, places)
+    two = encode(page_of(event(1)) + odd + odd, **options)
+    assert (two.read, two.cursor, two.unplaced) == (3, place, places + places)
+    alone = encode(odd, **options)
+    assert (alone.read, alone.cursor, alone.unplaced) == (1, None, places)
+    before = encode(odd + page_of(event(3)), **options)
+    assert (before.cursor, before.unplaced) == (["a-3", NOON, None, 3], [])
+
+
+@pytest.mark.parametrize("kind", ["time, equal", "body", "undefined", "undefined inside"])
+def test_an_odd_event_with_a_known_place_moves_the_cursor(encode: Encode, kind: str) -> None:
+    encoded = encode(page_of(event(1)) + ODD[kind][0], stop_at_failure=False)
+    assert (encoded.read, encoded.cursor, encoded.unplaced) == (2, [NOON, 2], [])
+
+
+def test_what_is_not_published_and_not_read_may_be_odd(encode: Encode) -> None:
+    odd = raw_event(1, ("x", 1), ("x", 2), raw_field("u", 0x06), ("m", {"x": 1}))
+    mapping = replace(SPEC.mapping, exclude_fields=("_id", "x", "u"))
+    assert encode(odd, mapping=mapping).encoded == 1
+    kept = replace(SPEC.mapping, field_value="body")
+    ((_, _, record),) = records(encode(odd, mapping=kept))
+    assert record.value == b"x"
+    assert encode(odd).failures
+    used = replace(mapping, field_key="x")
+    assert "'x' 2 times" in encode(odd, mapping=used).failures[0].reason
+
+
+def test_a_mark_wins_over_what_the_driver_hides(encode: Encode) -> None:
+    odd = raw_event(1, ("timestamp", EARLIER), ("headers", {"replay-id": "x"}))
+    encoded = encode(odd)
+    assert (encoded.read, encoded.skipped_replays, encoded.failures) == (1, 1, [])
+    assert (encoded.cursor, len(encoded.unplaced)) == (None, 2)
+
+
+def test_a_symbol_is_its_text(encode: Encode) -> None:
+    symbol = raw_field("event_type", 0x0E, b"\x02\0\0\0u\0")
+    ((topic, _, record),) = records(encode(raw_event(1, symbol, without="event_type")))
+    assert (topic, json.loads(record.value)["event_type"]) == ("u", "u")
+
+
+def test_a_document_whose_id_does_not_stand_first_is_good(encode: Encode) -> None:
+    assert encode(raw_event(1, ("_id", 1), without="_id")).encoded == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        raw_event(2, ("timestamp", DatetimeMS(-(2**60))), without="timestamp"),
+        raw_event(2, raw_text("_id", b"a\xff"), without="_id"),
+        raw_event(2, raw_field("u", 0x05, b"\x02\0\0\0\x04ab")),
+        raw_event(2, raw_field("_id", 0x05, b"\x02\0\0\0\x04ab"), without="_id"),
+        raw_event(2, raw_text("aggregate_id", b"\xff"), without="aggregate_id"),
+        raw_event(2, ("_id", {"at": DatetimeMS(2**60)}), without="_id"),
+        raw_event(2, raw_field("_id", 0x03, raw_document(("v", 1), ("v", 2))), without="_id"),
+    ],
+    ids=["far time", "bad id", "bad uuid", "bad uuid as id", "bad key", "far id", "id twice"],
+)
+def test_the_cursor_moves_onto_values_that_only_their_bytes_hold(
+    encode: Encode, last: bytes
+) -> None:
+    encoded = encode(page_of(event(1)) + last, stop_at_failure=False)
+    assert (encoded.read, encoded.encoded + len(encoded.failures)) == (2, 2)
+    assert not encoded.unplaced
+    assert encoded.cursor is not None
+    query = bson.encode(after(encode_cursor(encoded.cursor), SPEC.cursor_fields))
+    (stored_id,) = values_at(last, "_id")
+    assert stored_id is not None
+    assert stored_id.under(b"$literal")[4:-1] in query
+
+
+def test_an_event_that_cannot_be_decoded_is_named_by_its_id(encode: Encode) -> None:
+    odd = raw_event(2, ("event_id", "e-2"), raw_field("u", 0x05, b"\x02\0\0\0\x04ab"))
+    encoded = encode(odd + page_of(event(3)), stop_at_failure=False)
+    assert [one.event_id for one in encoded.failures] == ["e-2"]
+    assert "cannot decode a uuid" in encoded.failures[0].reason
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

@@ -32,6 +32,7 @@ from replay_app.events import (
     event_value,
     field_at,
     has_field,
+    is_marked,
     remove_field,
     rfc3339,
 )
@@ -169,6 +170,7 @@ def _expected(value: Any) -> Any:
         ({"_id": 7}, MAPPING, "7"),
         ({"_id": UID}, MAPPING, str(UID)),
         ({"_id": 1, "meta": {"id": Int64(9)}}, EventMapping(field_id="meta.id"), "9"),
+        ({"_id": {"s": "a", "v": 1}}, MAPPING, '{"s":"a","v":{"$numberInt":"1"}}'),
     ],
 )
 def test_the_event_id_is_found(document: dict[str, Any], mapping: EventMapping, found: str) -> None:
@@ -180,7 +182,7 @@ def test_the_event_id_is_found(document: dict[str, Any], mapping: EventMapping, 
     [
         ({}, MAPPING, "has no id in field '_id'"),
         ({"_id": 1}, EventMapping(field_id="meta.id"), "no id in field 'meta.id'"),
-        ({"_id": {"a": 1}}, MAPPING, "has no text form"),
+        ({"_id": [1]}, MAPPING, "has no text form"),
     ],
 )
 def test_an_event_without_a_usable_id_is_an_error(
@@ -325,6 +327,52 @@ def test_dotted_paths_reach_into_documents_only() -> None:
     assert field_at(document, "c.0") is None
     remove_field(document, "a.b")
     assert document == {"a": {}, "c": [{"d": 1}]}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"replay-id": "r"},
+        {"replay-id": None},
+        [["replay-id", "r"]],
+        [["trace", "x"], ["replay-id", None]],
+        [["replay-id"]],
+        [{"key": "replay-id", "value": "r"}],
+        [{"k": "replay-id", "v": "r"}],
+        [{"name": "trace"}, {"name": "replay-id", "value": "r"}],
+        [{"trace": "x"}, {"replay-id": "r"}],
+    ],
+)
+def test_a_header_is_found_in_a_document_and_in_an_array_of_pairs(headers: Any) -> None:
+    assert is_marked({"headers": headers}, "headers.replay-id")
+    assert is_marked({"meta": {"headers": headers}}, "meta.headers.replay-id")
+    assert not is_marked({"headers": headers}, "headers.replay")
+    assert not is_marked({"headers": [headers]}, "headers.replay-i")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        None,
+        "replay-id",
+        {},
+        {"trace": "replay-id"},
+        [],
+        ["replay-id"],
+        [["trace", "replay-id"]],
+        [{"value": "replay-id"}],
+        [{"key": "trace", "value": "replay-id"}],
+        [[["replay-id"]], {"key": {"replay-id": 1}}, [], [None], 5],
+    ],
+)
+def test_what_is_no_header_is_not_taken_for_one(headers: Any) -> None:
+    assert not is_marked({"headers": headers}, "headers.replay-id")
+    assert not is_marked({"replay-id": headers}, "headers.replay-id")
+
+
+def test_without_dots_the_path_is_a_field() -> None:
+    assert is_marked({"replayed": None}, "replayed")
+    assert not is_marked({"other": [["replayed", 1]]}, "replayed")
 
 
 @given(st.decimals() | st.decimals(places=2, min_value=-1_000, max_value=1_000))

@@ -21,6 +21,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex
 from bson import Timestamp as BsonTimestamp
 from hypothesis import example, given
+from support import raw_document, raw_field, raw_text
 
 from replay_app.commands import Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
@@ -136,6 +137,47 @@ pages = st.lists(events | good_events, max_size=6).map(
 )
 
 
+# Documents that the driver does not write
+
+raw_fields = st.one_of(
+    st.tuples(st.sampled_from(["_id", "event_id", "aggregate_id", "event_type", "a"]), ordinary),
+    st.tuples(st.just("timestamp"), dates),
+    st.tuples(st.sampled_from(["meta", "headers"]), meta),
+    st.tuples(
+        st.just("headers"),
+        st.lists(
+            st.lists(st.sampled_from(["replay-id", "trace", 5]), max_size=2)
+            | st.dictionaries(
+                st.sampled_from(["key", "k", "name", "value", "replay-id"]),
+                st.sampled_from(["replay-id", "trace", None]),
+                max_size=2,
+            ),
+            max_size=3,
+        ),
+    ),
+    st.builds(
+        raw_field,
+        st.sampled_from(["a", "_id", "event_id", "timestamp", "event_type"]),
+        st.just(0x06),  # undefined
+    ),
+    st.builds(raw_text, st.sampled_from(["a", "_id", "topic"]), st.binary(max_size=3)),
+    st.builds(
+        lambda name, ids: (name, ids),
+        st.sampled_from(["_id", "event_id"]),
+        st.dictionaries(names, st.one_of(texts, longs, object_ids, st.none()), max_size=3),
+    ),
+)
+GOOD = [("_id", 1), ("event_type", "placed"), ("timestamp", NOON)]
+raw_pages = st.lists(
+    st.builds(
+        lambda fields, is_good: raw_document(*(GOOD if is_good else []), *fields),
+        st.lists(raw_fields, max_size=5),
+        st.booleans(),
+    ),
+    max_size=4,
+).map(b"".join)
+
+
 # Mappings
 
 
@@ -192,7 +234,7 @@ def account(encoded: EncodedPage, *, is_compressed: bool) -> dict[str, Any]:
         "by_type": encoded.by_type,
         "by_topic": encoded.by_topic,
         "failures": encoded.failures,
-        "cursor": repr(encoded.cursor),
+        "cursor": repr((encoded.cursor, encoded.unplaced)),
         "batches": [(b.topic, b.partition, b.records, b.bytes) for b, _ in batches],
         "records": [records(sent) for _, sent in batches],
         "bytes": None if is_compressed else [sent for _, sent in batches],
@@ -232,6 +274,11 @@ def test_any_documents_under_any_mapping(spec: EncodeSpec, page: bytes) -> None:
     assert_equal(spec, page)
 
 
+@given(specs, raw_pages)
+def test_documents_that_the_driver_does_not_write(spec: EncodeSpec, page: bytes) -> None:
+    assert_equal(spec, page)
+
+
 @given(st.lists(good_events, min_size=1, max_size=60), specs)
 def test_pages_of_good_events(page: list[dict[str, Any]], spec: EncodeSpec) -> None:
     spec = replace(spec, mapping=SPEC.mapping)
@@ -267,11 +314,14 @@ def test_everyday_events_are_not_left_to_the_reference() -> None:
     rich |= {"d": Decimal128("1.50"), "u": uuid.uuid4(), "b": b"\0", "o": {"t": NOON, "x": [True]}}
     page = bson.encode(rich, codec_options=STRICT)
     page += b"".join(bson.encode(event) for event in shop_events(200))
+    ids: list[Any] = [1, 2**40, b"x", Binary(bytes(16), 3), {"s": "a", "v": 1, "n": {"x": 2**40}}]
+    traced = {"event_type": "placed", "timestamp": NOON, "headers": [["trace", "x"], {"k": "y"}]}
+    page += b"".join(bson.encode({"_id": one} | traced) for one in ids)
     spec = replace(SPEC, partitions=SPEC.partitions | dict.fromkeys(SHOP_TOPICS, 3))
     native = importlib.import_module("replay_app.native_encoder")
     work = native.NativeEncoder(spec)._encoder.begin(page, NOW_MS)
     assert work.run() is None
-    assert work.finish()["encoded"] == 201
+    assert work.finish()["encoded"] == 206
 
 
 # What aiokafka sees

@@ -10,14 +10,29 @@ from typing import Any
 
 import bson
 import pytest
-from bson import Binary, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
+from bson import (
+    Binary,
+    Code,
+    DatetimeMS,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    Regex,
+    Timestamp,
+)
 from bson.codec_options import CodecOptions
 from hypothesis import given
 from hypothesis import strategies as st
+from support import raw_document, raw_field, raw_text
 
 from replay_app.commands import Filter
+from replay_app.elements import values_at
 from replay_app.events import EventMapping
+from replay_app.exceptions import ReplayFailed
 from replay_app.queries import (
+    advance,
     after,
     all_of,
     compile_filter,
@@ -25,6 +40,7 @@ from replay_app.queries import (
     encode_cursor,
     from_json,
     of_type,
+    sort_value,
     time_range,
     to_json,
     untimed,
@@ -33,6 +49,15 @@ from replay_app.queries import (
 MAPPING = EventMapping()
 OID = "65920080000001000000002a"
 UID = "12345678-1234-4234-8234-123456789abc"
+LEGACY_UUIDS = [
+    Binary(bytes.fromhex(one), 3)
+    for one in (
+        "12345678123442348234123456789abc",
+        "78563412341234428234123456789abc",
+        "3442341278563412bc9a785634123482",
+    )
+]
+"""What drivers in Python, C# and Java have stored for the UUID."""
 NO_ARRAY = {"$not": {"$type": "array"}}
 TEN = datetime(2026, 1, 1, 10, tzinfo=UTC)
 
@@ -66,6 +91,10 @@ TEN = datetime(2026, 1, 1, 10, tzinfo=UTC)
         ({"fields": {"a": "$where"}}, {"a": {"$eq": "$where"}}),
         ({"fields": {"a": '{"$gt": ""}'}}, {"a": {"$eq": '{"$gt": ""}'}}),
         ({"fields": {"a": "/.*/"}}, {"a": {"$eq": "/.*/"}}),
+        ({"fields": {"a": UID}}, {"a": {"$in": [UID, uuid.UUID(UID), *LEGACY_UUIDS]}}),
+        ({"fields": {"a": OID}}, {"a": {"$in": [OID, ObjectId(OID)]}}),
+        ({"fields": {"a": "42"}}, {"a": {"$eq": "42"}}),
+        ({"fields": {"a": '{"b": 1}'}}, {"a": {"$eq": '{"b": 1}'}}),
         ({"aggregate_ids": ("$ne",)}, {"aggregate_id": {"$in": ["$ne"]}}),
         ({"event_types": ("/.*/",)}, {"event_type": {"$in": ["/.*/"]}}),
     ],
@@ -103,7 +132,9 @@ def test_a_filter_goes_by_the_mapping() -> None:
         ("9223372036854775808", ["9223372036854775808"]),
         (OID, [OID, ObjectId(OID)]),
         (OID.upper(), [OID.upper(), ObjectId(OID)]),
-        (UID, [UID, uuid.UUID(UID)]),
+        (UID, [UID, uuid.UUID(UID), *LEGACY_UUIDS]),
+        ('{"s": "a", "v": 1}', ['{"s": "a", "v": 1}', {"s": "a", "v": 1}]),
+        ('{"$ne": 1}', ['{"$ne": 1}']),
         (
             "aaaaaaaaaaaa",
             ["aaaaaaaaaaaa"],
@@ -236,6 +267,136 @@ def test_a_cursor_on_null_has_no_lower_bound() -> None:
 def test_the_id_alone_can_be_the_order() -> None:
     query = after(encode_cursor(["$a"]), ("_id",))
     assert query == {"$nor": [{"$expr": {"$lte": ["$_id", {"$literal": "$a"}]}}]}
+
+
+FAR_PAST, FAR = DatetimeMS(-(2**60)), DatetimeMS(2**60)
+
+
+def test_a_cursor_on_a_date_that_python_does_not_have_is_sent_as_this_date() -> None:
+    query = after(encode_cursor([FAR_PAST, {"at": FAR}]), ("timestamp", "_id"))
+    assert query == {
+        "$and": [
+            {"timestamp": {"$gte": FAR_PAST}},
+            {
+                "$nor": [
+                    {
+                        "timestamp": {"$eq": FAR_PAST},
+                        "$expr": {"$lte": ["$_id", {"$literal": {"at": FAR}}]},
+                    }
+                ]
+            },
+        ]
+    }
+    bson.encode(query)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        raw_text("v", b"a\xff"),
+        raw_field("v", 0x06),  # undefined
+        raw_field("v", 0x0E, b"\x02\0\0\0a\0"),  # symbol
+        raw_field("v", 0x0C, b"\x02\0\0\0a\0" + bytes(12)),  # DBPointer
+        raw_field("v", 0x05, b"\x02\0\0\0\x04ab"),  # a UUID of two bytes
+        raw_field("v", 0x01, bytes.fromhex("010000000000f8ff")),  # NaN with other bits
+        raw_field("v", 0x03, raw_document(("a", 1), ("a", 2))),
+        raw_field("v", 0x03, raw_document(("$bson", b"x"))),
+        ("v", Binary(bytes(16), 3)),
+        ("v", Binary(b"ab", 2)),
+        ("v", FAR),
+        ("v", {"at": [FAR_PAST, math.nan]}),
+        ("v", {"$numberLong": "5"}),
+        ("v", {"$oid": "no"}),
+        ("v", MinKey()),
+        ("v", Regex("a", "ix")),
+        ("v", Decimal128("1.50")),
+        ("v", math.nan),
+        ("v", Code("f()", {"a": 1})),
+        ("v", "é"),
+        ("v", None),
+        ("v", TEN),
+    ],
+)
+def test_a_cursor_gives_the_store_the_bytes_that_the_store_sent(field: Any) -> None:
+    stored = raw_document(field)
+    (value,) = values_at(stored, "v")
+    query = after(encode_cursor([sort_value(value), sort_value(value)]), ("a", "_id"))
+    sent = bson.encode(query, codec_options=OPTIONS)
+    content = stored[4:-1].partition(b"\0")[2]
+    kind = stored[4:5]
+    assert kind + b"$literal\0" + content in sent
+    assert kind + b"$eq\0" + content in sent
+
+
+def test_a_missing_sort_field_is_null() -> None:
+    assert sort_value(None) is None
+
+
+def test_a_cursor_leaves_out_the_events_whose_place_is_not_known() -> None:
+    sort = ("timestamp", "_id")
+    earlier, later = TEN - timedelta(seconds=1), TEN + timedelta(seconds=5)
+    start = advance(None, None, [[TEN, 1], [later, 1]])
+    assert after(start, sort) == {
+        "$nor": [
+            {"timestamp": {"$eq": TEN}, "_id": {"$eq": 1}},
+            {"timestamp": {"$eq": later}, "_id": {"$eq": 1}},
+        ]
+    }
+    more = advance(start, None, [[TEN, 2]])
+    assert more is not None
+    assert len(after(more, sort)["$nor"]) == 3
+    assert decode_cursor(more) == []
+    placed = advance(more, [earlier, 3], [[TEN, 4]])
+    assert placed == encode_cursor([earlier, 3], [[TEN, 4]])
+    assert after(placed, sort)["$and"][1]["$nor"] == [
+        {"timestamp": {"$eq": TEN}, "_id": {"$eq": 4}},
+        {"timestamp": {"$eq": earlier}, "$expr": {"$lte": ["$_id", {"$literal": 3}]}},
+    ]
+    assert advance(placed, [TEN, 5], []) == encode_cursor([TEN, 5])
+    assert advance(placed, None, []) == placed
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([TEN, 1], [TEN - timedelta(milliseconds=1), 5]),
+        ([TEN, 2], [TEN, 1]),
+        ([TEN, 2.5], [TEN, 2]),
+        ([TEN, 1], [FAR_PAST, 1]),
+        ([FAR, 1], [TEN, 1]),
+        ([5, "a"], [4.5, "b"]),
+        ([math.inf, "a"], [4.5, "b"]),
+        (["o-1", TEN, 1], ["o-1", TEN - timedelta(seconds=1), 1]),
+        ([TEN, ObjectId(OID)], [TEN, ObjectId("6" + "0" * 23)]),
+    ],
+)
+def test_a_cursor_never_moves_backwards(old: list[Any], new: list[Any]) -> None:
+    with pytest.raises(ReplayFailed, match="after the one with"):
+        advance(encode_cursor(old), new, [])
+    assert advance(encode_cursor(new), old, []) == encode_cursor(old)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([TEN, "b"], [TEN, "B"]),  # with a collation, the store may sort so
+        ([TEN, "z"], [TEN, 1]),  # the store knows the order of the types
+        (["o-2", TEN], ["o-1", TEN - timedelta(seconds=1)]),
+        ([None, TEN], [1, FAR_PAST]),
+        ([True, TEN], [False, FAR_PAST]),
+        ([math.nan, 5], [1, 4]),
+        ([Decimal128("2"), 5], [Decimal128("1"), 4]),
+    ],
+)
+def test_only_the_store_compares_other_values(old: list[Any], new: list[Any]) -> None:
+    assert advance(encode_cursor(old), new, []) == encode_cursor(new)
+
+
+def test_too_many_events_without_a_place_fail_the_replay_by_name() -> None:
+    places = [[TEN, f"{number}-{'x' * 1_000}"] for number in range(150)]
+    cursor = advance(encode_cursor([TEN, 0]), None, places)
+    with pytest.raises(ReplayFailed, match="300 events in a row have a sort field more than once"):
+        advance(cursor, None, places)
 
 
 VALUES = st.one_of(
