@@ -11,6 +11,7 @@ from replay_app.metrics import Metrics
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings
 from replay_app.store import EventStore
+from replay_app.store_health import StoreHealth
 from replay_app.topics import Topics, partition_counts
 
 REMEMBER_SECONDS = 10.0
@@ -29,8 +30,12 @@ class WorkerContext:
     is_leaving: Callable[[], bool]
     """Whether the worker stops or rebalances: a slice then ends at its next page."""
     metrics: Metrics = field(default_factory=Metrics)
+    store_health: StoreHealth = field(init=False)
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict)
     """By topic: until when the partition count is remembered (monotonic seconds), and the count."""
+
+    def __post_init__(self) -> None:
+        self.store_health = StoreHealth(self.store)
 
     async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
         """Return the partition counts of those destination topics that exist.
