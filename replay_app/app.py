@@ -161,6 +161,8 @@ def _add_connections(
     class Connections(Service):
         """The outbox, the board, the watchdog, and the producers of the owned partitions."""
 
+        mundane_level = "debug"  # of the lines with which mode says that a service starts and stops
+
         async def on_start(self) -> None:
             await context.outbox.start()
             ready.set()
@@ -173,6 +175,10 @@ def _add_connections(
         async def _watch_the_sessions(self) -> None:
             await ready.wait()
             await sessions.watch()
+
+        @Service.task
+        async def _look_at_the_store(self) -> None:
+            await context.store_health.watch()
 
         @Service.task
         async def _announce_readiness(self) -> None:

@@ -1,7 +1,7 @@
 """The command line, ``replay-app``.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the worker. Errors go to
-standard error; with ``--json``, also to standard output as an object with the member ``error``.
+docs/operations.md explains the exit codes. Errors go to standard error; with ``--json``, also to
+standard output as an object with the member ``error``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from replay_app import __version__
+from replay_app.arguments import PlainParser, positive, positive_number, rate, whole
 from replay_app.client import (
     FOLLOW_PATIENCE_SECONDS,
     Client,
@@ -29,12 +30,11 @@ from replay_app.client import (
 from replay_app.commands import VERBS, command_of, new_replay_id, parse_command
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
-from replay_app.settings import Settings, load_settings, settings_rows
+from replay_app.logs import configure_logging
+from replay_app.settings import Settings, check_names, load_settings, settings_rows
 from replay_app.start_options import (
     add_requested_by,
     add_start_options,
-    positive,
-    positive_number,
     start_body,
     user_name,
 )
@@ -42,15 +42,23 @@ from replay_app.supervisor import end_with_parent, run_workers
 from replay_app.terminal import (
     account,
     amount,
+    is_dry_run,
     plan_account,
+    replayable,
     say,
     say_json,
     show_progress,
     table,
+    warnings_at_the_end,
 )
 from replay_app.topics import Topics, ensure_topics, partition_counts
 
-DONE, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, REFUSED, NONE_REPLAYED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed, cancelled or unanswered; 2 wrong usage or settings; 3 refused "
+    "by the worker; 4 the replay completed, but no event could be replayed; 130 interrupted."
+)
+logger = logging.getLogger(__name__)
 DEMO_EVENTS = 100_000
 _CONFLICT = 409
 
@@ -63,25 +71,31 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
     # Both parsers read --json and --url; a default of the second would undo the first's value.
-    options = _parser().parse_args(arguments, argparse.Namespace(json=False, url=None))
+    options = argparse.Namespace(json=False, url=None)
     try:
+        _parser().parse_args(arguments, options)
         return int(options.run(options))
     except ReplayError as error:
-        if options.json:
+        if options.json or "--json" in arguments:
             answer: dict[str, Any] = {"error": str(error)}
             if isinstance(error, Refused):
                 answer |= {"status": error.status, "state": error.state}
             say_json(answer)
         say(f"error: {error}", error=True)
-        if isinstance(error, WrongUsage | InvalidSettings):
-            return USAGE
-        return REFUSED if isinstance(error, Refused | InvalidCommand) else FAILED
+        return _code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); Python must not complain at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _code(error: ReplayError) -> int:
+    """Return the exit code of an error."""
+    if isinstance(error, WrongUsage | InvalidSettings):
+        return USAGE
+    return REFUSED if isinstance(error, Refused | InvalidCommand) else FAILED
 
 
 # The commands
@@ -93,12 +107,19 @@ def _worker(options: argparse.Namespace) -> int:
     chosen = {"web_port": options.web_port, "data_dir": options.data_dir}
     chosen["worker_id"] = options.worker_id
     settings = load_settings(**{name: v for name, v in chosen.items() if v is not None})
-    if options.processes > 1:
-        return run_workers(settings, options.processes)
-    # Imported here: Faust is large, and only a worker needs it.
-    from replay_app.worker import run_worker  # noqa: PLC0415
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        if options.processes > 1:
+            return run_workers(settings, options.processes)
+        # Imported here: Faust is large, and only a worker needs it.
+        from replay_app.worker import run_worker  # noqa: PLC0415
 
-    return run_worker(settings)
+        return run_worker(settings)
+    except ReplayError as error:
+        if settings.log_format == "text":
+            raise
+        logger.critical("%s", error)  # every line of such a log is JSON
+        return _code(error)
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -145,14 +166,12 @@ def _watch_until_the_end(
     if body is not None:
         sessions = _only_of(sessions, body)
     last = show_progress(sessions, as_json=options.json)
-    if last["state"] == "completed_with_errors":
-        say(
-            f"warning: {replay_id} completed, but some events could not be replayed; "
-            f"see: replay-app status {replay_id}",
-            error=True,
-        )
-    if last["error"]:
-        say(f"error: {last['error']}; then: replay-app retry {replay_id}", error=True)
+    for line in warnings_at_the_end(last):
+        say(line, error=True)
+    if is_dry_run(last) and not options.json:
+        say(f"{replay_id} was a dry run: {replayable(last):,} events are valid, none was published")
+    if last["state"] == "completed_with_errors" and not replayable(last):
+        return NONE_REPLAYED
     return FAILED if last["state"] in {"failed", "cancelled"} else DONE
 
 
@@ -194,7 +213,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     session = _client(options).session(options.replay_id)
-    _answer(options, session, "" if options.json else account(session))
+    _answer(options, session, *([] if options.json else account(session)))
     return DONE
 
 
@@ -213,7 +232,7 @@ def _set_rate(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     plan = _client(options).plan(start_body(options))
-    _answer(options, plan, "" if options.json else plan_account(plan))
+    _answer(options, plan, *([] if options.json else plan_account(plan)))
     return DONE
 
 
@@ -271,16 +290,17 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> Client:
+    check_names()
     endpoint = Endpoint()
     token = endpoint.api_token.get_secret_value() if endpoint.api_token else None
     return Client(options.url or endpoint.url, token)
 
 
-def _answer(options: argparse.Namespace, answer: Any, text: str) -> None:
+def _answer(options: argparse.Namespace, answer: Any, *lines: str) -> None:
     if options.json:
         say_json(answer)
     else:
-        say(text)
+        say(*lines)
 
 
 def _silence_aiokafka() -> None:
@@ -296,22 +316,22 @@ def _pairs(config: Mapping[str, str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common = PlainParser(add_help=False, allow_abbrev=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs"
     )
-    remote = argparse.ArgumentParser(add_help=False, allow_abbrev=False, parents=[common])
+    remote = PlainParser(add_help=False, allow_abbrev=False, parents=[common])
     remote.add_argument(
         "--url",
         default=argparse.SUPPRESS,
         help="the address of any worker (REPLAY_URL, http://127.0.0.1:6066); "
         "the token comes from REPLAY_API_TOKEN",
     )
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="replay-app",
         allow_abbrev=False,
         description="Replay stored events to Kafka: in order, exactly once, watched, controlled.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the worker.",
+        epilog=EXIT_CODES,
         parents=[remote],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -321,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         name: str,
         action: Callable[[argparse.Namespace], int],
         text: str,
-        parent: argparse.ArgumentParser = remote,
+        parent: PlainParser = remote,
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=f"{text}.", parents=[parent], allow_abbrev=False
@@ -330,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     worker = add("worker", _worker, "Run a worker until SIGTERM or Ctrl-C", common)
-    worker.add_argument("--web-port", type=int, help="port of the HTTP API (REPLAY_WEB_PORT)")
+    worker.add_argument("--web-port", type=whole, help="port of the HTTP API (REPLAY_WEB_PORT)")
     worker.add_argument("--data-dir", type=Path, help="this worker's folder (REPLAY_DATA_DIR)")
     worker.add_argument("--worker-id", help="a name that does not change (REPLAY_WORKER_ID)")
     worker.add_argument(
@@ -372,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(verb=verb)
         command.add_argument("replay_id")
         if verb == "set-rate":
-            command.add_argument("rate", type=_rate, help="events per second, or none for no limit")
+            command.add_argument("rate", type=rate, help="events per second, or none for no limit")
         add_requested_by(command, "requested_by", user_name())
 
     add_start_options(add("plan", _plan, "Show what a replay would do, without starting it"))
@@ -396,7 +416,3 @@ def _add_patience(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give up after SECONDS without an answer of a worker (default: %(default)g)",
     )
-
-
-def _rate(text: str) -> float | None:
-    return None if text in {"none", "null"} else positive_number(text)

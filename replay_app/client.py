@@ -189,7 +189,8 @@ class Client:
             problem = {}
         reason = str(problem.get("detail") or problem.get("title") or f"HTTP status {status}")
         if status >= 500:  # noqa: PLR2004 - server errors
-            kind = NotReady if status == 503 else Unavailable  # noqa: PLR2004 - service unavailable
+            is_starting = status == 503 and "unavailable" not in problem  # noqa: PLR2004
+            kind = NotReady if is_starting else Unavailable
             return kind(f"the worker at {self.url} cannot answer: {reason}")
         if status == 401:  # noqa: PLR2004 - unauthorized
             reason += " (set REPLAY_API_TOKEN to the worker's token)"

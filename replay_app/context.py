@@ -15,6 +15,7 @@ from replay_app.publisher import TRANSACTION_TIMEOUT_MS, Outbox
 from replay_app.settings import Settings
 from replay_app.stable_offsets import ConsumerWatch
 from replay_app.store import EventStore
+from replay_app.store_health import StoreHealth
 from replay_app.topics import Topics
 
 TRANSACTION_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 / 4
@@ -40,12 +41,14 @@ class WorkerContext:
     )
     """By partition of ``replay.work``. Here, so that they outlive a producer that was given up."""
     watch: ConsumerWatch = field(init=False)
+    store_health: StoreHealth = field(init=False)
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
     """By topic: until when the topic is remembered (monotonic seconds), and the topic."""
 
     def __post_init__(self) -> None:
-        """Make what needs the settings."""
+        """Make what needs the settings or the store."""
         self.watch = ConsumerWatch(self.settings)
+        self.store_health = StoreHealth(self.store)
 
     async def describe(self, names: Iterable[str]) -> dict[str, Destination]:
         """Ask the broker for destination topics; return those that exist.

@@ -8,9 +8,11 @@
     ├── CommandConflict       the session's state does not allow the command
     ├── EventError            one event cannot be replayed
     ├── ReplayFailed          the replay stops and keeps its checkpoints
+    │   └── store.NoCollection        the store has no such collection
     ├── Unavailable           the store, the broker or the worker does not answer; try again
     │   ├── client.NotReady           a worker answers that it is not ready
-    │   └── store.TimeLimitExceeded   the store needs too much time for a query
+    │   └── store.StoreUnavailable    the event store does not answer
+    │       └── store.TimeLimitExceeded   the store needs too much time for a query
     ├── client.Refused        a worker refuses; the message is the worker's reason
     └── WrongUsage            the arguments of the command line are wrong
 """

@@ -1,16 +1,81 @@
-"""Logging: the form of a message, and a limit on floods of messages."""
+"""Logging: the forms of a message, and a limit on floods of messages."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+LogFormat = Literal["text", "json"]
+TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+CHANGE_FIELDS = ("replay_id", "state", "requested_by", "reason")
+"""The fields of a message about a change of a replay. The caller passes them as ``extra``."""
 FLOOD_BURST = 5
 """Messages of one place in the code that are written in a window."""
 FLOOD_WINDOW_SECONDS = 10.0
+
+
+_DELETE = 0x7F
+_LINE_SEPARATORS = (0x2028, 0x2029)
+_DIRECTION_MARKS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that show the text after them in another order."""
+_ESCAPES = {
+    code: json.dumps(chr(code))[1:-1] if code != _DELETE else "\\u007f"  # JSON lets it stand
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        *_LINE_SEPARATORS,
+        *_DIRECTION_MARKS,
+        *range(0xD800, 0xE000),
+    )
+}
+
+
+def escaped(text: str) -> str:
+    r"""Return text without characters that a terminal or a line of a log would obey.
+
+    Control characters, line breaks, marks of the writing direction and halves of surrogate pairs
+    are written as in JSON, such as ``\n`` and ``\u001b``. All other text stays as it is.
+    """
+    return text.translate(_ESCAPES)
+
+
+class TextLines(logging.Formatter):
+    """Writes each message as one line for people. The lines of a traceback are indented."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT_FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line, escaped: the message may hold text from outside."""
+        return escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the traceback. No line of it can be taken for another message."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {escaped(line)}" for line in lines)
+
+
+class JsonLines(logging.Formatter):
+    """Writes each message as one JSON object in one line, with its traceback if it has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line. ``time`` is in UTC, as in RFC 3339."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: vars(record)[name] for name in CHANGE_FIELDS if name in vars(record)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return escaped(json.dumps(line))
 
 
 class RateLimit(logging.Filter):
@@ -47,13 +112,19 @@ class RateLimit(logging.Filter):
         return count < self._burst
 
 
-def configure_logging(level: str) -> None:
-    """Write all logs to standard error."""
+def configure_logging(level: str, form: LogFormat = "text") -> None:
+    """Write all logs to standard error, warnings of Python and errors that end the process too."""
     writer = logging.StreamHandler(sys.stderr)
-    writer.setFormatter(logging.Formatter(FORMAT))
+    writer.setFormatter(JsonLines() if form == "json" else TextLines())
     limit = RateLimit()
     writer.addFilter(lambda record: not record.name.startswith("aiokafka") or limit.filter(record))
     logging.basicConfig(level=level, handlers=[writer], force=True)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
     # An operator has no use for the libraries' everyday messages.
     for noisy in ("aiokafka", "faust", "mode", "pymongo", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    logging.getLogger("replay_app").critical("%s", error, exc_info=(kind, error, trace))

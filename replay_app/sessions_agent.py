@@ -74,12 +74,15 @@ class SessionPartition:
         """Give the partition up."""
         await self._producer.discard()
 
-    async def apply(self, replay_id: str, decide: Decide, *, flush: bool = False) -> None:
+    async def apply(
+        self, replay_id: str, decide: Decide, *, who: str | None = None, flush: bool = False
+    ) -> None:
         """Take one step of a session, and return when the step is durable.
 
-        ``flush`` publishes the session even if the step changes nothing.
+        ``who`` gave the command, for the log. ``flush`` publishes the session even if the step
+        changes nothing.
         """
-        await self._durably(lambda: self._step(replay_id, decide, flush=flush))
+        await self._durably(lambda: self._step(replay_id, decide, who=who, flush=flush))
 
     async def reject(self, offset: int, replay_id: str, why: str, command: str | None) -> None:
         """Publish why a command changes nothing."""
@@ -147,7 +150,7 @@ class SessionPartition:
         await self._producer.discard()
         self._producer = self._producer.renewed()
 
-    async def _step(self, replay_id: str, decide: Decide, *, flush: bool) -> None:
+    async def _step(self, replay_id: str, decide: Decide, *, who: str | None, flush: bool) -> None:
         before = self._take(replay_id)
         step = decide(before, datetime.now(UTC))
         if not step.changed and not (flush and replay_id in self._unpublished):
@@ -168,7 +171,7 @@ class SessionPartition:
             session, value = fit_record(session)
         if is_due:
             await self._publish(replay_id, value)
-            _log_change(replay_id, before, session)
+            log_change(replay_id, before, session, who)
             self._published_at[replay_id] = time.monotonic()
             self._unpublished.discard(replay_id)
             crashpoints.reach("after-status")
@@ -216,16 +219,28 @@ class SessionPartition:
         await self._producer.commit()
 
 
-def _log_change(replay_id: str, before: Session | None, after: Session | None) -> None:
-    """Write one line if the state of a replay has changed."""
+def log_change(
+    replay_id: str, before: Session | None, after: Session | None, who: str | None
+) -> None:
+    """Write one line if the state or the rate of a replay has changed; ``who`` gave the command."""
     old = before.state if before else "new"
     new = after.state if after else "forgotten"
-    if old == new:
+    if old != new:
+        what = f"{old} -> {new}"
+    elif before and after and before.rate != after.rate:
+        what = "no rate limit" if after.rate is None else f"rate {after.rate:g} events/s"
+    else:
         return
-    why = (after and (after.error or after.reason)) or ""
-    who = (after and after.start.requested_by) or ""
-    started = f", requested by {who}" if before is None and who else ""
-    logger.info("replay %s: %s -> %s%s%s", replay_id, old, new, started, f": {why}" if why else "")
+    why = after and (after.error or after.reason or (None if before else after.start.reason))
+    by = f", requested by {who}" if who else ""
+    logger.info(
+        "replay %s: %s%s%s",
+        replay_id,
+        what,
+        by,
+        f": {why}" if why else "",
+        extra={"replay_id": replay_id, "state": new, "requested_by": who, "reason": why},
+    )
 
 
 class SessionPartitions:
@@ -270,7 +285,9 @@ class SessionPartitions:
             return
         try:
             await self._own(partition).apply(
-                replay_id, lambda session, now: on_command(session, command, now)
+                replay_id,
+                lambda session, now: on_command(session, command, now),
+                who=command.requested_by,
             )
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import re
 import socket
 import ssl
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,10 +28,23 @@ from pydantic_settings import (
 from replay_app.commands import TOPIC_NAME, TOPIC_RULE
 from replay_app.events import EventMapping
 from replay_app.exceptions import InvalidSettings
+from replay_app.logs import LogFormat
 
 REMOVED_SETTINGS = {
     "REPLAY_DELIVERY": "every replay is published exactly once; remove the variable"
 }
+OTHER_VARIABLES = (
+    "REPLAY_URL",
+    "REPLAY_STACK_CACHE",
+    "REPLAY_STACK_STORE_COMMAND",
+    "REPLAY_TEST_CRASH_AT",
+)
+"""Variables of the command line, of the development stack and of tests."""
+_SERVICE_LINK = re.compile(
+    r"replay_(.+_)?(service_host|service_port(_.+)?|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)"
+)
+_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""How the value of a Service's ``REPLAY_..._PORT`` begins."""
 INTERNAL: dict[str, Any] = {"internal": True}
 """Marks a setting that only tests and benchmarks change. docs/settings.md does not list it."""
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
@@ -183,6 +198,16 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe level that is logged."
     )
+    log_format: LogFormat = Field(
+        "text", description="Form of the log: lines for people, or a JSON object in each line."
+    )
+
+    @field_validator("web_port", mode="before")
+    @classmethod
+    def _ignore_service_link(cls, value: object) -> object:
+        # Kubernetes sets REPLAY_WEB_PORT=tcp://... in the pods beside a Service "replay-web".
+        is_link = isinstance(value, str) and _LINK_ADDRESS.match(value)
+        return cls.model_fields["web_port"].default if is_link else value
 
     @field_validator("exclude_fields", mode="before")
     @classmethod
@@ -321,7 +346,7 @@ def load_settings(**overrides: Any) -> Settings:
         When a variable is wrong. The message names each wrong variable.
 
     """
-    _refuse_removed()
+    check_names()
     try:
         return Settings(**overrides)
     except pydantic.ValidationError as error:
@@ -333,12 +358,45 @@ def load_settings(**overrides: Any) -> Settings:
         raise InvalidSettings(msg) from error
 
 
-def _refuse_removed() -> None:
-    """Refuse settings of former versions: an ignored setting would surprise its operator."""
-    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+def check_names() -> None:
+    """Refuse variables ``REPLAY_*`` that nothing reads: an ignored one would surprise its operator.
+
+    Variables that Kubernetes and Docker make for a Service named ``replay-...`` are accepted.
+
+    Raises
+    ------
+    InvalidSettings
+        The message names each such variable, and the variable that may be meant.
+
+    """
+    given = {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
     for variable, remedy in REMOVED_SETTINGS.items():
         if variable.lower() in given:
             raise InvalidSettings(f"{variable} is no longer a setting: {remedy}")
+    known = {*(f"REPLAY_{name.upper()}" for name in Settings.model_fields), *OTHER_VARIABLES}
+    unknown = [
+        name.upper()
+        for name, value in sorted(given.items())
+        if name.startswith("replay_")
+        and name.upper() not in known
+        and not _is_service_link(name, value or "")
+    ]
+    if unknown:
+        raise InvalidSettings("; ".join(_unknown(variable, known) for variable in unknown))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Tell whether Kubernetes or Docker made a variable for a Service named ``replay-...``."""
+    is_port = name.endswith("_port") and _LINK_ADDRESS.match(value)
+    return bool(is_port or _SERVICE_LINK.fullmatch(name))
+
+
+def _unknown(variable: str, known: Iterable[str]) -> str:
+    # Without the common beginning, which would make all names alike.
+    ends = [name.removeprefix("REPLAY_") for name in known]
+    meant = difflib.get_close_matches(variable.removeprefix("REPLAY_"), ends, n=1)
+    advice = f"did you mean REPLAY_{meant[0]}?" if meant else "`replay-app settings` shows all"
+    return f"{variable} is not a setting: {advice}"
 
 
 def _sentence(error: Any) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from replay_app.arguments import positive, positive_number, refuse
 from replay_app.commands import read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
 
@@ -133,28 +134,10 @@ def user_name() -> str | None:
         return None
 
 
-def positive(text: str) -> int:
-    """Read an option's positive whole number."""
-    if not text.isdecimal() or int(text) < 1:
-        _refuse(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def positive_number(text: str) -> float:
-    """Read an option's positive number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < float("inf"):
-        _refuse(f"{text!r} is not a positive number")
-    return number
-
-
 def _assignment(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     if not (name and value):
-        _refuse(f"{text!r} is not of the form NAME=VALUE")
+        refuse("NAME=VALUE", text)
     return name, value
 
 
@@ -165,9 +148,5 @@ def _field(text: str) -> tuple[str, Any]:
     except ValueError:
         return path, text
     if isinstance(value, dict | list):
-        _refuse(f"{text!r} is not a single value: text, a number, true, false or null")
+        refuse("PATH=VALUE with text, a number, true, false or null as VALUE", f"{path}={text}")
     return path, value
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ArgumentTypeError(message)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import bson
+import pymongo
 from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
@@ -39,18 +42,31 @@ if TYPE_CHECKING:
     from replay_app.queries import Query
     from replay_app.settings import Settings
 
-SERVER_SELECTION_MS = 5_000
-"""How long the driver looks for a server before a call fails."""
+SERVER_SELECTION_MS = 4_000
+"""How long the driver looks for a server before a call fails. A client then has its answer within
+5 seconds."""
+CHECK_SECONDS = 4.0
+CHECK_GRACE_SECONDS = 0.5
+"""How much longer `EventStore.check` waits for the driver, which knows better what is wrong."""
 CATCH_UP_MS = 10_000
 """How long a read waits for a secondary to reach what the primary had when the read came."""
 _AWARE = STRICT.with_options(tz_aware=True)
 _TRANSIENT_ERRORS = (ConnectionFailure, CursorNotFound, NotPrimaryError)
+_AUTHENTICATION_FAILED = 18
 _TRANSIENT_CODES = frozenset({6, 7, 89, 133, 175, 237, 9001})
 """Errors of a cluster that changes its members: host unreachable, host not found, network timeout,
 no suitable member, query plan killed, cursor killed, socket exception."""
 
 
-class TimeLimitExceeded(Unavailable):
+class StoreUnavailable(Unavailable):
+    """The store does not answer; the worker may be well."""
+
+
+class NoCollection(ReplayFailed):
+    """The collection does not exist: the store is empty, or a name is wrong."""
+
+
+class TimeLimitExceeded(StoreUnavailable):
     """The store answers, but needs more time for a query than the caller allows."""
 
 
@@ -97,7 +113,7 @@ class EventStore:
 
         Raises
         ------
-        ReplayFailed
+        NoCollection
             When the collection does not exist: a wrong name must not look like an empty history.
 
         """
@@ -110,7 +126,29 @@ class EventStore:
                 f"the event store has no collection {self.name!r}: check REPLAY_MONGO_DATABASE "
                 "and REPLAY_MONGO_COLLECTION"
             )
-            raise ReplayFailed(msg)
+            raise NoCollection(msg)
+
+    async def check(self, seconds: float = CHECK_SECONDS) -> None:
+        """Find out within about ``seconds`` whether the events could be read.
+
+        Raises
+        ------
+        StoreUnavailable
+            When the store does not answer in time.
+        NoCollection
+            When the collection does not exist.
+        ReplayFailed
+            When the store refuses, such as a wrong password.
+
+        """
+        try:
+            # Only the driver's own limit frees its thread.
+            with pymongo.timeout(seconds):
+                async with asyncio.timeout(seconds + CHECK_GRACE_SECONDS):
+                    await self.require_collection()
+        except TimeoutError as error:
+            msg = f"the event store {self.name!r} does not answer: nothing within {seconds:g} s"
+            raise StoreUnavailable(msg) from error
 
     async def may_tie(self) -> bool:
         """Return whether several events may have the same ``_id``.
@@ -332,26 +370,29 @@ class EventStore:
             yield
         except _TRANSIENT_ERRORS as error:
             msg = f"the event store {self.name!r} does not answer: {_first_line(error)}"
-            raise Unavailable(msg) from error
+            raise StoreUnavailable(msg) from error
         except ExecutionTimeout as error:
             msg = f"the event store {self.name!r} took too long: {_first_line(error)}"
             raise TimeLimitExceeded(msg) from error
         except OperationFailure as error:
             if error.code in _TRANSIENT_CODES:
                 msg = f"the event store {self.name!r} does not answer: {_first_line(error)}"
-                raise Unavailable(msg) from error
+                raise StoreUnavailable(msg) from error
             msg = f"the event store {self.name!r} refused: {_first_line(error)}"
+            if error.code == _AUTHENTICATION_FAILED:
+                msg += "; check the user and the password in REPLAY_MONGO"
             raise ReplayFailed(msg) from error
         except PyMongoError as error:
             msg = f"the event store {self.name!r} failed: {_first_line(error)}"
-            raise Unavailable(msg) from error
+            raise StoreUnavailable(msg) from error
         except (BSONError, OverflowError) as error:
             msg = f"the query or its answer cannot be written as BSON: {_first_line(error)}"
             raise ReplayFailed(msg) from error
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split(", full error", 1)[0].split(", Timeout:", 1)[0][:300]
+    text = re.split(r", full error|, Timeout:| \(configured timeouts:", str(error), maxsplit=1)[0]
+    return text[:300]
 
 
 def _value_at(row: RawBSONDocument, path: str) -> Any:

@@ -21,7 +21,6 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from replay_app.exceptions import InvalidSettings, ReplayError
-from replay_app.logs import configure_logging
 from replay_app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,9 @@ COMMAND = (sys.executable, "-m", "replay_app", "worker", "--end-with-parent")
 RESTART_SECONDS = 0.5
 """The wait before a restart. It doubles while the process dies within `SETTLED_SECONDS`."""
 MAX_RESTART_SECONDS = 10.0
-SETTLED_SECONDS = 60.0
-"""A process that has lived this long has started well, and its end has another cause."""
+SETTLED_SECONDS = 120.0
+"""A process that has lived this long has started well, and its end has another cause. A start takes
+less, even if it waits for a broker in vain."""
 WORKER_STOP_SECONDS = 30.0
 """How long a worker may take to end its slices and leave the group."""
 WRONG_SETTINGS = 2
@@ -117,7 +117,7 @@ def _url_of(canonical_url: str, number: int) -> str:
 
 
 def run_workers(settings: Settings, processes: int) -> int:
-    """Run several workers until SIGTERM or Ctrl-C; return 0.
+    """Run several workers until SIGTERM or Ctrl-C; return 0. The log must be configured.
 
     Raises
     ------
@@ -125,7 +125,6 @@ def run_workers(settings: Settings, processes: int) -> int:
         When a worker cannot start. Its message is on standard error, and all workers have ended.
 
     """
-    configure_logging(settings.log_level)
     places = worker_places(settings, processes)
     if processes > settings.partitions:
         logger.warning(

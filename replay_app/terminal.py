@@ -15,27 +15,25 @@ from rich.table import Table
 from rich.text import Text
 
 from replay_app.client import ENDED, SessionJson
+from replay_app.logs import escaped
 
 LINE_SECONDS = 1.0  # between two plain lines if only the counters have changed
 PIPED_COLUMNS = 200
 """The width of a table that is not printed to a terminal."""
 MAX_SHOWN_FAILURES = 10
-_CONTROL_CHARACTERS = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(32), *range(127, 160))
-    if code != ord("\n")
-}
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Print text. Control characters are replaced: any client may have named the replay."""
+def say(*lines: str, error: bool = False) -> None:
+    """Print lines of text. Control characters are escaped: any client may have named the replay."""
     # A new console each time: standard output may have changed.
-    Console(stderr=error, highlight=False).print(Text(_clean(text)), soft_wrap=True)
+    text = "\n".join(map(escaped, lines))
+    Console(stderr=error, highlight=False).print(Text(text), soft_wrap=True)
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON to standard output, and flush."""
-    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)  # noqa: T201 - the output
+    """Print JSON to standard output, and flush. Control characters are escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    print("\n".join(map(escaped, text.split("\n"))), flush=True)  # noqa: T201 - the output
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -47,7 +45,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(_clean(str(cell))) for cell in row))
+        grid.add_row(*(Text(escaped(str(cell))) for cell in row))
     console.print(grid)
 
 
@@ -102,7 +100,7 @@ def _draw_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
                 description=f"{session['replay_id']} {session['state']}",
                 total=session["matched"],
                 completed=session["counters"]["read"],
-                amount=_clean(", ".join(_amounts(session))),
+                amount=escaped(", ".join(_amounts(session))),
             )
             if session["state"] in ENDED:
                 progress.stop_task(bar)
@@ -149,7 +147,42 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if seconds >= 1 else f"{seconds:.1f} s"
 
 
-def account(session: SessionJson) -> str:
+def is_dry_run(session: SessionJson) -> bool:
+    """Return whether the replay publishes nothing."""
+    return bool(session.get("start", {}).get("dry_run"))
+
+
+def replayable(session: SessionJson) -> int:
+    """Return how many events were published, or could have been in a dry run."""
+    if is_dry_run(session):
+        return sum(shard["progress"]["valid"] for shard in session["shards"])
+    return int(session["counters"]["published"])
+
+
+def warnings_at_the_end(session: SessionJson) -> Iterator[str]:
+    """Yield what a person must know about a replay that has ended."""
+    replay_id, error = session["replay_id"], session["error"]
+    if session["state"] == "completed_with_errors":
+        how_many = "some" if replayable(session) else "all"
+        yield (
+            f"warning: {replay_id} completed, but {how_many} events could not be replayed; "
+            f"see: replay-app status {replay_id}"
+        )
+    if error:
+        yield f"error: {_with_command(error, replay_id)}"
+
+
+def _with_command(error: str, replay_id: str) -> str:
+    """Return an error with the command for what it advises, unless a retry would not help."""
+    command = f"replay-app retry {replay_id}"
+    if error.endswith("then retry"):
+        return f"{error.removesuffix(' retry')}: {command}"
+    if "retry" in error:
+        return f"{error} (the command is: {command})"
+    return error if "new id" in error else f"{error}; then: {command}"
+
+
+def account(session: SessionJson) -> list[str]:
     """Return everything about a replay, as lines of text."""
     start = session["start"]
     parts = [
@@ -172,7 +205,7 @@ def account(session: SessionJson) -> str:
         ),
     ]
     if session["plan"]:
-        parts += ["", "Plan", plan_account(session["plan"], warnings=False)]
+        parts += ["", "Plan", *plan_account(session["plan"], warnings=False)]
     if session["receipt"]:
         receipt = session["receipt"]
         parts += [
@@ -197,10 +230,10 @@ def account(session: SessionJson) -> str:
     if failures:
         shown = [f"  {f['event_id']}: {f['reason']}" for f in failures[:MAX_SHOWN_FAILURES]]
         parts += ["", f"Failures, the first {len(shown)}", *shown]
-    return "\n".join(parts)
+    return parts
 
 
-def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> str:
+def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     """Return what a replay would do, as lines of text."""
     matched = plan["matched"]
     parts = _facts(
@@ -212,7 +245,7 @@ def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> str:
     )
     if warnings and plan["warnings"]:
         parts += ["", "Warnings", *(f"  {warning}" for warning in plan["warnings"])]
-    return "\n".join(parts)
+    return parts
 
 
 def _facts(*facts: tuple[str, object]) -> list[str]:
@@ -225,7 +258,3 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _conditions(conditions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(v)}" for name, v in conditions.items() if v)
-
-
-def _clean(text: str) -> str:
-    return text.translate(_CONTROL_CHARACTERS)

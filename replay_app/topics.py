@@ -172,9 +172,9 @@ async def _require_transactions(settings: Settings, bootstrap: str) -> None:
     if missing:
         named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
         msg = (
-            f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) has no transactions, and a "
-            f"replay publishes in transactions only: the broker does not answer {named}. Use "
-            "Apache Kafka 0.11 or later, or another broker with transactions"
+            f"{cluster_name(settings, bootstrap)} has no transactions, and a replay publishes in "
+            f"transactions only: the broker does not answer {named}. Use Apache Kafka 0.11 or "
+            "later, or another broker with transactions"
         )
         raise InvalidSettings(msg)
 
@@ -237,7 +237,13 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
     """
     connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
-    consumer = AIOKafkaConsumer(group_id=settings.app_id, enable_auto_commit=False, **connection)
+    consumer = AIOKafkaConsumer(
+        group_id=settings.app_id,
+        enable_auto_commit=False,
+        # Else aiokafka asks for the offsets of new topics, and logs errors until they have leaders.
+        auto_offset_reset="none",
+        **connection,
+    )
     producer = AIOKafkaProducer(acks="all", linger_ms=5, **connection)
     try:
         await consumer.start()
@@ -300,9 +306,10 @@ async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
 
 def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:
     what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
-    return Unavailable(f"Kafka at {bootstrap} ({_variable(settings, bootstrap)}) {what}: {error}")
+    return Unavailable(f"{cluster_name(settings, bootstrap)} {what}: {error}")
 
 
-def _variable(settings: Settings, bootstrap: str) -> str:
-    """Return the name of the setting that names a cluster."""
-    return "REPLAY_KAFKA" if bootstrap == settings.kafka else "REPLAY_TARGET_KAFKA"
+def cluster_name(settings: Settings, bootstrap: str) -> str:
+    """Return a cluster's addresses, and the setting that names them, for a message."""
+    variable = "REPLAY_KAFKA" if bootstrap == settings.kafka else "REPLAY_TARGET_KAFKA"
+    return f"Kafka at {bootstrap} ({variable})"

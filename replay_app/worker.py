@@ -9,8 +9,10 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,11 +21,10 @@ import uvloop
 from faust.exceptions import ConsistencyError
 
 from replay_app.app import create_app
+from replay_app.brokers import prepare_topics
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import ReplayError
 from replay_app.internals import check_versions, has_lost_membership
-from replay_app.logs import configure_logging
-from replay_app.topics import ensure_topics
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -36,12 +37,16 @@ TRIM_THRESHOLD = 64 << 20
 """The C library gives memory back if more freed bytes than this are at the top of a heap."""
 ARENAS = 2
 """Heaps from which all threads allocate. Each heap keeps its freed memory."""
+DAMAGED_ROWS = ("Corruption: ", "IO error: No such file or directory: ")
+"""How RocksDB's errors about damaged or missing files begin; its errors have no class."""
 MEMBERSHIP_SECONDS = 1.0
 """Interval at which a worker checks its membership in the group."""
 
 
 def run_worker(settings: Settings) -> int:
-    """Create the missing topics, then run a worker until SIGTERM or Ctrl-C; return the exit code.
+    """Wait for Kafka, create the missing topics, then run a worker until SIGTERM or Ctrl-C.
+
+    Return the exit code. The log must be configured.
 
     Raises
     ------
@@ -49,20 +54,20 @@ def run_worker(settings: Settings) -> int:
         When the topics do not fit the settings, the broker has no transactions, a library has
         another version than the tested one, or the encoder is not installed.
     Unavailable
-        When the broker does not answer.
+        When the broker does not answer in time.
     ReplayError
-        When the port of the HTTP API is taken.
+        When the port of the HTTP API is taken, or the folder cannot be used.
 
     """
     check_versions()
-    configure_logging(settings.log_level)
     encoder_name(settings.encoder)  # raises if the encoder cannot be used
     _require_free_port(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _require_folder(settings.data_dir)
     tune_memory()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(ensure_topics(settings))
+    if not loop.run_until_complete(_prepare_topics(settings)):
+        return 0
     app = create_app(settings)
     worker = faust.Worker(
         app,
@@ -72,12 +77,26 @@ def run_worker(settings: Settings) -> int:
         redirect_stdouts=False,
         override_logging=False,
     )
+    worker.spinner = None  # it would write escape sequences, even into a file
     watch = loop.create_task(_end_without_membership(app))
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
+        tables = Path(app.conf.tabledir)
         if isinstance(worker.crash_reason, ConsistencyError):
-            _start_over(Path(app.conf.tabledir))
+            logger.warning("the table's changelog was lost: starting again without %s", tables)
+            shutil.rmtree(tables)
+            _start_over()
+        if str(worker.crash_reason).startswith(DAMAGED_ROWS):
+            aside = tables.with_name(f"{tables.name}.damaged")
+            logger.warning(
+                "the local rows are damaged (%s): starting again without them; they are in %s now",
+                worker.crash_reason,
+                aside,
+            )
+            shutil.rmtree(aside, ignore_errors=True)
+            tables.rename(aside)
+            _start_over()
         return ended.code if isinstance(ended.code, int) else 1
     finally:
         watch.cancel()
@@ -97,6 +116,36 @@ def _require_free_port(settings: Settings) -> None:
                 "uses it"
             )
             raise ReplayError(msg) from error
+
+
+def _require_folder(folder: Path) -> None:
+    """Create the folder, and a file in it for a moment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        msg = (
+            f"the folder {folder} (REPLAY_DATA_DIR) cannot be used: {error.strerror}; choose "
+            "another folder, or let this user write there"
+        )
+        raise ReplayError(msg) from error
+
+
+async def _prepare_topics(settings: Settings) -> bool:
+    """Wait for Kafka and create the topics; return False if SIGTERM has ended the wait.
+
+    As process 1 of a container, a worker without a handler would not hear SIGTERM.
+    """
+    loop, waiting = asyncio.get_running_loop(), asyncio.ensure_future(prepare_topics(settings))
+    loop.add_signal_handler(signal.SIGTERM, waiting.cancel)
+    try:
+        await waiting
+    except asyncio.CancelledError:
+        return False
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+    return True
 
 
 def tune_memory() -> None:
@@ -126,11 +175,10 @@ async def _end_without_membership(app: faust.App) -> None:
             os._exit(1)
 
 
-def _start_over(tables: Path) -> NoReturn:
-    """Run this command again without the local rows, which are newer than the table's changelog.
+def _start_over() -> NoReturn:
+    """Run this command again, without local rows that Faust never accepts.
 
-    Faust never accepts such rows. They are a cache: ``replay.status`` has every session.
+    The rows may be newer than the table's changelog, or damaged. They are a cache:
+    ``replay.status`` has every session.
     """
-    logger.warning("the table's changelog was lost: starting again without %s", tables)
-    shutil.rmtree(tables)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import socketserver
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -291,3 +294,35 @@ def raw_field(name: str, kind: int, content: bytes = b"") -> bytes:
 def raw_text(name: str, text: bytes) -> bytes:
     """Return a raw BSON field with a text that may be no UTF-8."""
     return raw_field(name, 0x02, (len(text) + 1).to_bytes(4, "little") + text + b"\0")
+
+
+@contextlib.contextmanager
+def forwarding(port: int, address: str) -> Iterator[None]:
+    """Pass each connection to the port on to a server, until the end: the server "comes late"."""
+    host, _, upstream_port = address.rpartition(":")
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    class Connection(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((host, int(upstream_port))) as upstream:
+                back = threading.Thread(target=pump, args=(upstream, self.request), daemon=True)
+                back.start()
+                pump(self.request, upstream)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+
+    with Server(("127.0.0.1", port), Connection) as server:
+        threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()

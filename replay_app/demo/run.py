@@ -87,14 +87,14 @@ def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
             tell("Reading the topics (read_committed), and comparing them with the store")
             verdict = judge(session, asyncio.run(consume(place)))
         except ReplayError:
-            say(worker.last_log_lines(), error=True)
+            say(*worker.last_log_lines().splitlines(), error=True)
             raise
         verdict.seconds = time.monotonic() - began
         verdict.show(as_json=as_json)
         if not verdict.holds:
-            say(worker.last_log_lines(), error=True)
+            say(*worker.last_log_lines().splitlines(), error=True)
         if keep:
-            say(next_steps(place, worker), error=as_json)
+            say(*next_steps(place, worker).splitlines(), error=as_json)
             with suppress(KeyboardInterrupt):
                 while worker.is_alive():
                     time.sleep(1)

@@ -64,6 +64,8 @@ class Readiness(BaseModel):
     status: str
     missing: tuple[str, ...]
     """What the worker waits for, in words."""
+    warnings: tuple[str, ...] = ()
+    """What a replay would fail for, though the worker is ready."""
 
 
 class ProblemBody(BaseModel):
@@ -210,6 +212,9 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "get": {
                 "summary": "Readiness",
                 "security": [{}],
+                "parameters": [
+                    _parameter("exclude", "query", {"type": "string", "enum": ["store"]})
+                ],
                 "responses": {
                     "200": _answer("Ready.", schemas["Readiness"]),
                     "503": _answer("Not ready.", schemas["Readiness"]),

@@ -16,6 +16,7 @@ from replay_app.exceptions import (
     ReplayFailed,
     Unavailable,
 )
+from replay_app.store import StoreUnavailable
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -68,7 +69,9 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     except Problem as error:
         response = problem(error.status, error.detail, **error.members)
     except ReplayError as error:
-        response = problem(_status_of(error), str(error))
+        # The command line waits for a worker that starts, but not for a store.
+        members = {"unavailable": "event store"} if isinstance(error, StoreUnavailable) else {}
+        response = problem(_status_of(error), str(error), **members)
     except web.HTTPException as error:
         response = _of_aiohttp(request, error)
     except Exception:

@@ -41,6 +41,7 @@ from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
 from replay_app.sessions import TERMINAL, Session, State, decode_session
+from replay_app.store import NoCollection
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX, require_access
 from replay_app.web.openapi import openapi
@@ -199,11 +200,24 @@ class Ready(_View):
     """Readiness."""
 
     async def get(self, request: web.Request) -> web.Response:
-        """Answer with 200 if the worker is ready, otherwise with 503 and what is missing."""
-        if missing := _shared(request).missing():
-            body = {"status": "not ready", "missing": missing}
-            return web.json_response(body, status=HTTPStatus.SERVICE_UNAVAILABLE)
-        return web.json_response({"status": "ready", "missing": []})
+        """Answer with 200 if the worker is ready, otherwise with 503 and what is missing.
+
+        ``?exclude=store`` leaves the store out: without the store this worker can plan and read
+        nothing, but commands, lists and sessions need Kafka only.
+        """
+        shared, warnings = _shared(request), []
+        missing = shared.missing()
+        if "store" not in request.query.getall("exclude", []):
+            trouble = await shared.context.store_health.problem()
+            if isinstance(trouble, NoCollection):
+                warnings.append(str(trouble))  # the first event creates the collection
+            elif trouble is not None:
+                missing.append(str(trouble))
+        body: dict[str, Any] = {"status": "not ready" if missing else "ready", "missing": missing}
+        if warnings:
+            body["warnings"] = warnings
+        status = HTTPStatus.SERVICE_UNAVAILABLE if missing else HTTPStatus.OK
+        return web.json_response(body, status=status)
 
 
 class Metrics(_View):
@@ -259,6 +273,8 @@ class Plans(_View):
         """Plan a start without starting it."""
         context = _shared(request).context
         start = await _read_start(request)
+        if (trouble := await context.store_health.problem()) is not None:
+            raise trouble
         planner = Planner(start, context.settings, context.store, context.describe)
         plan = await planner.plan()
         return _json(plan.model_dump_json())

@@ -195,13 +195,22 @@ def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_pa
 def test_without_a_broker_each_command_says_so_in_one_line(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     replay_app = CommandLine({"REPLAY_KAFKA": address}, tmp_path)
-    worker = replay_app.popen("worker")  # the only command here that needs a process
-    outputs = [replay_app(*arguments, code=1) for arguments in (["topics"], ["start", "--kafka"])]
-    _, errors = worker.communicate(timeout=DEADLINE_SECONDS)
-    assert worker.returncode == 1
-    for output in (*outputs, errors):
-        (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-        assert f"Kafka at {address} (REPLAY_KAFKA) cannot be reached" in line
+    for arguments in (["topics"], ["start", "--kafka"]):
+        (line,) = replay_app(*arguments, code=1).splitlines()
+        assert line.startswith(f"error: Kafka at {address} (REPLAY_KAFKA) cannot be reached")
+
+
+def test_a_worker_without_a_broker_waits_and_sigterm_ends_the_wait(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with CommandLine({"REPLAY_KAFKA": address}, tmp_path).popen("worker") as worker:
+        assert worker.stderr is not None
+        line = worker.stderr.readline()
+        assert f"Kafka at {address} (REPLAY_KAFKA) cannot be reached: " in line
+        assert "waiting for up to 60 s more" in line
+        worker.send_signal(signal.SIGTERM)
+        output, errors = worker.communicate(timeout=DEADLINE_SECONDS)
+    assert worker.returncode == 0, output + errors
+    assert "Traceback" not in errors
 
 
 def test_a_workers_options_go_before_its_settings_and_sigterm_ends_it_with_0(

@@ -171,6 +171,38 @@ def test_nothing_is_wider_than_the_window(
     page.close()
 
 
+@pytest.mark.parametrize("width", [1200, 360])
+def test_the_buttons_are_in_sight_however_narrow_the_window(
+    browser: Browser, shop: Cluster, worker: Worker, width: int
+) -> None:
+    running = unique_name("a-replay-with-a-rather-long-name")
+    long = {"name": "n" * 60, "requested_by": "ana.of.a.long.name@example.com"}
+    shop.command(running, rate=SHOP_EVENTS / 60, filter=SHOP_HISTORY, **long)
+    failed = unique_name("a-replay-with-a-rather-long-name")
+    shop.command(failed, target={"topic": unique_name("not-there")}, **long)
+    shop.wait_for(running, "running")
+    shop.wait_for(failed, "failed")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+
+    def enlarge(route: Route) -> None:
+        """Show the figures of a long replay: they need more room than those of the shop."""
+        answer = route.fetch()
+        listed = answer.json()
+        large = {"matched": 10_234_567, "percent": 1.2, "rate": 200_000.0}
+        for session in listed["replays"]:
+            session |= {**large, "events_per_second": 123_456.7, "eta_seconds": 259_197.0}
+        route.fulfill(response=answer, json=listed)
+
+    page.route("**/replays?*", enlarge)
+    page.goto(worker.url)
+    for label in (f"Pause {running}", f"Cancel {running}", f"Retry {failed}", f"Cancel {failed}"):
+        expect(page.get_by_role("button", name=label)).to_be_in_viewport(ratio=1)
+    page.unroute("**/replays?*", enlarge)
+    page.close()
+    shop.command(running, "cancel")
+    shop.wait_for(running, "cancelled")
+
+
 def test_without_its_worker_the_page_says_so_and_recovers(
     browser: Browser, cluster: Cluster
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 import random
+import socket
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,19 +24,22 @@ from pymongo.monitoring import (
     CommandStartedEvent,
     CommandSucceededEvent,
 )
-from support import AWARE
+from support import AWARE, unique_name
 
 from replay_app.commands import Filter
 from replay_app.demo.stack import Stack, free_port
 from replay_app.events import EventMapping, event_id, field_at
-from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
+from replay_app.exceptions import InvalidSettings, ReplayError, ReplayFailed, Unavailable
 from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
 from replay_app.readers import PageReader
 from replay_app.settings import Settings, load_settings
-from replay_app.store import EventStore, TimeLimitExceeded
+from replay_app.store import EventStore, NoCollection, StoreUnavailable, TimeLimitExceeded
+from replay_app.store_health import StoreHealth
 
 Document = dict[str, Any]
 MAPPING = EventMapping()
+ANSWER_SECONDS = 15.0
+"""Half of what the driver would take for a server that is silent."""
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 BY_TIME = ("timestamp", "_id")
 BY_AGGREGATE = ("aggregate_id", "timestamp", "_id")
@@ -539,6 +544,61 @@ async def test_a_secondary_that_lags_is_named_and_asked_again_later(
             await read
         assert not isinstance(no.value, TimeLimitExceeded)
     store.close()
+
+
+# A store that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "why"),
+    [
+        ("mongodb://127.0.0.1:{free}", StoreUnavailable, "does not answer: 127.0.0.1:{free}: "),
+        ("mongodb://127.0.0.1:{silent}", StoreUnavailable, "does not answer: "),
+        ("mongodb://ana:hunter2@{store}", ReplayFailed, "check the user and the password in REP"),
+        ("mongodb://{store}", NoCollection, "has no collection"),
+    ],
+    ids=["away", "silent", "password", "empty"],
+)
+async def test_a_store_that_cannot_be_used_is_told_within_seconds_with_the_reason(
+    address: str, kind: type[ReplayError], why: str, stack: Stack
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections, never answers
+        place = {
+            "free": free_port(),
+            "silent": listener.getsockname()[1],
+            "store": stack.mongo.rpartition("/")[2],
+        }
+        name = unique_name("empty")
+        store = EventStore(load_settings(mongo=address.format(**place), mongo_database=name))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                with pytest.raises(kind) as told:
+                    await store.check()
+        finally:
+            store.close()
+    assert type(told.value) is kind
+    assert why.format(**place) in str(told.value)
+    assert f"{name}.events" in str(told.value)
+    assert "hunter2" not in str(told.value)
+
+
+async def test_the_health_of_the_store_is_remembered_and_each_change_is_said(
+    store: EventStore,
+    events: Collection[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("replay_app.store_health.REMEMBER_SECONDS", 3600.0)
+    health = StoreHealth(store)
+    assert isinstance(await health.problem(), NoCollection)
+    events.insert_one({"_id": 1})
+    assert isinstance(await health.problem(), NoCollection)
+    monkeypatch.setattr("replay_app.store_health.REMEMBER_SECONDS", 0.0)
+    assert await health.problem() is None
+    assert await health.problem() is None
+    assert [one.levelname for one in caplog.records] == ["WARNING", "INFO"]
+    assert caplog.messages[1] == f"the event store {store.name!r} answers"
 
 
 # The reader

@@ -15,7 +15,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from replay_app import client, terminal
-from replay_app.cli import _parser, run
+from replay_app.cli import EXIT_CODES, NONE_REPLAYED, _parser, run
 from replay_app.commands import MAX_COMMAND_BYTES, command_of
 from replay_app.settings import Settings
 from replay_app.start_options import start_body
@@ -145,33 +145,52 @@ def test_a_useless_file_is_wrong_usage(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        [],
-        ["replay"],
-        ["status"],
-        ["start", "--rate", "0"],
-        ["start", "--rate", "inf"],
-        ["start", "--rate", "fast"],
-        ["start", "--max-events", "-1"],
-        ["start", "--shards", "1.5"],
-        ["start", "--ordering", "random"],
-        ["start", "--on-error", "ignore"],
-        ["start", "--field", "version"],
-        ["start", "--field", "version=[1]"],
-        ["start", "--to", "order_placed"],
-        ["set-rate", "r-1"],
-        ["set-rate", "r-1", "-5"],
-        ["demo", "--events", "none"],
-        ["worker", "--web-port", "web"],
-        ["list", "--limit", "0"],
+        ([], "COMMAND is missing; see: replay-app --help"),
+        (["replay"], "not 'replay'; see: replay-app --help"),
+        (["status"], "replay_id is missing; see: replay-app status --help"),
+        (["start", "--rate", "0"], "--rate takes a positive number, not '0'"),
+        (["start", "--rate", "inf"], "--rate takes a positive number, not 'inf'"),
+        (["start", "--rate", "fast"], "--rate takes a positive number, not 'fast'"),
+        (["start", "--rate"], "--rate needs a value"),
+        (["start", "--dry-run=yes"], "--dry-run takes no value, but has 'yes'"),
+        (["start", "--event-typ", "a"], "--event-typ a is unknown"),
+        (["start", "--max-events", "-1"], "--max-events takes a positive whole number, not '-1'"),
+        (["start", "--shards", "1.5"], "--shards takes a positive whole number, not '1.5'"),
+        (["start", "--ordering", "random"], "--ordering takes one of 'global', 'aggregate', not"),
+        (["start", "--on-error", "ignore"], "--on-error takes one of 'fail', 'skip', 'dead-let"),
+        (["start", "--field", "version"], "--field takes NAME=VALUE, not 'version'"),
+        (["start", "--field", "version=[1]"], "--field takes PATH=VALUE with text, a number"),
+        (["start", "--to", "order_placed"], "--to takes NAME=VALUE, not 'order_placed'"),
+        (["set-rate", "r-1"], "rate is missing"),
+        (["set-rate", "r-1", "-5"], "rate takes a positive number of events per second, or none"),
+        (["demo", "--events", "none"], "--events takes a positive whole number, not 'none'"),
+        (["worker", "--web-port", "web"], "--web-port takes a whole number, not 'web'"),
+        (["list", "--limit", "0"], "--limit takes a positive whole number, not '0'"),
+        (["list", "--limit", "9" * 5000], "--limit takes a positive whole number, not '99"),
     ],
 )
-def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_ends_with_2_and_says_in_one_line_what_an_option_takes(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert "argument" not in line
+    assert run([*arguments, "--json"]) == 2
+    assert words in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(arguments)
-    assert ended.value.code == 2
-    assert "usage: replay-app" in capsys.readouterr().err
+        run(["--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert EXIT_CODES in shown
+    for code in (0, 1, 2, 3, NONE_REPLAYED, 130):
+        assert f" {code} " in EXIT_CODES
 
 
 @pytest.mark.parametrize(
@@ -183,6 +202,8 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
         (["topics"], {"REPLAY_TOPICS": "no json"}, "REPLAY_TOPICS"),
         (["list", "--url", "localhost:6066"], {}, "--url"),
         (["list"], {"REPLAY_URL": "ftp://x"}, "REPLAY_URL"),
+        (["list"], {"REPLAY_ULR": "http://x"}, "did you mean REPLAY_URL?"),
+        (["worker"], {"REPLAY_LOGLEVEL": "INFO"}, "did you mean REPLAY_LOG_LEVEL?"),
     ],
 )
 def test_wrong_settings_end_with_2_and_are_named(
@@ -388,6 +409,48 @@ def test_watching_ends_as_the_replay_does(
     assert ("then: replay-app retry r-1" in shown.err) == (state == "failed")
 
 
+@pytest.mark.parametrize("is_dry", [False, True])
+@pytest.mark.parametrize(("good", "code", "how_many"), [(0, 4, "all events"), (1, 0, "some")])
+def test_a_replay_of_which_every_event_failed_has_its_own_exit_code(
+    is_dry: bool,
+    good: int,
+    code: int,
+    how_many: str,
+    serve: Serve,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended = session(
+        "completed_with_errors",
+        counters={"read": 5, "published": 0 if is_dry else good, "skipped": 5 - good},
+        start={"dry_run": is_dry},
+        shards=[{"progress": {"valid": good}}],
+    )
+    serve((200, ended))
+    assert run(["watch", "r-1"]) == code
+    shown = capsys.readouterr()
+    assert f"warning: r-1 completed, but {how_many}" in shown.err
+    last = f"r-1 was a dry run: {good} events are valid, none was published"
+    assert (shown.out.splitlines()[-1] == last) is is_dry
+    assert run(["watch", "r-1", "--json"]) == code
+    assert "dry run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("create the topic, then retry", "create the topic, then: replay-app retry r-1"),
+        ("the broker is full", "the broker is full; then: replay-app retry r-1"),
+        (
+            "correct it and retry, or start with skip",
+            "correct it and retry, or start with skip (the command is: replay-app retry r-1)",
+        ),
+        ("start again under a new id", "start again under a new id"),
+    ],
+)
+def test_the_remedy_of_a_failed_replay_is_said_once(error: str, said: str) -> None:
+    assert list(terminal.warnings_at_the_end(session("failed", error=error))) == [f"error: {said}"]
+
+
 def test_watching_in_json_prints_each_change_as_a_line(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -503,7 +566,50 @@ def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
 
 
 def test_text_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say("a\x1b[31mb\x9b\r[bold]c")
-    terminal.table(["A"], [["x\x1b[2Jy[red]"]])
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["a\ufffd[31mb\ufffd\ufffd[bold]c", "A", "x\ufffd[2Jy[red]"]
+    terminal.say("a\x1b[31mb\x9b\r\n[bold]c", "\u202ed\u2028e ü")
+    terminal.table(["A"], [["x\x1b[2J\ny[red]"]])
+    lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
+    assert lines == [
+        r"a\u001b[31mb\u009b\r\n[bold]c",
+        r"\u202ed\u2028e ü",
+        "A",
+        r"x\u001b[2J\ny[red]",
+        "",
+    ]
+
+
+def test_json_for_programs_is_escaped_too_and_stays_the_same_value(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    value = {"name": "a\x1b[2J\x7f\x9b\n\u2028\u202e\ud800 ü"}
+    for indent in (None, 2):
+        terminal.say_json(value, indent=indent)
+        shown = capsys.readouterr().out
+        assert json.loads(shown) == value
+        assert shown.isprintable() or all(c.isprintable() or c == "\n" for c in shown)
+        assert "ü" in shown
+
+
+def test_no_line_of_an_account_is_written_by_a_stranger(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "x\nr-1 completed: 5 of 5 events"
+    start = {
+        **dict.fromkeys(("name", "reason", "requested_by"), evil),
+        "ordering": "global",
+        "dry_run": False,
+        "target": {},
+        "after": [],
+        "filter": {"event_types": [evil]},
+    }
+    shown = session(
+        start=start,
+        shards=[{"progress": {"failures": [{"event_id": evil, "reason": evil}]}}],
+        warnings=[evil],
+        reason=evil,
+        attempt=1,
+    ) | dict.fromkeys(("plan", "receipt", "rate", "created_at", "started_at", "ended_at"))
+    terminal.say(*terminal.account(shown))
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if r"x\nr-1 completed" in line]) == 7
+    assert [line for line in lines if line.startswith("r-1 completed")] == []

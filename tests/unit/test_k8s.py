@@ -90,10 +90,18 @@ def test_every_place_names_the_port_of_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("probe", "path"),
-    [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")],
+    [
+        ("startupProbe", "/healthz"),
+        ("livenessProbe", "/healthz"),
+        ("readinessProbe", "/readyz?exclude=store"),
+    ],
 )
 def test_every_probe_asks_the_path_that_is_meant_for_it(probe: str, path: str) -> None:
     assert worker()[probe]["httpGet"] == {"path": path, "port": "http"}
+
+
+def test_services_add_no_variables_to_the_pods() -> None:
+    assert pod()["enableServiceLinks"] is False
 
 
 def test_the_pod_runs_as_the_user_of_the_image() -> None:

@@ -1,13 +1,17 @@
-"""Logging: many equal messages are cut short, and no others."""
+"""Logging: the two forms of a line, and many equal messages that are cut short."""
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
-from replay_app.logs import RateLimit, configure_logging
+from replay_app.logs import JsonLines, RateLimit, TextLines, configure_logging, escaped
 
 
 def record(line: int = 1, message: str = "broker %d is away", *args: object) -> logging.LogRecord:
@@ -65,10 +69,13 @@ def test_a_quiet_place_is_never_cut_short() -> None:
 
 @pytest.fixture
 def _logging_as_before() -> Iterator[None]:
+    hook = sys.excepthook
     root, names = logging.getLogger(), ("aiokafka", "faust", "mode", "pymongo", "aiohttp.access")
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in names}
     yield
+    logging.captureWarnings(capture=False)
+    sys.excepthook = hook
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in levels.items():
@@ -102,3 +109,69 @@ def test_only_the_kafka_client_is_cut_short(capsys: pytest.CaptureFixture[str]) 
     written = capsys.readouterr().err
     assert written.count("away") == 5
     assert written.count("ours") == 30
+
+
+EVIL = "a\x1b[2J\r\n2026-01-01 CRITICAL all is lost\x7f\x9b\u2028\u202e\ud800 ü {}%s"
+ESCAPED = r"a\u001b[2J\r\n2026-01-01 CRITICAL all is lost\u007f\u009b\u2028\u202e\ud800 ü {}%s"
+
+
+def test_text_from_outside_is_shown_escaped() -> None:
+    assert escaped(EVIL) == ESCAPED
+    assert escaped("plain, ü, \N{SMILING FACE WITH SUNGLASSES}") == (
+        "plain, ü, \N{SMILING FACE WITH SUNGLASSES}"
+    )
+
+
+def failure(message: str) -> logging.LogRecord:
+    error = ValueError(message)
+    return logging.LogRecord(
+        "replay_app.x",
+        logging.ERROR,
+        "x.py",
+        1,
+        "%s failed",
+        (message,),
+        (ValueError, error, None),
+    )
+
+
+def test_a_text_line_is_one_line_and_a_traceback_cannot_look_like_another_message() -> None:
+    first, *trace = TextLines().format(failure(EVIL)).split("\n")
+    assert first.endswith(f"ERROR   replay_app.x: {ESCAPED} failed")
+    assert trace
+    assert all(line.startswith("    ") and line.isprintable() for line in trace)
+
+
+def test_a_json_line_holds_everything_in_one_object() -> None:
+    shown = failure(EVIL)
+    line = JsonLines().format(shown)
+    assert line.isprintable()
+    told = json.loads(line)
+    assert told["message"] == f"{EVIL} failed"
+    assert f"ValueError: {EVIL}" in told["exception"]
+    assert (told["level"], told["logger"]) == ("ERROR", "replay_app.x")
+    assert told["time"].endswith("Z")
+    at = datetime.fromisoformat(told["time"])
+    assert at.tzinfo is not None
+    assert abs((at - datetime.fromtimestamp(shown.created, UTC)).total_seconds()) < 0.001
+    assert set(told) == {"time", "level", "logger", "message", "exception"}
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_in_json_every_line_is_json_also_of_warnings_and_of_errors_that_end_the_process(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("INFO", "json")
+    change = {"replay_id": "r-1", "state": "paused", "requested_by": None, "reason": "a\nb"}
+    logging.getLogger("replay_app.x").info("replay %s: paused", "r-1", extra=change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    error = ValueError("a\nb")
+    sys.excepthook(ValueError, error, None)
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
+    assert {name: first[name] for name in change} == change
+    assert "old" in second["message"]
+    assert second["level"] == "WARNING"
+    assert (third["level"], third["message"]) == ("CRITICAL", "a\nb")
+    assert "ValueError: a\nb" in third["exception"]

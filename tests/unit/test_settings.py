@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from replay_app.exceptions import InvalidSettings
-from replay_app.settings import Settings, load_settings, masked_uri
+from replay_app.settings import OTHER_VARIABLES, Settings, load_settings, masked_uri
 
 SECRET = "hunter2"  # noqa: S105 - opens nothing
 
@@ -254,3 +254,70 @@ def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path, content: str | 
     settings = load_settings(kafka_security_protocol="SSL", kafka_ssl_cafile=path)
     with pytest.raises(InvalidSettings, match=f"REPLAY_KAFKA_SSL_CAFILE={path}"):
         settings.kafka_security()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("variable", "advice"),
+    [
+        ("REPLAY_KAFKAS", "did you mean REPLAY_KAFKA?"),
+        ("REPLAY_MONGO_URI", "did you mean REPLAY_MONGO?"),
+        ("REPLAY_MONGODB_DATABASE", "did you mean REPLAY_MONGO_DATABASE?"),
+        ("REPLAY_LOGLEVEL", "did you mean REPLAY_LOG_LEVEL?"),
+        ("REPLAY_TOKEN", "did you mean REPLAY_API_TOKEN?"),
+        ("replay_partition", "did you mean REPLAY_PARTITIONS?"),
+        ("REPLAY_WEBPORT", "did you mean REPLAY_WEB_PORT?"),
+        ("REPLAY_HTTP_PORT", "`replay-app settings` shows all"),
+        ("REPLAY_", "`replay-app settings` shows all"),
+        ("REPLAY_XYZZY", "`replay-app settings` shows all"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_misspelt_variable_is_refused_with_the_one_that_may_be_meant(
+    variable: str, advice: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if place == "environment":
+        monkeypatch.setenv(variable, "1")
+    else:
+        (tmp_path / ".env").write_text(f"{variable}=1\n")
+    assert refusal() == f"{variable.upper()} is not a setting: {advice}"
+
+
+def test_every_misspelt_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAY_KAFK", "kafka:9092")
+    monkeypatch.setenv("REPLAY_MONGOO", "mongodb://db")
+    assert refusal() == (
+        "REPLAY_KAFK is not a setting: did you mean REPLAY_KAFKA?; "
+        "REPLAY_MONGOO is not a setting: did you mean REPLAY_MONGO?"
+    )
+
+
+@pytest.mark.parametrize("variable", [*OTHER_VARIABLES, "REPLAYED", "OTHER_REPLAY_X"])
+def test_variables_of_other_commands_and_other_programs_are_accepted(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://x")
+    load_settings()
+
+
+@pytest.mark.parametrize("service", ["REPLAY", "REPLAY_APP", "REPLAY_WEB", "REPLAY_KAFKA"])
+def test_the_variables_that_kubernetes_makes_for_a_service_never_stop_a_worker(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {
+        "SERVICE_HOST": "10.0.0.11",
+        "SERVICE_PORT": "6066",
+        "SERVICE_PORT_HTTP": "6066",
+        "PORT": "tcp://10.0.0.11:6066",
+        "PORT_6066_TCP": "tcp://10.0.0.11:6066",
+        "PORT_6066_TCP_PROTO": "tcp",
+        "PORT_6066_TCP_PORT": "6066",
+        "PORT_6066_TCP_ADDR": "10.0.0.11",
+        "PORT_53_UDP": "udp://10.0.0.11:53",
+        "PORT_53_UDP_ADDR": "10.0.0.11",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert load_settings() == Settings(web_port=6066)
