@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from replay_app.board import Board
+from replay_app.ignored import IgnoredRecords
 from replay_app.metrics import Metrics
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings
@@ -29,8 +30,12 @@ class WorkerContext:
     is_leaving: Callable[[], bool]
     """Whether the worker stops or rebalances: a slice then ends at its next page."""
     metrics: Metrics = field(default_factory=Metrics)
+    ignored: IgnoredRecords = field(default_factory=IgnoredRecords)
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict)
     """By topic: until when the partition count is remembered (monotonic seconds), and the count."""
+
+    def __post_init__(self) -> None:
+        self.metrics.show_ignored(self.ignored.counts)
 
     async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
         """Return the partition counts of those destination topics that exist.
