@@ -15,6 +15,7 @@ from mode import Service
 from replay_app.board import Board
 from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
+from replay_app.ignored import IgnoredRecords
 from replay_app.publisher import BATCH_OVERHEAD, GROUP_HEARTBEAT_SECONDS, Outbox
 from replay_app.reports import MAX_INTERNAL_BYTES
 from replay_app.sessions_agent import SessionPartitions
@@ -56,13 +57,15 @@ def create_app(settings: Settings) -> faust.App:
         options=_ROCKSDB,
         help="The session of each replay",
     )
+    ignored = IgnoredRecords()
     context = WorkerContext(
         settings=settings,
         topics=Topics.of(settings),
         store=EventStore(settings),
         outbox=Outbox(settings),
-        board=Board(settings),
+        board=Board(settings, ignored),
         is_leaving=lambda: bool(app.rebalancing or app.should_stop),
+        ignored=ignored,
     )
     work = WorkPartitions(context)
     sessions = SessionPartitions(context, table)
@@ -94,7 +97,11 @@ def _add_agent(
         async for event in stream.events():
             await ready.wait()  # a record may come before the connections have started
             record = event.message
-            await handle(record.partition, record.offset, record.value)
+            try:
+                await handle(record.partition, record.offset, record.value)
+            except Exception:
+                # Whatever a record holds: the records behind it must not wait.
+                logger.exception("%s %d:%d failed", topic.name, record.partition, record.offset)
 
     process.__name__ = process.__qualname__ = f"{name}_agent"  # Faust's log names the function
     app.agent(channel, name=name, isolated_partitions=True)(process)

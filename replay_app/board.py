@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from replay_app.commands import ReplayId
 from replay_app.compacted import OBSTACLE_SECONDS, CompactedReader
+from replay_app.ignored import IgnoredRecords
+from replay_app.records import Count, Moment, Record
 from replay_app.sessions import Session, decode_session
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from aiokafka import ConsumerRecord
 
     from replay_app.checkpoints import Token
     from replay_app.settings import Settings
@@ -36,18 +39,18 @@ FETCH_MS = 100
 """How long the broker may hold a fetch without new records."""
 
 
-class Rejection(BaseModel):
+class Rejection(Record):
     """The answer to a command that changed nothing."""
 
-    model_config = ConfigDict(frozen=True)
+    leaves_out_defaults = False  # clients read rejections too
 
-    replay_id: str
+    replay_id: ReplayId
     rejected: str
     """Why the command was rejected."""
     command: str | None
-    partition: int
-    offset: int
-    at: datetime
+    partition: Count
+    offset: Count
+    at: Moment
 
     @property
     def key(self) -> str:
@@ -58,8 +61,9 @@ class Rejection(BaseModel):
 class Board:
     """The sessions of ``replay.status``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ignored: IgnoredRecords | None = None) -> None:
         self._settings = settings
+        self._ignored = ignored or IgnoredRecords()
         self._topic = Topics.of(settings).status
         self.sessions: dict[str, Session] = {}
         self.rejections: dict[str, Rejection] = {}
@@ -99,7 +103,7 @@ class Board:
         ends = await reader.ends()
         while True:
             for record in await reader.read():
-                self._add((record.key or b"").decode(errors="replace"), record.value)
+                self._add(record)
             self._positions |= reader.positions
             if not self.is_complete:
                 self.is_complete = all(
@@ -108,24 +112,35 @@ class Board:
             async with self._changed:
                 self._changed.notify_all()
 
-    def _add(self, key: str, value: bytes | None) -> None:
+    def _add(self, record: ConsumerRecord) -> None:
+        key = (record.key or b"").decode(errors="replace")
         try:
             if REJECTED in key:
-                self.rejections.pop(key, None)
-                if value is not None:
-                    self.rejections[key] = Rejection.model_validate_json(value)
-                    if len(self.rejections) > MAX_REJECTIONS:
-                        self.rejections.pop(next(iter(self.rejections)))
-                return
-            session = decode_session(value)
-        except ValidationError:
-            logger.exception(
-                "%s: the record %r cannot be read and is ignored", self._topic.name, key
-            )
-            return
+                self._add_rejection(key, record.value)
+            else:
+                self._add_session(key, record.value)
+        except ValueError as error:
+            self._ignored.add(record.topic, record.partition, record.offset, error)
+
+    def _add_rejection(self, key: str, value: bytes | None) -> None:
+        rejection = None if value is None else Rejection.model_validate_json(value)
+        if rejection is not None and rejection.key != key:
+            msg = "the rejection belongs to another key"
+            raise ValueError(msg)
+        self.rejections.pop(key, None)
+        if rejection is not None:
+            self.rejections[key] = rejection
+            if len(self.rejections) > MAX_REJECTIONS:
+                self.rejections.pop(next(iter(self.rejections)))
+
+    def _add_session(self, key: str, value: bytes | None) -> None:
+        session = decode_session(value)
         if session is None:
             self.sessions.pop(key, None)
             return
+        if session.replay_id != key:
+            msg = "the session belongs to another key"
+            raise ValueError(msg)
         before, self.sessions[key] = self.sessions.get(key), session
         if before is None or before.orders != session.orders:
             for listener in self._listeners:

@@ -7,55 +7,47 @@ send a token twice. `judge` compares token and checkpoint, so that each slice is
 
 from __future__ import annotations
 
-import logging
 import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from replay_app.exceptions import ReplayFailed
-from replay_app.reports import Report, ShardId, ShardProgress
+from replay_app.records import Count, Record
+from replay_app.reports import MAX_ERROR, Report, ShardId, ShardProgress, shorten
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
-logger = logging.getLogger(__name__)
-
-CHECKPOINT_KEY = re.compile(r"[^/]+/(\d+|plan|gate|finish)")
+TOKEN_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/(\d{1,3}|plan|gate|finish)")
+MAX_SHOWN_KEY = 200
+"""Characters of a stranger's key that a message shows."""
 TokenKind = Literal["plan", "gate", "emit", "stop", "finish", "forget", "noop"]
 
 
 class Origin(NamedTuple):
     """Where a token first stood on ``replay.work``: the identity of the token and its copies."""
 
-    partition: int
-    offset: int
+    partition: Count
+    offset: Count
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def encode(self) -> bytes:
-        """Return the record's value on Kafka."""
-        return self.model_dump_json(exclude_defaults=True).encode()
-
-
-class Token(_Record):
+class Token(Record):
     """The order to run one slice."""
 
     replay_id: str = ""
     shard: ShardId = 0
-    epoch: int = 0
+    epoch: Count = 0
     """Number of the chain of tokens. Each resume, retry, stop and repair starts a higher epoch."""
-    slice: int = 1
+    slice: Count = 1
     """Counts from 1 within an epoch."""
     kind: TokenKind = "noop"
     outcome: Literal["end", "cancelled"] = "end"
     """What the control records of a ``finish`` step say."""
     origin: Origin | None = None
     """Only on a requeued copy."""
-    requeues: int = 0
+    requeues: Count = 0
     """How often the token was requeued because its session was unknown."""
 
     @property
@@ -68,7 +60,7 @@ class Token(_Record):
         return self.model_copy(update={"slice": self.slice + 1, "origin": None, "requeues": 0})
 
 
-class Checkpoint(_Record):
+class Checkpoint(Record):
     """How far a shard is: all that the next slice needs, on any worker."""
 
     token: Token
@@ -132,6 +124,7 @@ class Checkpoint(_Record):
     @classmethod
     def of_failure(cls, token: Token, origin: Origin, old: Checkpoint | None, error: str) -> Self:
         """Return the checkpoint of a step or shard that failed before it did anything."""
+        error = shorten(error, MAX_ERROR)
         if token.kind in {"plan", "gate", "finish"}:
             return cls.of_step(token, origin, "failed", error=error)
         failed = {"state": "failed", "error": error, "reason": None}
@@ -200,35 +193,56 @@ def decode_checkpoint(value: bytes | None) -> Checkpoint | None:
     return None if value is None else Checkpoint.model_validate_json(value)
 
 
-def add_checkpoint(found: dict[str, Checkpoint], record: ConsumerRecord) -> None:
-    """Add a record of ``replay.checkpoints`` to the newest checkpoint of each key.
+@dataclass
+class Checkpoints:
+    """The newest checkpoint of each shard of one partition of ``replay.checkpoints``."""
 
-    Raises
-    ------
-    ReplayFailed
-        When a shard's checkpoint cannot be read.
+    newest: dict[str, Checkpoint] = field(default_factory=dict)
+    """By token key."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """By token key: why the newest checkpoint cannot be read. To go on from an older one, or from
+    the start, would publish events again."""
 
-    """
-    key = (record.key or b"").decode(errors="replace")
-    try:
-        checkpoint = decode_checkpoint(record.value)
-    except ValidationError as error:
-        if CHECKPOINT_KEY.fullmatch(key):
-            # Perhaps of another version. To go on from an older checkpoint would publish twice.
-            msg = (
-                f"the checkpoint {key!r} ({record.topic} {record.partition}:{record.offset}) "
-                "cannot be read: was it written by a newer version? Run that version"
+    def add(self, record: ConsumerRecord) -> None:
+        """Add one record, in the order of the topic. A newer record of a key replaces an older one.
+
+        Raises
+        ------
+        ValueError
+            When the record's key is not the key of a token. The record is no checkpoint.
+
+        """
+        key = (record.key or b"").decode(errors="replace")
+        if not TOKEN_KEY.fullmatch(key):
+            msg = f"the key {key[:MAX_SHOWN_KEY]!r} is not the key of a checkpoint"
+            raise ValueError(msg)
+        self.remove(key)
+        try:
+            checkpoint = decode_checkpoint(record.value)
+            if checkpoint is not None and checkpoint.token.key != key:
+                msg = f"the value belongs to {checkpoint.token.key[:MAX_SHOWN_KEY]!r}"
+                raise ValueError(msg)  # noqa: TRY301 - as unreadable as a value that is no JSON
+        except ValueError as error:
+            place = f"{record.topic} {record.partition}:{record.offset}"
+            self.unreadable[key] = (
+                f"the checkpoint {key!r} ({place}) cannot be read: {_first_line(error)}. If a "
+                "newer version wrote the checkpoint, run that version and retry; in any other case "
+                "cancel the replay and start a new one"
             )
-            raise ReplayFailed(msg) from error
-        logger.exception(
-            "%s %d:%d, the record %r, is not a checkpoint and is ignored",
-            record.topic,
-            record.partition,
-            record.offset,
-            key,
-        )
-        return
-    if checkpoint is None:
-        found.pop(key, None)
-    else:
-        found[key] = checkpoint
+        else:
+            if checkpoint is not None:
+                self.newest[key] = checkpoint
+
+    def remove(self, key: str) -> None:
+        """Remove what is known of a shard."""
+        self.newest.pop(key, None)
+        self.unreadable.pop(key, None)
+
+
+def _first_line(error: ValueError) -> str:
+    """Return what is wrong with the first member, without the value itself."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the record"
+        return f"{where[:MAX_SHOWN_KEY]}: {first['msg'][:MAX_SHOWN_KEY]}"
+    return str(error)

@@ -52,6 +52,8 @@ TOPIC_NAME = re.compile(_TOPIC + r"\Z")
 TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes"
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
 MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
+MAX_AFTER = 100
+"""Replays that one replay can wait for."""
 MAX_SENTENCES = 20
 """Sentences in one refusal; each wrong member has a sentence."""
 
@@ -71,7 +73,8 @@ def _check_written_time(value: object) -> object:
     raise ValueError(msg)
 
 
-def _in_utc(value: datetime) -> datetime:
+def in_utc(value: datetime) -> datetime:
+    """Return a time in UTC. Raises ValueError if UTC's calendar does not have the time."""
     try:
         return value.astimezone(UTC)
     except OverflowError:
@@ -99,7 +102,7 @@ Time = Annotated[
     AwareDatetime,
     Field(strict=False),
     BeforeValidator(_check_written_time),
-    AfterValidator(_in_utc),
+    AfterValidator(in_utc),
 ]
 """Converted to UTC: a body that gives the same instant with another offset is an equal body."""
 StoredInt = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -108,7 +111,8 @@ StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at 
 FieldValue = Annotated[
     str | StoredInt | float | bool | None, _either("a string, a number, true, false or null")
 ]
-Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
+"""Events per second. The least rate is one event in 1,000 seconds."""
 
 
 Item = TypeVar("Item")
@@ -203,7 +207,7 @@ class Start(_Command):
     control_records: bool = False
     include_replayed: bool = False
     """Also publish stored events that are marked as replayed (docs/mapping.md, the loop guard)."""
-    after: Items[ReplayId] = ()
+    after: Annotated[Items[ReplayId], Field(max_length=MAX_AFTER)] = ()
     """Wait until these replays have completed."""
 
     @field_validator("speed", mode="before")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from replay_app.board import Board
 from replay_app.budgets import ByteBudget
 from replay_app.destinations import Destination, describe_destinations
+from replay_app.ignored import IgnoredRecords
 from replay_app.metrics import Metrics
 from replay_app.publisher import TRANSACTION_TIMEOUT_MS, Outbox
 from replay_app.settings import Settings
@@ -40,6 +41,7 @@ class WorkerContext:
         default_factory=lambda: defaultdict(lambda: ByteBudget(TRANSACTION_SECONDS))
     )
     """By partition of ``replay.work``. Here, so that they outlive a producer that was given up."""
+    ignored: IgnoredRecords = field(default_factory=IgnoredRecords)
     watch: ConsumerWatch = field(init=False)
     store_health: StoreHealth = field(init=False)
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class WorkerContext:
         """Make what needs the settings or the store."""
         self.watch = ConsumerWatch(self.settings)
         self.store_health = StoreHealth(self.store)
+        self.metrics.show_ignored(self.ignored.counts)
 
     async def describe(self, names: Iterable[str]) -> dict[str, Destination]:
         """Ask the broker for destination topics; return those that exist.

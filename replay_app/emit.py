@@ -28,6 +28,7 @@ from replay_app.pacing import allowance, charge, due
 from replay_app.pages import EncodeSpec, count_documents, split_page
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS
 from replay_app.queries import advance
+from replay_app.reports import MAX_SHOWN_ID, shorten
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
 
@@ -316,12 +317,13 @@ class EmitSlice:
         if not encoded.failures or start.dry_run:
             return None
         failure = encoded.failures[-1]
+        event_id = failure.event_id and shorten(failure.event_id, MAX_SHOWN_ID)
         if failure.missing_topic:
             # The replay fails whatever on_error says: the event is good, and must not be left out.
-            return f"event {failure.event_id!r}: {failure.reason}; create the topic, then retry"
+            return f"event {event_id!r}: {failure.reason}; create the topic, then retry"
         if start.on_error == "fail":
             return (
-                f"event {failure.event_id!r}: {failure.reason}; correct it and retry, or start "
+                f"event {event_id!r}: {failure.reason}; correct it and retry, or start "
                 "again with on_error skip or dead-letter"
             )
         return None
@@ -351,7 +353,7 @@ class EmitSlice:
 
     async def _send_dead_letter(self, failure: FailedEvent) -> None:
         topic = self._context.topics.dead_letters
-        key = failure.event_id or ""
+        key = shorten(failure.event_id or "", MAX_SHOWN_ID)
         value: bytes | None = _to_extended_json(failure.document)
         reason = failure.reason
         size = len(value or b"") + len(key.encode())

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from replay_app.reports import Counters
@@ -80,6 +80,19 @@ class Metrics:
         """Show the number of owned sessions by state. The function is called at each scrape."""
         self.registry.register(_Sessions(owned_by_state))
 
+    def show_ignored(self, counts_by_topic: Mapping[str, int]) -> None:
+        """Show the number of records passed over by topic, as it is at each scrape."""
+        self.registry.register(_Ignored(counts_by_topic))
+
+    def show_unreadable(self, count: Callable[[], int]) -> None:
+        """Show the number of shards that cannot go on because their checkpoint is unreadable."""
+        gauge = Gauge(
+            "replay_unreadable_checkpoints",
+            "Shards that cannot go on: their newest checkpoint cannot be read.",
+            registry=self.registry,
+        )
+        gauge.set_function(count)
+
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -98,4 +111,20 @@ class _Sessions(Collector):
         yield sessions
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
+        return []
+
+
+class _Ignored(Collector):
+    def __init__(self, counts_by_topic: Mapping[str, int]) -> None:
+        self._counts_by_topic = counts_by_topic
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        records = CounterMetricFamily(
+            "replay_ignored_records", "Records of internal topics passed over.", labels=["topic"]
+        )
+        for topic, count in self._counts_by_topic.items():
+            records.add_metric([topic], count)
+        yield records
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
         return []

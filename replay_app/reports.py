@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from replay_app.records import MAX_SHARDS, Count, Counts, Moment, Record, Texts
 
 MAX_LISTED_FAILURES = 100
 MAX_INTERNAL_BYTES = 1_000_000
@@ -20,30 +21,32 @@ MAX_TYPE_NAME = 249
 """Characters of an event type in the counts by type. A topic's name has no more characters."""
 MAX_LISTED_OFFSETS = 5000
 """Partitions whose offsets a record lists."""
+MAX_SHOWN_ID = 500
+"""Characters of an event's id in lists, errors and the key of a dead letter."""
+MAX_ERROR = 2000
+"""Characters of an error, or of the reason why an event failed."""
 OTHER = "(other)"
 """The name under which further types and topics are counted, so that a record stays small."""
 
-ShardId = Annotated[int, Field(ge=0)] | Literal["plan", "gate", "finish"]
+ShardId = Annotated[int, Field(ge=0, lt=MAX_SHARDS)] | Literal["plan", "gate", "finish"]
 """A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
-Offsets = dict[str, dict[int, tuple[int, int]]]
+Offsets = Annotated[
+    dict[str, dict[Count, tuple[Count, Count]]], Field(max_length=MAX_LISTED_OFFSETS)
+]
 """By topic and partition: the first and the last offset written."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Counters(_Record):
+class Counters(Record):
     """Numbers of events.
 
     At the end of a replay, read = published + skipped + dead_lettered. A dry run publishes nothing.
     """
 
-    read: int = 0
-    published: int = 0
-    skipped: int = 0
-    dead_lettered: int = 0
+    read: Count = 0
+    published: Count = 0
+    skipped: Count = 0
+    dead_lettered: Count = 0
 
     def __add__(self, other: Counters) -> Counters:
         """Return the sum of two shards' counters."""
@@ -64,32 +67,32 @@ class Counters(_Record):
         )
 
 
-class Failure(_Record):
+class Failure(Record):
     """One event that could not be replayed."""
 
     event_id: str | None
     reason: str
 
 
-class ShardProgress(_Record):
+class ShardProgress(Record):
     """How far one shard is."""
 
     state: ShardState = "live"
     counters: Counters = Counters()
-    valid: int = 0
+    valid: Count = 0
     """Events that were mapped and encoded. A dry run does not publish them."""
-    failed: int = 0
+    failed: Count = 0
     """Events that could not be mapped or encoded. They also count as skipped or dead_lettered."""
-    bytes: int = 0
+    bytes: Count = 0
     """Bytes of the encoded values."""
-    by_type: dict[str, int] = Field(default_factory=dict)
+    by_type: Counts = Field(default_factory=dict)
     """Valid events of each type."""
-    by_topic: dict[str, int] = Field(default_factory=dict)
+    by_topic: Counts = Field(default_factory=dict)
     """Valid events for each destination topic."""
     offsets: Offsets = Field(default_factory=dict)
-    failures: tuple[Failure, ...] = ()
+    failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_LISTED_FAILURES)] = ()
     """The first failures, at most MAX_LISTED_FAILURES."""
-    last_time: datetime | None = None
+    last_time: Moment | None = None
     """Time of the last event read. None if no event was read, or if that event has no time."""
     error: str | None = None
     """Why the shard failed."""
@@ -97,50 +100,53 @@ class ShardProgress(_Record):
     """Why the shard waits, as far as the worker knows."""
 
 
-class ShardPlan(_Record):
+class ShardPlan(Record):
     """A part of a replay, with its own order and checkpoint."""
 
     match: dict[str, Any]
     """MongoDB filter of this part, as extended JSON. An event must match the replay's own filter
     too."""
-    sort: tuple[str, ...]
+    sort: Texts
     """Field paths of the order, all ascending."""
 
 
-class Plan(_Record):
+ShardPlans = Annotated[tuple[ShardPlan, ...], Field(max_length=MAX_SHARDS)]
+
+
+class Plan(Record):
     """What a replay will do."""
 
-    end: datetime
+    end: Moment
     """The frozen upper bound of the events' times, exclusive."""
-    matched: int | None
+    matched: Count | None
     """Events that match. None if counting took too long."""
-    by_type: dict[str, int] = Field(default_factory=dict)
-    by_topic: dict[str, int] = Field(default_factory=dict)
-    partitions: dict[str, int] = Field(default_factory=dict)
+    by_type: Counts = Field(default_factory=dict)
+    by_topic: Counts = Field(default_factory=dict)
+    partitions: Counts = Field(default_factory=dict)
     """Partition count of each destination topic at planning."""
-    warnings: tuple[str, ...] = ()
-    shards: tuple[ShardPlan, ...] = ()
+    warnings: Texts = ()
+    shards: ShardPlans = ()
 
 
-class Report(_Record):
+class Report(Record):
     """One record on ``replay.progress``: what a slice did."""
 
     replay_id: str = ""
     kind: Literal["plan", "gate", "shard", "finish", "nudge", "noop"] = "noop"
-    epoch: int = 0
-    slice: int = 0
+    epoch: Count = 0
+    slice: Count = 0
     shard: ShardId = 0
     state: Literal["live", "done", "failed"] = "live"
     """State of a plan, gate or finish step. A shard has its state in ``progress``."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
-    draft: tuple[ShardPlan, ...] = ()
+    draft: ShardPlans = ()
     """The first shards of the plan, while the worker still counts events."""
     error: str | None = None
     reason: str | None = None
     """Why a step waits. Of a shard: why consumers do not see all of its records; the shard goes on,
     and has in ``progress`` why it waits itself."""
-    warnings: tuple[str, ...] = ()
+    warnings: Texts = ()
     """What a slice or a finish step found, and what stays true to the end of the replay."""
 
     @property
@@ -153,10 +159,6 @@ class Report(_Record):
         """Whether the step, or the shard, cannot go on right now."""
         return (self.progress or self).reason is not None
 
-    def encode(self) -> bytes:
-        """Return the record's value on Kafka."""
-        return self.model_dump_json(exclude_defaults=True).encode()
-
 
 def decode_report(value: bytes | None) -> Report | None:
     """Return the report in a record's value; None if the value is not a report."""
@@ -166,9 +168,9 @@ def decode_report(value: bytes | None) -> Report | None:
         return None
 
 
-def short_name(name: str) -> str:
-    """Return the name under which events of a type, or for a topic, are counted."""
-    return name if len(name) <= MAX_TYPE_NAME else name[: MAX_TYPE_NAME - 1] + "…"
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters. A text that was cut ends with an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def bound_offsets(offsets: Offsets) -> Offsets:

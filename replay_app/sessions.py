@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import ConfigDict, Field, computed_field
 
 from replay_app.checkpoints import Token
-from replay_app.commands import Start, Verb
+from replay_app.commands import Rate, Start, Verb
+from replay_app.records import MAX_LIST, MAX_SHARDS, Count, Counts, Moment, Record, Texts
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
     Counters,
@@ -25,7 +26,8 @@ from replay_app.reports import (
     Offsets,
     Plan,
     Report,
-    ShardPlan,
+    ShardId,
+    ShardPlans,
     ShardProgress,
     bound_offsets,
     most_common,
@@ -70,77 +72,79 @@ All shards together have this number of names."""
 _Counted = TypeVar("_Counted", "Plan", "ShardProgress", "Receipt")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+class _SessionPart(Record):
+    model_config = ConfigDict(extra="ignore")  # a newer version may have written more members
+    leaves_out_defaults = False  # clients read sessions too
 
 
-class Shard(_Record):
+class Shard(_SessionPart):
     """What the session knows of one shard."""
 
-    epoch: int = 0
-    slice: int = 0
+    epoch: Count = 0
+    slice: Count = 0
     progress: ShardProgress = Field(default_factory=ShardProgress)
     """Without offsets: the session keeps them for all shards together."""
-    heard_at: datetime | None = None
+    heard_at: Moment | None = None
     """When a worker last reported on this shard, or when the session last sent it a token."""
 
 
-class Receipt(_Record):
+class Receipt(_SessionPart):
     """The final account of a replay."""
 
     counters: Counters
-    by_type: dict[str, int]
-    by_topic: dict[str, int]
-    bytes: int
+    by_type: Counts
+    by_topic: Counts
+    bytes: Count
     """Bytes of the encoded values."""
     offsets: Offsets
-    failures: tuple[Failure, ...]
+    failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_SHARDS)]
+    """The first failures of each shard."""
     seconds: float
     """From the start command to the end, pauses included."""
 
 
-class Session(_Record):
+class Session(_SessionPart):
     """The whole state of one replay: the row in the table and the record on ``replay.status``."""
 
     replay_id: str
-    revision: int = 0
+    revision: Count = 0
     """1, and one more for each publication on ``replay.status``."""
     state: State = "pending"
-    epoch: int = 1
-    attempt: int = 1
+    epoch: Count = 1
+    attempt: Count = 1
     """1, and one more for each retry; the header ``replay-attempt``."""
     start: Start
-    rate: float | None = None
+    rate: Rate | None = None
     """Events per second over all shards. None: no limit."""
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    progressed_at: datetime
+    created_at: Moment
+    updated_at: Moment
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
+    progressed_at: Moment
     """When a counter or the state last changed."""
-    heard_at: datetime
+    heard_at: Moment
     """When a worker last reported, or when tokens were last sent."""
-    draft: tuple[ShardPlan, ...] = ()
+    draft: ShardPlans = ()
     """The shards, while events are still being counted. Their owners open their readers."""
     plan: Plan | None = None
-    planned_matches: tuple[int, ...] = ()
+    planned_matches: Annotated[tuple[Count, ...], Field(max_length=MAX_LIST)] = ()
     """The totals that the plans of all attempts found, each once. More than one: the store has
     changed between two attempts."""
-    shards: tuple[Shard, ...] = ()
+    shards: Annotated[tuple[Shard, ...], Field(max_length=MAX_SHARDS)] = ()
     offsets: Offsets = Field(default_factory=dict)
     finishing: bool = False
     """All shards are done, and the finish token is sent."""
     stalled: bool = False
     """No counter has moved for ``REPLAY_STALL_SECONDS``."""
-    repairs: int = 0
+    repairs: Count = 0
     """How often the watchdog sent the tokens again."""
     reason: str | None = None
     """Why the replay, or a consumer of its records, waits, while it waits."""
     error: str | None = None
     """Why the replay failed."""
-    warnings: tuple[str, ...] = ()
+    warnings: Texts = ()
     receipt: Receipt | None = None
-    speed_marks: tuple[tuple[datetime, int], ...] = ()
+    speed_marks: Annotated[tuple[tuple[Moment, Count], ...], Field(max_length=2)] = ()
     """Up to two moments, and the events read until then. The speed counts from the older one."""
     events_per_second: float | None = None
     """Events read, averaged over the last seconds. None while nothing moves."""
@@ -189,10 +193,14 @@ class Session(_Record):
             return True
         if not isinstance(report.shard, int):
             return report.epoch < self.epoch
-        if report.shard >= len(self.shards):
+        if not self.has_shard(report.shard):
             return False
         shard = self.shards[report.shard]
         return (report.epoch, report.slice) <= (shard.epoch, shard.slice)
+
+    def has_shard(self, shard: ShardId) -> bool:
+        """Whether the replay has a shard of this number."""
+        return isinstance(shard, int) and shard < len(self.shards)
 
     def has_sent(self, token: Token) -> bool:
         """Whether this session, or an earlier state of the session, sent the token."""
@@ -224,11 +232,7 @@ class Session(_Record):
     @property
     def orders(self) -> tuple[Any, ...]:
         """Fields whose change wakes workers at once."""
-        return self.state, self.epoch, self.rate, self.draft
-
-    def encode(self) -> bytes:
-        """Return the record's value on Kafka."""
-        return self.model_dump_json().encode()
+        return self.state, self.epoch, self.rate, self.draft, self.finishing
 
 
 def fit_record(session: Session) -> tuple[Session, bytes]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import MessageSizeTooLargeError
+from pydantic import ValidationError
 
 from replay_app import crashpoints
 from replay_app.board import Rejection
@@ -42,6 +43,7 @@ PUBLISH_SECONDS = 0.3
 """Least time between two publications of a session if only its counters changed."""
 WATCH_SECONDS = 1.0
 """Interval at which the watchdog looks at the sessions."""
+TABLE = "the sessions table"
 MAX_REASON = 2000
 """Characters of a rejection's reason."""
 
@@ -94,7 +96,7 @@ class SessionPartition:
             offset=offset,
             at=datetime.now(UTC),
         )
-        value = rejection.model_dump_json().encode()
+        value = rejection.encode()
         await self._durably(lambda: self._publish(rejection.key, value))
 
     def needs_nudge(
@@ -121,10 +123,10 @@ class SessionPartition:
                     if not self._is_open:
                         await self._open()
                     await write()
-                except MessageSizeTooLargeError:
+                except (MessageSizeTooLargeError, ValidationError):
                     # The record would never fit, and the whole partition would wait.
                     logger.exception(
-                        "sessions of partition %d: a record is too large", self._partition
+                        "sessions of partition %d: a record cannot be written", self._partition
                     )
                     await self._close()
                     return
@@ -181,10 +183,20 @@ class SessionPartition:
 
     def _take(self, replay_id: str) -> Session | None:
         """Return the newest of: the state in memory, the row, the session on the board."""
-        row = decode_session(self._table.get(replay_id.encode()))
+        row = self._row(replay_id)
         published = self._context.board.sessions.get(replay_id)
         known = [one for one in (self._latest.get(replay_id), row, published) if one]
         return max(known, key=lambda session: session.revision, default=None)
+
+    def _row(self, replay_id: str) -> Session | None:
+        """Return the session of the table. None if the row is missing, or is no such session."""
+        try:
+            row = decode_session(self._table.get(replay_id.encode()))
+        except ValueError as error:
+            # The row is a cache: the board has the session.
+            self._context.ignored.add(TABLE, self._partition, 0, error)
+            return None
+        return row if row is None or row.replay_id == replay_id else None
 
     def _put(self, replay_id: str, session: Session | None, value: bytes | None) -> None:
         """Write or remove the row."""
@@ -300,7 +312,7 @@ class SessionPartitions:
     ) -> None:
         self._context.metrics.refused_commands.labels("malformed").inc()
         topic = self._context.topics.requests.name
-        logger.error("%s %d:%d is not a command: %s", topic, partition, offset, error)
+        self._context.ignored.add(topic, partition, offset, f"not a command: {error}")
         replay_id = usable_replay_id(value)
         if replay_id is not None:
             await self._own(partition).reject(offset, replay_id, error, None)
@@ -310,7 +322,7 @@ class SessionPartitions:
         report = decode_report(value)
         if report is None:
             topic = self._context.topics.progress.name
-            logger.error("%s %d:%d is not a report and is ignored", topic, partition, offset)
+            self._context.ignored.add(topic, partition, offset, "not a report")
             return
         if report.kind == "noop":
             return

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from replay_app.reports import (
+    MAX_ERROR,
     MAX_LISTED_FAILURES,
+    MAX_SHOWN_ID,
+    MAX_TYPE_NAME,
     OTHER,
     Counters,
     Failure,
     Offsets,
     ShardProgress,
     bound_offsets,
-    short_name,
+    shorten,
 )
 
 if TYPE_CHECKING:
@@ -58,10 +61,12 @@ class Tally:
             self.skipped += failed
         room = max(0, MAX_LISTED_FAILURES - len(self.failures))
         for failure in page.failures[: min(failed, room)]:
-            self.failures.append(Failure(event_id=failure.event_id, reason=failure.reason))
+            event_id = failure.event_id and shorten(failure.event_id, MAX_SHOWN_ID)
+            reason = shorten(failure.reason, MAX_ERROR)
+            self.failures.append(Failure(event_id=event_id, reason=reason))
         for total, more in ((self.by_type, page.by_type), (self.by_topic, page.by_topic)):
             for long_name, count in more.items():
-                name = short_name(long_name)
+                name = shorten(long_name, MAX_TYPE_NAME)
                 if name not in total and len(total) >= MAX_SHARD_NAMES:
                     name = OTHER
                 total[name] = total.get(name, 0) + count

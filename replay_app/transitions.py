@@ -103,7 +103,7 @@ def _on_start(session: Session | None, start: Start, now: datetime) -> Step:
         progressed_at=now,
         heard_at=now,
     )
-    return Step(session, _first_tokens(session))
+    return Step(session, first_tokens(session))
 
 
 def _on_pause(session: Session, now: datetime) -> Step:
@@ -138,7 +138,7 @@ def _on_retry(session: Session, now: datetime) -> Step:
             if any(shard.progress.state != "done" for shard in session.shards):
                 # Planned again first, with the same bound and shards: what is true now counts.
                 session = _raise_epoch(session, now, "pending", **update)
-                return Step(session, _first_tokens(session))
+                return Step(session, first_tokens(session))
             return _settle(_restart(session, now, **update), now)
         case "pending" | "planning" | "waiting" | "running":
             return Step.nothing(session)
@@ -215,7 +215,7 @@ def _on_plan(session: Session, report: Report, now: datetime) -> Step:
     session = _with_plan(session, plan, now)
     if session.is_gated and session.started_at is None:
         session = session.model_copy(update={"state": "waiting"})
-        return Step(session, _first_tokens(session))
+        return Step(session, first_tokens(session))
     return _settle(_run(session, now), now)
 
 
@@ -257,7 +257,7 @@ def _run(session: Session, now: datetime) -> Step:
     session = _advance(session, now, state="running", reason=None)
     if session.started_at is None:
         session = session.model_copy(update={"started_at": now})
-    return Step(session, _first_tokens(session))
+    return Step(session, first_tokens(session))
 
 
 def _on_shard(session: Session, report: Report, number: int, now: datetime) -> Step:
@@ -330,7 +330,7 @@ def _settle(step: Step, now: datetime) -> Step:
     if session.state in {"running", "pausing"} and done:
         # A pause that comes after the last event has nothing left to stop.
         session = _advance(session, now, state="running", finishing=True, reason=None)
-        return Step(session, _first_tokens(session))
+        return Step(session, first_tokens(session))
     if session.state not in {"pausing", "cancelling"} or any(
         _must_answer(session, shard) for shard in session.shards
     ):
@@ -340,7 +340,7 @@ def _settle(step: Step, now: datetime) -> Step:
     if session.start.control_records and session.plan is not None:
         # The begin records may already be in the topics: write the cancelled records in any case.
         session = _advance(session, now, finishing=True)
-        return Step(session, _first_tokens(session))
+        return Step(session, first_tokens(session))
     return Step(_end(session, now))
 
 
@@ -381,7 +381,7 @@ def on_nudge(
             "sent out again. Are enough workers running?",
         }
     )
-    return Step(session, _first_tokens(session))
+    return Step(session, first_tokens(session))
 
 
 def _flag_stall(session: Session, now: datetime, *, stalled: bool) -> Session:
@@ -492,7 +492,7 @@ def _restart(session: Session, now: datetime, **update: Any) -> Step:
     session = _raise_epoch(session, now, state, **update)
     if state == "running":
         return _run(session, now)
-    return Step(session, _first_tokens(session))
+    return Step(session, first_tokens(session))
 
 
 # Tokens
@@ -502,7 +502,7 @@ def _token(session: Session, kind: Any, shard: ShardId, **fields: Any) -> Token:
     return Token(replay_id=session.replay_id, shard=shard, epoch=session.epoch, kind=kind, **fields)
 
 
-def _first_tokens(session: Session) -> tuple[Token, ...]:
+def first_tokens(session: Session) -> tuple[Token, ...]:
     """Return the tokens that start what the session's state waits for."""
     if session.finishing:
         outcome = "cancelled" if session.state == "cancelling" else "end"

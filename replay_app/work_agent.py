@@ -31,22 +31,28 @@ from aiokafka.errors import (
 from replay_app import crashpoints
 from replay_app.checkpoints import (
     Checkpoint,
+    Checkpoints,
     Origin,
     Token,
     Verdict,
-    add_checkpoint,
     decode_token,
     judge,
     progress_of,
 )
 from replay_app.compacted import CompactedReader
-from replay_app.delays import BACKOFF_SECONDS, MAX_DELAY_SECONDS, DelayedTokens
+from replay_app.delays import (
+    BACKOFF_SECONDS,
+    MAX_DELAY_SECONDS,
+    DelayedTokens,
+    UnknownTokens,
+)
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.stable_offsets import explain_hidden_records
 from replay_app.steps import Planning, audit, control_batches, gate_reason
+from replay_app.transitions import first_tokens
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
@@ -56,17 +62,12 @@ logger = logging.getLogger(__name__)
 
 PLAN_WAIT_SECONDS = 0.05
 """How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
-SESSION_WAIT_SECONDS = 0.5
-"""How long a token waits for its session to appear on the board, before the token is requeued."""
 OPEN_WAIT_SECONDS = 20.0
 """How long a token waits for its partition to open, before the token is requeued. A longer wait
 would hold up rebalances and the end of the worker."""
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
-MAX_REQUEUES = 60
-"""How often a token is requeued while its session is unknown. Then the token is dropped, and the
-watchdog repairs the replay."""
 #: Answers of the broker that stay the same however often the worker tries.
 REFUSALS = (
     MessageSizeTooLargeError,
@@ -82,7 +83,7 @@ class WorkPartition:
     def __init__(self, context: WorkerContext, partition: int) -> None:
         self.context = context
         self.partition = partition
-        self.checkpoints: dict[str, Checkpoint] = {}
+        self.checkpoints = Checkpoints()
         self.budget = context.budgets[partition]
         self.producer = FencedProducer(
             context.settings,
@@ -90,6 +91,7 @@ class WorkPartition:
             f"{context.settings.app_id}-work-{partition}",
         )
         self.delays = DelayedTokens(self._send_token)
+        self.unknown = UnknownTokens(context.board, self.requeue)
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._plans: dict[str, Planning] = {}
         self._hidden_since: dict[str, float] = {}
@@ -131,23 +133,30 @@ class WorkPartition:
                 break
         # A set, because every call asks the broker.
         status = self.context.topics.status
-        partitions = {status.partition(one.token.replay_id) for one in self.checkpoints.values()}
+        keys = (*self.checkpoints.newest, *self.checkpoints.unreadable)
+        partitions = {status.partition(key.rpartition("/")[0]) for key in keys}
         await asyncio.gather(*map(self.context.board.caught_up, partitions))
-        for checkpoint in list(self.checkpoints.values()):
+        for checkpoint in list(self.checkpoints.newest.values()):
             await self._resend(checkpoint)
+        for key in self.checkpoints.unreadable:
+            await self._fail_unreadable(key)
 
-    async def _read_checkpoints(self) -> dict[str, Checkpoint]:
+    async def _read_checkpoints(self) -> Checkpoints:
         reader = CompactedReader(
             self.context.settings,
             self.context.settings.target_bootstrap,
             self.context.topics.checkpoints.name,
             [self.partition],
         )
-        found: dict[str, Checkpoint] = {}
+        found = Checkpoints()
         try:
             await reader.start()
             async for record in reader.read_to_end():
-                add_checkpoint(found, record)
+                try:
+                    found.add(record)
+                except ValueError as error:
+                    place = record.topic, record.partition, record.offset
+                    self.context.ignored.add(*place, error)
         finally:
             await reader.stop()
         return found
@@ -163,8 +172,31 @@ class WorkPartition:
         if session.epoch <= token.epoch and checkpoint.continuation is not None:
             await self._send_token(checkpoint.continuation)
 
+    async def _fail_unreadable(self, key: str) -> None:
+        """Fail the step or shard of an unreadable checkpoint, if its replay waits for it."""
+        session = self.context.board.sessions.get(key.rpartition("/")[0])
+        for token in first_tokens(session) if session else ():
+            if token.key == key and session is not None:
+                heard = session.shards[token.shard].slice if isinstance(token.shard, int) else 0
+                newer = token.model_copy(update={"slice": max(token.slice, heard + 1)})
+                await self._report_unreadable(session, newer, self.checkpoints.unreadable[key])
+
+    async def _report_unreadable(self, session: Session, token: Token, why: str) -> None:
+        """Report that a step or shard cannot go on. The unreadable checkpoint stays as it is."""
+        origin = Origin(self.partition, 0)
+        if isinstance(token.shard, int) and token.shard < len(session.shards):
+            known = session.shards[token.shard].progress
+            state = "stopped" if token.kind == "stop" else "failed"
+            error = why if state == "failed" else None
+            progress = known.model_copy(update={"state": state, "error": error, "reason": None})
+            checkpoint = Checkpoint.of_shard(token, origin, None, progress)
+        else:
+            checkpoint = Checkpoint.of_failure(token, origin, None, why)
+        await self._report(checkpoint)
+
     async def close(self) -> None:
         """Stop everything. Uncommitted work is discarded."""
+        await self.unknown.close()
         plans = [planning.task for planning in self._plans.values()]
         tasks = [task for task in (self._opening, *self.delays.tasks(), *plans) if task]
         for task in tasks:
@@ -180,6 +212,7 @@ class WorkPartition:
             if planning is not None:
                 planning.task.cancel()
         self.readers.on_session(session)
+        self.unknown.on_session(session)
         for key in self.delays.waiting():
             replay_id, _, part = key.rpartition("/")
             gated = self.context.board.sessions.get(replay_id) if part == "gate" else None
@@ -202,7 +235,7 @@ class WorkPartition:
         if token.kind == "forget":
             await self._forget(token)
             return
-        checkpoint = self.checkpoints.get(token.key)
+        checkpoint = self.checkpoints.newest.get(token.key)
         match judge(token, origin, checkpoint):
             case Verdict.DROP:
                 logger.debug("dropped %s", token)
@@ -213,15 +246,18 @@ class WorkPartition:
                 await self._run(token, origin, checkpoint)
 
     async def _run(self, token: Token, origin: Origin, old: Checkpoint | None) -> None:
-        session = await self.context.board.session_for(token, SESSION_WAIT_SECONDS)
-        if session is None:
-            if token.requeues < MAX_REQUEUES:
-                await self.requeue(token, origin, token.requeues + 1)
-            else:
-                logger.warning("dropped %s: its session is unknown", token)
-            return
-        if not session.wants(token):
+        session = await self.unknown.session_of(token, origin)
+        if session is None or not session.wants(token):
             return  # the tokens of the newer epoch, or state, are on their way
+        if token.kind in {"emit", "stop"} and not session.has_shard(token.shard):
+            self.context.ignored.add(
+                self.context.topics.work.name, *origin, f"{token.key!r} is no shard of the replay"
+            )
+            return
+        why = self.checkpoints.unreadable.get(token.key)
+        if why is not None:
+            await self._report_unreadable(session, token, why)
+            return
         began = time.monotonic()
         try:
             new = await self._slice(session, token, origin, old)
@@ -306,7 +342,7 @@ class WorkPartition:
             raise
         self.budget.wait(time.monotonic() - began)
         self.budget.commit()
-        self.checkpoints[key] = checkpoint
+        self.checkpoints.newest[key] = checkpoint
         crashpoints.reach("after-commit")
 
     async def _report(self, checkpoint: Checkpoint) -> None:
@@ -421,7 +457,7 @@ class WorkPartition:
         return Checkpoint.of_shard(token, origin, old, progress)
 
     async def _forget(self, token: Token) -> None:
-        if token.key not in self.checkpoints:
+        if token.key not in (*self.checkpoints.newest, *self.checkpoints.unreadable):
             return
         await self.producer.begin()
         await self.producer.send(
@@ -431,7 +467,7 @@ class WorkPartition:
             value=None,
         )
         await self.producer.commit()
-        del self.checkpoints[token.key]
+        self.checkpoints.remove(token.key)
 
 
 def _consumers_wait(hidden: str) -> str:
@@ -454,6 +490,7 @@ class WorkPartitions:
         self._context = context
         self._owned: dict[int, WorkPartition] = {}
         context.board.on_session(self._on_session)
+        context.metrics.show_unreadable(lambda: sum(map(len, self.unreadable().values())))
 
     def _on_session(self, session: Session) -> None:
         if session.state != "running" or session.finishing:
@@ -464,6 +501,14 @@ class WorkPartitions:
     def count(self) -> int:
         """Return the number of owned partitions."""
         return len(self._owned)
+
+    def unreadable(self) -> dict[int, tuple[str, ...]]:
+        """Return the keys of unreadable checkpoints by owned partition, where there are any."""
+        return {
+            number: tuple(owned.checkpoints.unreadable)
+            for number, owned in self._owned.items()
+            if owned.checkpoints.unreadable
+        }
 
     async def assign(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions from now on. They open in the background.
@@ -490,7 +535,8 @@ class WorkPartitions:
         """Do what one record of ``replay.work`` asks for. The record may be acked afterwards."""
         token = decode_token(value)
         if token is None:
-            logger.error("replay.work %d:%d is not a token and is ignored", partition, offset)
+            topic = self._context.topics.work.name
+            self._context.ignored.add(topic, partition, offset, "not a token")
             return
         if token.kind == "noop":
             return

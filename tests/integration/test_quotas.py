@@ -137,7 +137,7 @@ async def work(context: WorkerContext, partitions: WorkPartitions, session: Sess
     try:
         async for record in consumer:
             await partitions.handle(0, record.offset, record.value)
-            checkpoint = partitions._owned[0].checkpoints.get("r1/0")
+            checkpoint = partitions._owned[0].checkpoints.newest.get("r1/0")
             progress = checkpoint and checkpoint.report.progress
             if progress and progress.state != "live":
                 assert (progress.state, progress.error) == ("done", None)

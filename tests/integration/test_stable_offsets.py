@@ -44,11 +44,11 @@ async def context(
     await asyncio.wait([following])
 
 
-async def commit(settings: Settings, topic: str, value: bytes) -> int:
+async def commit(settings: Settings, topic: str, value: bytes, key: bytes = b"k") -> int:
     """Write one record in a transaction that is committed; return its offset."""
     producer = await FencedProducer(settings, settings.kafka, unique_name("own")).start()
     await producer.begin()
-    await producer.send(topic, partition=0, key=b"k", value=value)
+    await producer.send(topic, partition=0, key=key, value=value)
     (ack,) = producer._unacked
     await producer.commit()
     await producer.discard()
@@ -92,13 +92,13 @@ async def test_the_board_waits_for_what_an_open_transaction_hides(context: Worke
             progressed_at=T0,
             heard_at=T0,
         )
-        await commit(context.settings, topic, session.encode())
+        await commit(context.settings, topic, session.encode(), b"r1")
         waiting = asyncio.create_task(context.board.caught_up(0))
         await asyncio.wait([waiting], timeout=1)
         assert not waiting.done()
     async with asyncio.timeout(SECONDS):
         await waiting
-    assert "k" in context.board.sessions
+    assert "r1" in context.board.sessions
 
 
 # The end of a replay
@@ -149,7 +149,7 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
     async def finish(slice_number: int) -> Checkpoint:
         token = Token(replay_id="r1", shard="finish", epoch=1, slice=slice_number, kind="finish")
         await partition.run(token, Origin(0, slice_number))
-        return partition.checkpoints["r1/finish"]
+        return partition.checkpoints.newest["r1/finish"]
 
     with open_transactions(context.settings.kafka, {topic: 1}):
         offset = await commit(context.settings, topic, b"replayed")
