@@ -59,7 +59,7 @@ def test_odd_events_fail_by_name_and_nothing_around_them_is_lost_or_repeated(
     cluster.insert(events_with_odd_ones())
     with rewritten_store(cluster.stack.mongo, ANSWERS, REQUESTS) as uri:
         environment = {"REPLAY_MONGO": uri, "REPLAY_PAGE_EVENTS": "3"}
-        cluster.start_worker(**environment).wait_until_ready()
+        cluster.start_worker(None, **environment).wait_until_ready()
         cluster.command("odd", on_error="dead-letter", rate=20, target={"topic": topic})
         for read in (1, 2, 31, 33, 51, 61, 91):
             wait_until(lambda read=read: read_by(cluster) >= read, 60)  # type: ignore[misc]
@@ -68,7 +68,7 @@ def test_odd_events_fail_by_name_and_nothing_around_them_is_lost_or_repeated(
             cluster.command("odd", "resume")
         cluster.workers[0].kill()
         cluster.start_worker(0, **environment).wait_until_ready()
-        session = cluster.wait_for("odd")
+        session = cluster.wait_for("odd", "completed_with_errors", "completed", "failed")
     odd = FAR | TWICE | BAD_IDS
     assert session["state"] == "completed_with_errors", session["error"]
     assert session["warnings"] == []
