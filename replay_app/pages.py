@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ DECODE_ERRORS = (InvalidBSON, ValueError, OverflowError, RecursionError)
 """What the driver raises for documents that it cannot decode."""
 RECORD_OVERHEAD_BYTES = 512
 """Most bytes of a record beside its key, its value and its headers' text."""
+MAX_PLACES = 100
+"""Places that one event may have, if its sort fields occur more than once."""
 SMALLEST_DOCUMENT = 5
 """Bytes of an empty BSON document: its length and a final zero."""
 
@@ -241,6 +244,12 @@ def _place(document: bytes, spec: EncodeSpec, unplaced: list[list[Any]]) -> list
         raise ReplayFailed(msg) from error
     if any(None in values for values in found):
         decode_leniently(document)  # only a good document says that a field is missing
+    if math.prod(map(len, found)) > MAX_PLACES:
+        msg = (
+            f"an event has the sort fields {', '.join(spec.cursor_fields)} too many times; correct "
+            f"the event, then retry: {document[:200]!r}"
+        )
+        raise ReplayFailed(msg)
     places = [
         list(one) for one in itertools.product(*(map(sort_value, values) for values in found))
     ]

@@ -68,10 +68,10 @@ def test_odd_events_fail_by_name_and_nothing_around_them_is_lost_or_repeated(
             cluster.command("odd", "resume")
         cluster.workers[0].kill()
         cluster.start_worker(0, **environment).wait_until_ready()
-        session = cluster.wait_for("odd")
+        session = cluster.wait_for("odd", "completed_with_errors", "completed", "failed")
     odd = FAR | TWICE | BAD_IDS
     assert session["state"] == "completed_with_errors", session["error"]
-    assert session["warnings"] == []
+    assert not [one for one in session["warnings"] if "the store now has" in one]
     assert session["counters"] == {
         "read": EVENTS,
         "published": EVENTS - len(odd),

@@ -15,7 +15,8 @@ from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId, Timestamp
+from bson import Binary, Decimal128, MaxKey, MinKey, ObjectId, Timestamp
+from bson.binary import UuidRepresentation
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.collection import Collection
 from pymongo.monitoring import (
@@ -28,9 +29,20 @@ from support import AWARE, unique_name
 
 from replay_app.commands import Filter
 from replay_app.demo.stack import Stack, free_port
+from replay_app.elements import values_at
 from replay_app.events import EventMapping, event_id, field_at
 from replay_app.exceptions import InvalidSettings, ReplayError, ReplayFailed, Unavailable
-from replay_app.queries import after, all_of, compile_filter, encode_cursor, time_range, untimed
+from replay_app.id_texts import delivery_text
+from replay_app.pages import document_spans, split_page
+from replay_app.queries import (
+    after,
+    all_of,
+    compile_filter,
+    encode_cursor,
+    sort_value,
+    time_range,
+    untimed,
+)
 from replay_app.readers import PageReader
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore, NoCollection, StoreUnavailable, TimeLimitExceeded
@@ -41,6 +53,11 @@ MAPPING = EventMapping()
 ANSWER_SECONDS = 15.0
 """Half of what the driver would take for a server that is silent."""
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+LEGACY_UUIDS = [
+    UuidRepresentation.PYTHON_LEGACY,
+    UuidRepresentation.CSHARP_LEGACY,
+    UuidRepresentation.JAVA_LEGACY,
+]
 BY_TIME = ("timestamp", "_id")
 BY_AGGREGATE = ("aggregate_id", "timestamp", "_id")
 
@@ -93,9 +110,11 @@ async def walk(store: EventStore, sort: Sequence[str], page_events: int) -> list
         await pages.aclose()
         if page is None:
             return found
-        documents = decode(page)[:page_events]
-        found += [document["_id"] for document in documents]
-        cursor = encode_cursor([field_at(documents[-1], name) for name in sort])
+        page, _ = split_page(page, page_events)
+        found += [document["_id"] for document in decode(page)]
+        *_, (start, end) = document_spans(page)
+        places = [values_at(page[start:end], name) for name in sort]
+        cursor = encode_cursor([sort_value(value) for (value,) in places])
 
 
 def random_id(chance: random.Random) -> Any:
@@ -270,6 +289,85 @@ async def test_a_number_finds_only_the_number_and_text_finds_both(
     number, text = Filter(aggregate_ids=(7,)), Filter(aggregate_ids=("7",))
     assert await ids(store, compile_filter(number, MAPPING)) == [1]
     assert await ids(store, compile_filter(text, MAPPING)) == [1, 2]
+
+
+async def test_the_text_of_a_uuid_finds_the_uuid_however_a_driver_has_stored_it(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    number = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+    spellings = [
+        str(number),
+        number,
+        *(Binary.from_uuid(number, order) for order in LEGACY_UUIDS),
+    ]
+    others = [uuid.UUID(int=1), Binary(number.bytes, 0), number.hex, None]
+    events.insert_many(
+        [
+            {"_id": n, "timestamp": T0, "aggregate_id": one, "event_id": one, "user": {"id": one}}
+            for n, one in enumerate([*spellings, *others])
+        ]
+    )
+    for wanted in (
+        Filter(aggregate_ids=(str(number),)),
+        Filter(event_ids=(str(number),)),
+        Filter(fields={"user.id": str(number)}),
+    ):
+        assert await ids(store, compile_filter(wanted, MAPPING)) == [0, 1, 2, 3, 4]
+
+
+async def test_the_text_of_an_id_that_is_a_document_finds_the_document(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    made: list[Any] = [
+        {"stream": "o-1", "version": 3},
+        {"stream": "o-1", "version": 4},
+        {"stream": "o-1", "version": "3"},
+        {"stream": "o-1"},
+        7,
+        "7",
+        b"x",
+    ]
+    events.insert_many([{"_id": one, "timestamp": T0} for one in made])
+    for number, one in enumerate(made):
+        text = delivery_text(one)
+        found = await ids(store, compile_filter(Filter(event_ids=(text,)), MAPPING))
+        assert found == ([7, "7"] if one == "7" else [one]), number
+    relaxed = Filter(event_ids=('{"stream": "o-1", "version": 3}',))
+    assert await ids(store, compile_filter(relaxed, MAPPING)) == [made[0]]
+
+
+ODD_IDS: list[Any] = [
+    math.nan,
+    -1,
+    2.5,
+    Decimal128("3.50"),
+    "a",
+    {"at": T0},
+    {"n": math.nan},
+    {"stream": "o-1", "version": 3},
+    b"ab",
+    Binary(bytes(range(16)), 3),
+    uuid.UUID(int=7),
+    ObjectId(bytes(12)),
+    False,
+    T0,
+    Timestamp(1, 2),
+    MinKey(),
+    MaxKey(),
+]
+
+
+@pytest.mark.parametrize("page_events", [1, 4])
+async def test_ids_of_odd_types_are_paged_without_skips(
+    store: EventStore, events: Collection[Document], page_events: int
+) -> None:
+    events.insert_many([{"_id": one, "timestamp": T0} for one in ODD_IDS])
+    found = await walk(store, BY_TIME, page_events)
+
+    def stored(made: Sequence[Any]) -> list[bytes]:
+        return sorted(bson.encode({"v": one}, codec_options=AWARE) for one in made)
+
+    assert stored(found) == stored(ODD_IDS)
 
 
 @pytest.mark.parametrize("kind", ["date", "iso", "epoch_ms"])

@@ -405,6 +405,13 @@ def test_the_cursor_stays_before_events_whose_place_is_not_known(
     assert (before.cursor, before.unplaced) == (["a-3", NOON, None, 3], [])
 
 
+def test_an_event_with_a_sort_field_a_thousand_times_fails_the_replay(encode: Encode) -> None:
+    many = [("timestamp", NOON + dt.timedelta(seconds=number)) for number in range(1_000)]
+    with pytest.raises(ReplayFailed, match="has the sort fields timestamp, _id too many times"):
+        encode(raw_event(2, *many), stop_at_failure=False)
+    assert "'timestamp' 1001 times" in encode(raw_event(2, *many)).failures[0].reason
+
+
 @pytest.mark.parametrize("kind", ["time, equal", "body", "undefined", "undefined inside"])
 def test_an_odd_event_with_a_known_place_moves_the_cursor(encode: Encode, kind: str) -> None:
     encoded = encode(page_of(event(1)) + ODD[kind][0], stop_at_failure=False)
