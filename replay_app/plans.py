@@ -166,7 +166,7 @@ class Planner:
         if not has_types or is_customized(self._mapping):
             await checks.require_mapping()
         if self._mapping.timestamp_type == "iso":
-            await checks.require_text_times(self._start.filter.start, end)
+            await checks.require_text_times()
         if self._start.filter.end is None and found.may_be_later:
             warnings += await checks.later_events(end)
         total, most = found.total, self._start.max_events

@@ -86,8 +86,8 @@ class StoreChecks:
             )
             raise ReplayFailed(msg)
 
-    async def require_text_times(self, start: datetime | None, end: datetime) -> None:
-        """Check that times that are text sort in the order of time, and beside the bounds.
+    async def require_text_times(self) -> None:
+        """Check that text times sort in the order of time, and beside the command's bounds.
 
         The check looks at a sample of the matching events, and at the first and the last of them.
 
@@ -105,7 +105,8 @@ class StoreChecks:
                 [{"$match": query}, {"$sort": {field: direction}}, {"$limit": EDGE_EVENTS}]
             )
         texts = (field_at(document, field) for document in documents)
-        fault = text_time_fault(filter(is_text, texts), [bound for bound in (start, end) if bound])
+        bounds = (self._start.filter.start, self._start.filter.end)
+        fault = text_time_fault(filter(is_text, texts), filter(None, bounds))
         if fault is not None:
             msg = (
                 f"the times in {field!r} (REPLAY_TIMESTAMP_TYPE=iso) cannot be read in order: "
