@@ -9,6 +9,7 @@ from replay_app.exceptions import ReplayFailed
 from replay_app.internals import BatchBuilder
 from replay_app.pages import Batch
 from replay_app.plans import Planner
+from replay_app.topics import partition_counts
 
 if TYPE_CHECKING:
     from replay_app.board import Board
@@ -105,7 +106,9 @@ async def control_batches(session: Session, context: WorkerContext, outcome: str
     """
     if not session.start.control_records or session.start.dry_run or session.plan is None:
         return []
-    counts = await context.partition_counts(session.plan.partitions)
+    # Not the counts that the worker remembers: a topic may have more partitions since a moment.
+    settings = context.settings
+    counts = await partition_counts(settings, settings.target_bootstrap, session.plan.partitions)
     headers = [("replay-id", session.replay_id.encode()), ("replay-control", outcome.encode())]
     batches: list[Batch] = []
     for topic, count in counts.items():
