@@ -102,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with EmbeddedServers(
                 durable_store=True, brokers=brokers, proxy_port=port if brokers == 1 else None
             ) as stack:
-                for turn in group:
-                    suite = Suite(stack, Path(folder), options.seed, port)
-                    if (outcome := suite.run(turn)) is not None:
-                        rows.append((turn, outcome))
+                suite = Suite(stack, Path(folder), options.seed, port)
+                rows.extend(
+                    (turn, outcome) for turn in group if (outcome := suite.run(turn)) is not None
+                )
     failed = len(rows) < len(turns)
     outcomes = [outcome for _, outcome in rows]
     table = "\n".join(_table(rows, options.seed, time.monotonic() - began))
@@ -140,22 +140,22 @@ class Suite:
         return outcome
 
     def _run_trial(self, turn: Turn, times: int, number: int) -> Outcome | None:
-        for broker in self.stack.brokers:
-            if not self.stack.broker_runs(broker):  # the scenario before has ended without it
-                self.stack.start_broker(broker)
         place = self.folder / f"{turn.name}-{number}"
         place.mkdir()
         # One for each trial: a scenario alone then does the same as in the suite.
         rng = random.Random(f"{self.seed}/{turn.name}/{number}")
-        with Trial(self.stack, place, rng, self.proxy_port) as trial:
-            try:
+        try:
+            for broker in self.stack.brokers:
+                if not self.stack.broker_runs(broker):  # the trial before has ended without it
+                    self.stack.start_broker(broker)
+            with Trial(self.stack, place, rng, self.proxy_port) as trial:
                 return turn.scenario(trial, times)
-            except Impossible as why:
-                return Outcome(turn.scenario.__name__, 0, note=f"not done: {why}")
-            except (AssertionError, StackError, KafkaException):
-                traceback.print_exc()
-                _say(trial.cluster.logs())
-                return None
+        except Impossible as why:
+            return Outcome(turn.scenario.__name__, 0, note=f"not done: {why}")
+        except (AssertionError, StackError, KafkaException):
+            traceback.print_exc()
+            _say("".join(log.read_text()[-8000:] for log in sorted(place.glob("*.log"))))
+            return None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -89,7 +89,6 @@ class Follower:
     """A read_committed consumer that notes when each replay's records become visible."""
 
     def __init__(self, bootstrap: str, topics: list[str], partitions: int) -> None:
-        # The consumer is told of new partitions by `follow`.
         options = {
             # The consumer sees at once that a broker is back, so the measured times are exact.
             "reconnect.backoff.ms": 100,
