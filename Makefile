@@ -78,10 +78,10 @@ fuzz: $(INSTALLED)  ## Send hostile pages to the native encoder for a minute; ne
 	cd native && PATH="$(CURDIR)/$(BIN):$$PATH" cargo +nightly fuzz run pages -- \
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1
 
-chaos: $(INSTALLED) $(NATIVE)  ## Kill and cut everything for half an hour; the table goes into docs/reliability.md
+chaos: $(INSTALLED) $(NATIVE)  ## Kill and cut everything, on one broker and on three; the table goes into docs/reliability.md
 	PYTHONPATH=tests $(BIN)/python -m chaos.run --seed $(CHAOS_SEED) --write
 
-chaos-quick: $(INSTALLED) $(NATIVE)  ## The same in a minute or two: kills of each kind
+chaos-quick: $(INSTALLED) $(NATIVE)  ## The same in two or three minutes: kills of each main kind
 	PYTHONPATH=tests $(BIN)/python -m chaos.run --seed $(CHAOS_SEED) --quick
 
 figures: $(INSTALLED) $(NATIVE)  ## Measure memory, resuming and rebalances; the tables go into docs/reliability.md

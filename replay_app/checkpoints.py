@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from replay_app.records import Count, Record
 from replay_app.reports import MAX_ERROR, Report, ShardId, ShardProgress, shorten
@@ -71,6 +71,9 @@ class Checkpoint(Record):
     """Sort values of the last event read, as extended JSON. None if no event was read yet."""
     due_at: float = 0.0
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
+    lost_markers: dict[str, dict[Count, Count]] = Field(default_factory=dict)
+    """Of a finish step, by topic and partition: the first offset of a committed slice that had no
+    marker there when the step looked."""
     report: Report
     """The slice's report. A worker sends it again if the first copy may be lost."""
 

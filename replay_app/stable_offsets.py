@@ -2,11 +2,17 @@
 
 The stable offset of a partition stands still at the first open transaction, whoever has opened
 the transaction. Records behind that offset are committed, and no such consumer sees them.
+
+A lone broker that is killed inside a commit may lose the marker of a committed slice in some
+partitions (docs/faust.md, "Transactions"). The slice then stays open there for ever. If somebody
+ends it, Kafka drops its records in those partitions. So a replay remembers where it found a slice
+without marker, and looks at those records again before it completes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -19,6 +25,10 @@ from replay_app.exceptions import Unavailable
 from replay_app.internals import describe_producers
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from aiokafka import ConsumerRecord
+
     from replay_app.reports import Offsets
     from replay_app.settings import Settings
 
@@ -28,8 +38,24 @@ ANSWER_SECONDS = 20.0
 """How long the broker may take to answer. aiokafka asks for a deleted topic without a limit."""
 LOOK_SECONDS = 15.0
 """Time between two looks at a running replay."""
+POLL_MS = 500
+"""Longest wait of one read for a record."""
 MAX_NAMED_PARTITIONS = 3
 """Partitions that an explanation names."""
+
+
+LostMarkers = dict[str, dict[int, int]]
+"""By topic and partition: offset of the first record of a committed slice without marker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The written records that no ``read_committed`` consumer sees."""
+
+    explanation: str
+    """Names the partitions, the producers that hold them, and the remedy."""
+    lost_markers: LostMarkers
+    """The partitions that a slice of this replay holds."""
 
 
 class ConsumerWatch:
@@ -54,9 +80,11 @@ class ConsumerWatch:
 
     async def _look(self, replay_id: str, look: _Look, written: Offsets) -> None:
         try:
-            look.found = await explain_hidden_records(self._settings, written)
+            hidden = await find_hidden_records(self._settings, written, replay_id)
         except Unavailable as error:
             logger.warning("replay %s: %s", replay_id, error)
+        else:
+            look.found = None if hidden is None else hidden.explanation
 
     def forget(self, *replay_ids: str) -> None:
         """End the looks at some replays; without ids, at all replays."""
@@ -76,10 +104,12 @@ class _Look:
     task: asyncio.Task[None] | None = None
 
 
-async def explain_hidden_records(settings: Settings, written: Offsets) -> str | None:
+async def find_hidden_records(
+    settings: Settings, written: Offsets, replay_id: str
+) -> Hidden | None:
     """Return which written records no ``read_committed`` consumer sees; None if all are seen.
 
-    The text names the partitions, the producers whose transactions are open there, and the remedy.
+    ``written`` are the records of committed slices of the replay.
 
     Raises
     ------
@@ -94,34 +124,116 @@ async def explain_hidden_records(settings: Settings, written: Offsets) -> str | 
     }
     if not last:
         return None
+    lost: LostMarkers = {}
+    named: list[str] = []
+    async with _consumer(settings, last, "read_committed") as consumer:
+        stable = await consumer.end_offsets(list(last))
+    hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
+    if not hidden:
+        return None
+    async with _consumer(settings, hidden, "read_uncommitted") as consumer:
+        for tp, offset in sorted(hidden.items()):
+            record = await _first_record(consumer, tp, offset)
+            if record is not None and ("replay-id", replay_id.encode()) in record.headers:
+                lost.setdefault(tp.topic, {})[tp.partition] = offset
+    for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]:
+        is_own = tp.partition in lost.get(tp.topic, {})
+        explain = explain_lost_marker if is_own else explain_open_transaction
+        named.append(await explain(settings, settings.target_bootstrap, tp, offset))
+    more = len(hidden) - len(named)
+    named += [f"and {more} more partitions"] if more else []
+    return Hidden("; ".join(named), lost)
+
+
+async def find_dropped_records(settings: Settings, lost_markers: LostMarkers) -> list[str]:
+    """Return the partitions in which Kafka has dropped the slice that had no marker.
+
+    A slice that has got its marker after all, or that the topic's retention has deleted, is not
+    among them.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer.
+
+    """
+    places = {
+        TopicPartition(topic, partition): offset
+        for topic, partitions in lost_markers.items()
+        for partition, offset in partitions.items()
+    }
+    dropped: list[str] = []
+    async with _consumer(settings, places, "read_committed") as consumer:
+        beginnings = await consumer.beginning_offsets(list(places))
+        for tp, offset in sorted(places.items()):
+            record = await _first_record(consumer, tp, offset)
+            if beginnings[tp] <= offset and (record is None or record.offset != offset):
+                dropped.append(f"partition {tp.partition} of {tp.topic!r} from offset {offset}")
+    return dropped
+
+
+async def _first_record(
+    consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int
+) -> ConsumerRecord | None:
+    """Return the first record that the consumer gets at or behind an offset; None at the end."""
+    consumer.assign([partition])
+    end = (await consumer.end_offsets([partition]))[partition]
+    consumer.seek(partition, offset)
+    while await consumer.position(partition) < end:
+        for record in (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, []):
+            return record
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _consumer(
+    settings: Settings, partitions: Iterable[TopicPartition], isolation_level: str
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """Give a consumer of the cluster that receives the events, for ANSWER_SECONDS.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer within the block.
+
+    """
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.target_bootstrap,
-        isolation_level="read_committed",
+        isolation_level=isolation_level,
+        auto_offset_reset="earliest",
         enable_auto_commit=False,
         **settings.kafka_security(),
     )
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             await consumer.start()
-            stable = await consumer.end_offsets(list(last))
-        hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
-        if not hidden:
-            return None
-        named = [
-            await explain_open_transaction(settings, settings.target_bootstrap, tp, offset)
-            for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]
-        ]
+            yield consumer
     except (KafkaError, TimeoutError) as error:
-        named = sorted({partition.topic for partition in last})[:MAX_NAMED_PARTITIONS]
+        topics = sorted({partition.topic for partition in partitions})[:MAX_NAMED_PARTITIONS]
         msg = (
             f"Kafka at {settings.target_bootstrap} does not tell the stable offsets of "
-            f"{', '.join(map(repr, named))}: {error!r}"
+            f"{', '.join(map(repr, topics))}: {error!r}"
         )
         raise Unavailable(msg) from error
     finally:
         await consumer.stop()
-    more = len(hidden) - len(named)
-    return "; ".join([*named, *([f"and {more} more partitions"] if more else [])])
+
+
+async def explain_lost_marker(
+    settings: Settings, bootstrap: str, partition: TopicPartition, offset: int
+) -> str:
+    """Return which committed slice has no marker in a partition, and what to do.
+
+    ``offset`` is the stable offset.
+    """
+    whose = await _holder(settings, bootstrap, partition, offset)
+    return (
+        f"partition {partition.partition} of {partition.topic!r} stands still at offset {offset}: "
+        f"the broker has lost the marker of a committed slice of this replay, of {whose}. If the "
+        "offset does not move by itself, these events are lost for consumers: end the slice with "
+        f"`{_abort_command(bootstrap, partition, offset)}`, which drops them, and start the replay "
+        "again under a new replay_id"
+    )
 
 
 async def explain_open_transaction(
@@ -131,6 +243,27 @@ async def explain_open_transaction(
 
     ``offset`` is the stable offset.
     """
+    whose = await _holder(settings, bootstrap, partition, offset)
+    where = f"--topic {partition.topic} --partition {partition.partition}"
+    return (
+        f"partition {partition.partition} of {partition.topic!r} stands still at offset {offset}, "
+        f"behind an open transaction of {whose}: if it does not end by itself, look with "
+        f"`kafka-transactions.sh --bootstrap-server {bootstrap} describe-producers {where}` and "
+        f"end the transaction with `{_abort_command(bootstrap, partition, offset)}`"
+    )
+
+
+def _abort_command(bootstrap: str, partition: TopicPartition, offset: int) -> str:
+    return (
+        f"kafka-transactions.sh --bootstrap-server {bootstrap} abort --topic {partition.topic} "
+        f"--partition {partition.partition} --start-offset {offset}"
+    )
+
+
+async def _holder(
+    settings: Settings, bootstrap: str, partition: TopicPartition, offset: int
+) -> str:
+    """Return who has the open transaction that begins at an offset."""
     producers: list[tuple[int, int]] = []
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
@@ -138,16 +271,8 @@ async def explain_open_transaction(
             await client.bootstrap()
             producers = await describe_producers(client, partition.topic, partition.partition)
     except (KafkaError, TimeoutError):
-        pass  # the command below tells the operator the same
+        pass  # `kafka-transactions.sh describe-producers` tells the operator the same
     finally:
         await client.close()
     holders = [str(producer) for producer, begin in producers if begin == offset]
-    whose = f"producer id {holders[0]}" if holders else "another producer"
-    where = f"--topic {partition.topic} --partition {partition.partition}"
-    return (
-        f"partition {partition.partition} of {partition.topic!r} stands still at offset {offset}, "
-        f"behind an open transaction of {whose}: if it does not end by itself, look with "
-        f"`kafka-transactions.sh --bootstrap-server {bootstrap} describe-producers {where}` and "
-        f"end the transaction with `kafka-transactions.sh --bootstrap-server {bootstrap} abort "
-        f"{where} --start-offset {offset}`"
-    )
+    return f"producer id {holders[0]}" if holders else "another producer"

@@ -122,7 +122,8 @@ async def control_batches(session: Session, context: WorkerContext, outcome: str
     """
     if not session.start.control_records or session.start.dry_run or session.plan is None:
         return []
-    topics = await context.destinations(session.plan.partitions)
+    # Not what the worker remembers: a topic may have more partitions since a moment.
+    topics = await context.describe(session.plan.partitions)
     headers = [("replay-id", session.replay_id.encode()), ("replay-control", outcome.encode())]
     batches: list[Batch] = []
     for topic, destination in topics.items():

@@ -50,7 +50,12 @@ from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.readers import PageReader, Readers
-from replay_app.stable_offsets import explain_hidden_records
+from replay_app.stable_offsets import (
+    Hidden,
+    LostMarkers,
+    find_dropped_records,
+    find_hidden_records,
+)
 from replay_app.steps import Planning, audit, control_batches, gate_reason
 from replay_app.transitions import first_tokens
 
@@ -276,6 +281,9 @@ class WorkPartition:
                 logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
             await self._abandon(token.key)
             new = Checkpoint.of_failure(token, origin, old, str(error) or repr(error))
+        if old is not None and old.lost_markers and not new.lost_markers:
+            # Also after a step that failed for another reason.
+            new = new.model_copy(update={"lost_markers": old.lost_markers})
         await self._commit(new)
         before, after = progress_of(old), progress_of(new)
         self.context.metrics.count_slice(
@@ -301,7 +309,7 @@ class WorkPartition:
             case "stop":
                 return await self._stop(token, origin, old)
             case "finish":
-                return await self._finish(session, token, origin)
+                return await self._finish(session, token, origin, old)
             case _ if progress_of(old).state == "done":  # only the report was lost
                 return Checkpoint.of_shard(token, origin, old, progress_of(old))
             case _:
@@ -399,28 +407,51 @@ class WorkPartition:
         await self._announce(session, "begin")
         return Checkpoint.of_step(token, origin, "done")
 
-    async def _finish(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+    async def _finish(
+        self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
+    ) -> Checkpoint:
         warnings: tuple[str, ...] = ()
         if token.outcome == "end":
-            hidden = await explain_hidden_records(self.context.settings, session.offsets)
+            settings, known = self.context.settings, old.lost_markers if old else {}
+            hidden = await find_hidden_records(settings, session.offsets, session.replay_id)
             if hidden is not None:
-                return self._wait_for_consumers(token, origin, hidden)
+                return self._wait_for_consumers(token, origin, hidden, known)
             self._hidden_since.pop(token.key, None)
+            if dropped := known and await find_dropped_records(settings, known):
+                # Not an exception: every later retry must know it too.
+                error = (
+                    "the broker had lost the marker of a committed slice, and the slice was ended "
+                    f"without it: consumers never see the events in {', '.join(dropped)}. Start "
+                    "the replay again under a new replay_id"
+                )
+                step = Checkpoint.of_step(token, origin, "failed", error=error)
+                return step.model_copy(update={"lost_markers": known})
             warnings = await audit(session, self.context)
         await self._announce(session, token.outcome)
         return Checkpoint.of_step(token, origin, "done", warnings=warnings)
 
-    def _wait_for_consumers(self, token: Token, origin: Origin, hidden: str) -> Checkpoint:
+    def _wait_for_consumers(
+        self, token: Token, origin: Origin, hidden: Hidden, known: LostMarkers
+    ) -> Checkpoint:
         """Wait until consumers can see every record; fail the replay after HIDDEN_SECONDS."""
         since = self._hidden_since.setdefault(token.key, time.monotonic())
         if time.monotonic() - since < HIDDEN_SECONDS:
-            return Checkpoint.of_step(token, origin, reason=_consumers_wait(hidden))
-        del self._hidden_since[token.key]
-        msg = (
-            f"all events are published, but read_committed consumers do not see all of them: "
-            f"{hidden}; then retry"
-        )
-        raise ReplayFailed(msg)
+            reason = _consumers_wait(hidden.explanation)
+            step = Checkpoint.of_step(token, origin, reason=reason)
+        else:
+            del self._hidden_since[token.key]
+            error = (
+                f"all events are published, but read_committed consumers do not see all of them: "
+                f"{hidden.explanation}"
+            )
+            error += "" if hidden.lost_markers else "; then retry"
+            step = Checkpoint.of_step(token, origin, "failed", error=error)
+        found = hidden.lost_markers
+        lost = {
+            topic: known.get(topic, {}) | found.get(topic, {})
+            for topic in known.keys() | found.keys()
+        }
+        return step.model_copy(update={"lost_markers": lost})
 
     async def _announce(self, session: Session, outcome: str) -> None:
         batches = await control_batches(session, self.context, outcome)

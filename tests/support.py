@@ -190,7 +190,7 @@ def open_transactions(bootstrap: str, partitions: Mapping[str, int]) -> Iterator
 
 
 def wait_until(
-    predicate: Callable[[], Answer], deadline_seconds: float, message: str = "not in time"
+    predicate: Callable[[], Answer | None], deadline_seconds: float, message: str = "not in time"
 ) -> Answer:
     """Call the predicate until its answer is true, and return the answer.
 

@@ -203,7 +203,9 @@ class Cluster:
         """Return one replay's records in the shop's topics."""
         return [one for one in self.published() if one.headers["replay-id"] == replay_id.encode()]
 
-    def assert_exact(self, *replay_ids: str, ordering: Ordering = "global") -> None:
+    def assert_exact(
+        self, *replay_ids: str, ordering: Ordering = "global", partitions_of_key: int = 1
+    ) -> None:
         """Check that each of these replays has published every stored event exactly."""
         records: dict[str, list[Record]] = defaultdict(list)
         for record in self.published():
@@ -211,7 +213,12 @@ class Cluster:
         events = self.stored()
         for replay_id in replay_ids:
             assert_published_exactly(
-                records[replay_id], events, replay_id, self.target_prefix, ordering
+                records[replay_id],
+                events,
+                replay_id,
+                self.target_prefix,
+                ordering,
+                partitions_of_key=partitions_of_key,
             )
 
     # Workers

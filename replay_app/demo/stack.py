@@ -1,4 +1,4 @@
-"""The development stack: one Kafka broker and one event store, for demo, tests and benchmarks.
+"""The development stack: a Kafka broker and an event store, for demo, tests and benchmarks.
 
 ::
 
@@ -10,7 +10,8 @@ The servers come from the first of these providers that applies:
 - `EnvironmentServers`: ``REPLAY_KAFKA`` and ``REPLAY_MONGO`` name servers that run already.
 - `ContainerServers`: a Docker engine answers.
 - `EmbeddedServers`: Apache Kafka on Java, with jars from Maven, and SecantusDB, a Python package
-  that speaks MongoDB's wire protocol. A test can kill these servers and start them again.
+  that speaks MongoDB's wire protocol. A test can kill these servers and start them again. The
+  Kafka may be a cluster of several brokers.
 
 ``python -m replay_app.demo.stack`` starts a stack, prints its addresses, and runs until Ctrl-C.
 """
@@ -53,7 +54,7 @@ from replay_app.exceptions import ReplayError
 POM = Path(__file__).with_name("kafka") / "pom.xml"
 KAFKA_IMAGE = "apache/kafka:4.3.1"
 MONGO_IMAGE = "mongo:8"
-SERVER_START_SECONDS = 60.0  # a cold machine with two cores takes about 5
+SERVER_START_SECONDS = 120.0  # an idle machine with two cores takes about 5
 SERVER_STOP_SECONDS = 30.0
 DOCKER_ANSWER_SECONDS = 10.0
 LAST_LOG_LINES = 20
@@ -65,7 +66,6 @@ PORTS = range(20_000, 32_000)
 # keeps its default: with 1 s, a transaction that expired while a lone broker started was committed.
 BROKER_SETTINGS = {
     "process.roles": "broker,controller",
-    "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": (
         "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
@@ -83,6 +83,24 @@ BROKER_SETTINGS = {
     "log.retention.ms": "-1",  # replayed records may have the old timestamps of their events
     "log.cleaner.dedupe.buffer.size": "16777216",
 }
+REPLICAS = 3
+"""Replication factor of every topic in an embedded cluster."""
+# What a cluster adds: each record is on two brokers at least before it is acked, so the loss of any
+# one broker loses nothing. Every node is a controller too: two of three nodes are a quorum.
+CLUSTER_SETTINGS = {
+    "default.replication.factor": str(REPLICAS),
+    "min.insync.replicas": "2",
+    "offsets.topic.replication.factor": str(REPLICAS),
+    "transaction.state.log.replication.factor": str(REPLICAS),
+    "transaction.state.log.min.isr": "2",
+    "share.coordinator.state.topic.replication.factor": str(REPLICAS),
+    "share.coordinator.state.topic.min.isr": "2",
+    # Other brokers take over from a dead broker after this time; the default is 9 s.
+    "broker.session.timeout.ms": "4000",
+    "broker.heartbeat.interval.ms": "500",
+}
+BROKER_HEAP = "512m"
+CLUSTER_HEAP = "384m"  # of each broker: three of them stand beside other tests
 
 # Kills the servers and removes the folder of a stack whose process has ended. However the process
 # ends, the system closes the pipe to the reaper then. Each line on the pipe has the process ids of
@@ -167,7 +185,7 @@ class ContainerServers(Stack):
             # The broker advertises its port to clients, so the port must be known before the start.
             port = free_port()
             self.kafka = f"{host}:{port}"
-            settings = BROKER_SETTINGS | _listeners(host, port, "0.0.0.0", free_port())  # noqa: S104 - inside the container
+            settings = BROKER_SETTINGS | _listeners(1, host, port, "0.0.0.0", [free_port()])  # noqa: S104 - inside the container
             for name, value in settings.items():
                 broker.with_env(f"KAFKA_{name.replace('.', '_').upper()}", value)
             store = DockerContainer(MONGO_IMAGE).with_exposed_ports(27017)
@@ -196,10 +214,13 @@ class EmbeddedServers(Stack):
     With ``durable_store`` every acknowledged write survives `kill_store`, but inserts take twice as
     long. Without ``durable_store``, `kill_store` may lose the writes of the last two seconds.
 
-    With ``proxy_port`` the broker also listens on `behind_proxy`. To clients of this address it
-    advertises ``proxy_port`` on this machine. There the caller runs a proxy to `behind_proxy`.
+    With ``brokers`` above 1, Kafka is a cluster of this number of brokers, numbered from 1. Use 3
+    or more: every topic has 3 replicas, and writes need two of them.
 
-    ``broker_settings`` are more settings of the broker.
+    With ``proxy_port`` a single broker also listens on `behind_proxy`. To clients of this address
+    it advertises ``proxy_port`` on this machine. There the caller runs a proxy to `behind_proxy`.
+
+    ``broker_settings`` are more settings of each broker.
     """
 
     behind_proxy: str = ""
@@ -210,6 +231,7 @@ class EmbeddedServers(Stack):
         environ: Mapping[str, str] = os.environ,
         *,
         durable_store: bool = False,
+        brokers: int = 1,
         proxy_port: int | None = None,
         broker_settings: Mapping[str, str] | None = None,
     ) -> None:
@@ -226,27 +248,31 @@ class EmbeddedServers(Stack):
         )
         self._lock = threading.Lock()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
-        broker_port, controller_port, store_port = free_port(), free_port(), free_port()
-        self.kafka = f"127.0.0.1:{broker_port}"
+        self.brokers = range(1, brokers + 1)
+        """The numbers of the brokers, which are their node ids."""
+        ports = {number: free_port() for number in self.brokers}
+        self._addresses = {number: f"127.0.0.1:{port}" for number, port in ports.items()}
+        self.kafka = ",".join(self._addresses.values())
+        store_port = free_port()
         self.mongo = f"mongodb://127.0.0.1:{store_port}"
-        configuration = self.folder / "broker.properties"
-        listeners = _listeners("127.0.0.1", broker_port, "127.0.0.1", controller_port)
-        if proxy_port is not None:
-            self.behind_proxy = f"127.0.0.1:{free_port()}"
-            listeners["listeners"] += f",PROXIED://{self.behind_proxy}"
-            listeners["advertised.listeners"] += f",PROXIED://127.0.0.1:{proxy_port}"
-        settings = BROKER_SETTINGS | listeners | {"log.dirs": str(self.folder / "broker")}
-        settings |= broker_settings or {}
-        configuration.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        jvm = (
-            *(java, "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=INFO"),
+        heap = BROKER_HEAP if brokers == 1 else CLUSTER_HEAP
+        self._jvm = (
+            *(java, f"-Xmx{heap}", "-XX:+UseSerialGC", "-Dlog4j2.level=INFO"),
             *("-cp", str(libraries / "*")),
         )
-        self._format_command = (
-            *(*jvm, "kafka.tools.StorageTool", "format"),
-            *("-t", str(uuid.uuid4()), "-c", str(configuration)),
-        )
-        self._broker_command = (*jvm, "kafka.Kafka", str(configuration))
+        controllers = [free_port() for _ in self.brokers]
+        for number, port in ports.items():
+            settings = BROKER_SETTINGS | (CLUSTER_SETTINGS if brokers > 1 else {})
+            settings |= _listeners(number, "127.0.0.1", port, "127.0.0.1", controllers)
+            if proxy_port is not None and number == 1:
+                self.behind_proxy = f"127.0.0.1:{free_port()}"
+                settings["listeners"] += f",PROXIED://{self.behind_proxy}"
+                settings["advertised.listeners"] += f",PROXIED://127.0.0.1:{proxy_port}"
+            settings["log.dirs"] = str(self.folder / f"broker-{number}")
+            settings |= broker_settings or {}
+            self._configuration(number).write_text(
+                "".join(f"{name}={value}\n" for name, value in settings.items())
+            )
         self._store_command = (
             *(*store_command, "--host", "127.0.0.1", "--port", str(store_port)),
             *("--storage-path", str(self.folder / "store"), "--cache-size", "1G"),
@@ -255,34 +281,59 @@ class EmbeddedServers(Stack):
         try:
             self._launch("store", self._store_command)
             self._format()
-            self.start_broker()
+            for number in self.brokers:
+                self._launch_broker(number)
+            for number in self.brokers:
+                self._await_broker(number)
             self._await("store", self.mongo, mongo_answers)
         except BaseException:
             self.close()
             raise
 
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that point a child process at these servers."""
+        replicas = {"REPLAY_REPLICATION": str(REPLICAS)} if len(self.brokers) > 1 else {}
+        return super().environment() | replicas
+
     @property
     def broker_pid(self) -> int:
-        """The broker's process id. Raises `StackError` while the broker does not run."""
-        return self._running("broker").pid
+        """The first broker's process id. Raises `StackError` while this broker does not run."""
+        return self._running(self._broker(1)).pid
 
     @property
     def store_pid(self) -> int:
         """The store's process id. Raises `StackError` while the store does not run."""
         return self._running("store").pid
 
-    def start_broker(self) -> None:
-        """Start the broker and wait until it answers. It keeps its port and data over restarts."""
-        self._launch("broker", self._broker_command)
-        self._await("broker", self.kafka, kafka_answers)
+    def broker_runs(self, number: int) -> bool:
+        """Return whether a broker was started, and not killed or stopped since."""
+        return self._broker(number) in self._servers
 
-    def stop_broker(self) -> None:
-        """Let the broker shut down in order (SIGTERM)."""
-        self._end("broker", signal.SIGTERM)
+    def start_broker(self, number: int = 1) -> None:
+        """Start a broker and wait until it serves. It keeps its port and data over restarts."""
+        self._launch_broker(number)
+        self._await_broker(number)
 
-    def kill_broker(self) -> None:
-        """Kill the broker (SIGKILL)."""
-        self._end("broker", signal.SIGKILL)
+    def stop_broker(self, number: int = 1) -> None:
+        """Let a broker shut down in order (SIGTERM)."""
+        self._end(self._broker(number), signal.SIGTERM)
+
+    def kill_broker(self, number: int = 1) -> None:
+        """Kill a broker (SIGKILL)."""
+        self._end(self._broker(number), signal.SIGKILL)
+
+    def run_tool(self, main_class: str, *arguments: str) -> str:
+        """Run one of Kafka's command-line tools, and return what it prints."""
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [*self._jvm, main_class, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=SERVER_START_SECONDS,
+            check=False,
+        )
+        if ran.returncode:
+            raise StackError(f"{main_class} failed: {_last_lines(ran.stderr or ran.stdout)}")
+        return ran.stdout
 
     def start_store(self) -> None:
         """Start the store and wait until it answers. It keeps its port and data over restarts."""
@@ -302,13 +353,44 @@ class EmbeddedServers(Stack):
         self._reaper.wait(SERVER_STOP_SECONDS)
 
     def _format(self) -> None:
-        formatted = subprocess.run(  # noqa: S603 - our own command
-            self._format_command, capture_output=True, text=True, cwd=self.folder, check=False
-        )
-        if formatted.returncode:
-            raise StackError(
-                f"Kafka's storage cannot be formatted: {_last_lines(formatted.stdout)}"
+        """Prepare the folders of all brokers, side by side: each takes a JVM's start."""
+        cluster_id = str(uuid.uuid4())
+
+        def run(number: int) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(  # noqa: S603 - our own command
+                [
+                    *(*self._jvm, "kafka.tools.StorageTool", "format"),
+                    *("-t", cluster_id, "-c", str(self._configuration(number))),
+                ],
+                capture_output=True,
+                text=True,
+                cwd=self.folder,
+                check=False,
             )
+
+        with ThreadPoolExecutor(len(self.brokers)) as threads:
+            for formatted in threads.map(run, self.brokers):
+                if formatted.returncode:
+                    raise StackError(
+                        f"Kafka's storage cannot be formatted: {_last_lines(formatted.stdout)}"
+                    )
+
+    def _configuration(self, number: int) -> Path:
+        return self.folder / f"broker-{number}.properties"
+
+    def _broker(self, number: int) -> str:
+        """Return the name of a broker's process."""
+        if number not in self.brokers:
+            raise StackError(f"there is no broker {number}: the stack has {len(self.brokers)}")
+        return "broker" if len(self.brokers) == 1 else f"broker {number}"
+
+    def _launch_broker(self, number: int) -> None:
+        command = (*self._jvm, "kafka.Kafka", str(self._configuration(number)))
+        self._launch(self._broker(number), command)
+
+    def _await_broker(self, number: int) -> None:
+        address = self._addresses[number]
+        self._await(self._broker(number), address, lambda one: kafka_answers(one, number))
 
     def _launch(self, name: str, command: Sequence[str]) -> None:
         with self._lock:
@@ -347,7 +429,8 @@ class EmbeddedServers(Stack):
 
     def _running(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._servers:
-            raise StackError(f"the {name} does not run: start_{name}() starts it")
+            starter, _, number = name.partition(" ")
+            raise StackError(f"the {name} does not run: start_{starter}({number}) starts it")
         return self._servers[name]
 
     def _await(self, name: str, address: str, answers: Callable[[str], bool]) -> None:
@@ -365,7 +448,7 @@ class EmbeddedServers(Stack):
             raise StackError(f"{error}\n{self._tail(name)}") from error
 
     def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+        return self.folder / f"{name.replace(' ', '-')}.log"
 
     def _tail(self, name: str) -> str:
         return _last_lines(self._log(name).read_text(errors="replace"))
@@ -408,8 +491,8 @@ def docker_answers() -> bool:
     return answer.returncode == 0
 
 
-def kafka_answers(bootstrap: str) -> bool:
-    """Return whether a broker answers a request for its cluster."""
+def kafka_answers(bootstrap: str, node: int | None = None) -> bool:
+    """Return whether a broker answers a request for its cluster, and knows the ``node`` there."""
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
         # A plain connection first: aiokafka logs an error for each refused connection.
@@ -419,7 +502,8 @@ def kafka_answers(bootstrap: str) -> bool:
         return False
     # In another thread, because the caller may run an event loop.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, _has_brokers(bootstrap)).result()
+        found = thread.submit(asyncio.run, _brokers(bootstrap)).result()
+    return node in found if node is not None else bool(found)
 
 
 def mongo_answers(uri: str) -> bool:
@@ -450,13 +534,14 @@ def free_port() -> int:
             return port
 
 
-async def _has_brokers(bootstrap: str) -> bool:
+async def _brokers(bootstrap: str) -> set[int]:
+    """Return the node ids of a cluster's brokers. The set is empty if no broker answers."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
     try:
         await admin.start()
-        return bool((await admin.describe_cluster())["brokers"])
+        return {broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]}
     except aiokafka.errors.KafkaError:
-        return False
+        return set()
     finally:
         await admin.close()
 
@@ -475,11 +560,16 @@ def _wait_until_ready(
         time.sleep(0.05)
 
 
-def _listeners(host: str, port: int, bind: str, controller_port: int) -> dict[str, str]:
+def _listeners(
+    node: int, host: str, port: int, bind: str, controllers: Sequence[int]
+) -> dict[str, str]:
+    """Return the listeners of a node. ``controllers`` has the controller port of each node."""
+    voters = [f"{number}@127.0.0.1:{own}" for number, own in enumerate(controllers, start=1)]
     return {
-        "listeners": f"PLAINTEXT://{bind}:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "node.id": str(node),
+        "listeners": f"PLAINTEXT://{bind}:{port},CONTROLLER://127.0.0.1:{controllers[node - 1]}",
         "advertised.listeners": f"PLAINTEXT://{host}:{port}",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "controller.quorum.voters": ",".join(voters),
     }
 
 

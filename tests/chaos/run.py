@@ -1,6 +1,7 @@
 """``make chaos``: kill and cut everything, and count lost, repeated and disordered events.
 
-The suite starts its own broker, store and workers. ``--quick`` runs a few faults of the main kinds.
+The suite starts its own brokers, store and workers: first a single broker, then a cluster of three.
+``--quick`` runs a few faults of the main kinds.
 The table goes to standard output, and with ``--write`` also into docs/reliability.md. Exit code 1:
 a replay was not exact, or did not end.
 """
@@ -8,6 +9,7 @@ a replay was not exact, or did not end.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import random
 import signal
@@ -17,6 +19,8 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -25,13 +29,15 @@ from chaos import scenarios
 from chaos.document import write
 from chaos.scenarios import Impossible, Scenario
 from chaos.trials import Outcome, Trial
+from confluent_kafka import KafkaException
 
 from replay_app.demo.stack import EmbeddedServers, StackError, free_port
 from replay_app.encoders import encoder_name
 from replay_app.settings import Settings
 
 COLUMNS = (
-    *("fault", "times", "events", "duplicates", "losses", "disorder", "wrong counters"),
+    *("fault", "brokers", "times", "events"),
+    *("duplicates", "losses", "disorder", "wrong counters"),
     *("recovery median, s", "max, s", "note"),
 )
 
@@ -41,26 +47,39 @@ class Turn(NamedTuple):
 
     scenario: Scenario
     times: int
+    brokers: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name of the turn's folder."""
+        return f"{self.scenario.__name__}-{self.brokers}"
 
 
 LONG = (
     Turn(scenarios.kill_workers, 110),
     Turn(scenarios.join_and_leave, 10),
     Turn(scenarios.stop_and_wake_workers, 6),
-    Turn(scenarios.kill_broker, 4),
+    Turn(scenarios.kill_broker, 10),
     Turn(scenarios.broker_away, 1),
-    Turn(scenarios.kill_store, 5),
+    Turn(scenarios.kill_store, 6),
     Turn(scenarios.cut_network, 8),
     Turn(scenarios.claim_twice, 3),
-    Turn(scenarios.repeat_commands, 5),
+    Turn(scenarios.repeat_commands, 6),
     Turn(scenarios.fill_disk, 2),
     Turn(scenarios.jump_clock, 4),
+    Turn(scenarios.kill_transaction_coordinator, 8, brokers=3),
+    Turn(scenarios.kill_group_coordinator, 8, brokers=3),
+    Turn(scenarios.kill_leader, 8, brokers=3),
+    Turn(scenarios.lose_broker, 2, brokers=3),
+    Turn(scenarios.grow_topics, 20, brokers=3),
+    Turn(scenarios.kill_workers, 110, brokers=3),
 )
 QUICK = (
     Turn(scenarios.kill_workers, 4),
     Turn(scenarios.stop_and_wake_workers, 1),
     Turn(scenarios.kill_store, 1),
     Turn(scenarios.kill_broker, 1),
+    Turn(scenarios.kill_transaction_coordinator, 1, brokers=3),
 )
 
 
@@ -68,43 +87,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return the exit code."""
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that every worker ends
+    # Brokers that live for minutes: the second compiler costs more than it saves.
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
     turns = [
-        Turn(turn.scenario, options.times or turn.times)
+        turn._replace(times=options.times or turn.times)
         for turn in (QUICK if options.quick else LONG)
         if not options.only or turn.scenario.__name__ in options.only
     ]
     began = time.monotonic()
-    outcomes: list[Outcome] = []
-    failed = False
-    port = free_port()
-    with (
-        _folder(options.logs) as folder,
-        EmbeddedServers(durable_store=True, proxy_port=port) as stack,
-    ):
-        for turn in turns:
-            name = turn.scenario.__name__
-            _say(f"{name}, {turn.times} times")
-            place = Path(folder, name)
-            place.mkdir()
-            # One for each scenario: a scenario alone then does the same as in the suite.
-            rng = random.Random(f"{options.seed}/{name}")
-            with Trial(stack, place, rng, port) as trial:
-                try:
-                    outcome = turn.scenario(trial, turn.times)
-                except Impossible as why:
-                    outcome = Outcome(name, 0, note=f"not done: {why}")
-                except (AssertionError, StackError):
-                    traceback.print_exc()
-                    _say(trial.cluster.logs())
-                    failed = True
-                    continue
-            _say(f"  {outcome}")
-            outcomes.append(outcome)
-    table = "\n".join(_table(outcomes, options.seed, time.monotonic() - began))
+    rows: list[tuple[Turn, Outcome]] = []
+    with _folder(options.logs) as folder:
+        for brokers, group in groupby(turns, lambda turn: turn.brokers):
+            port = free_port()
+            with EmbeddedServers(
+                durable_store=True, brokers=brokers, proxy_port=port if brokers == 1 else None
+            ) as stack:
+                suite = Suite(stack, Path(folder), options.seed, port)
+                rows.extend(
+                    (turn, outcome) for turn in group if (outcome := suite.run(turn)) is not None
+                )
+    failed = len(rows) < len(turns)
+    outcomes = [outcome for _, outcome in rows]
+    table = "\n".join(_table(rows, options.seed, time.monotonic() - began))
     print(table)
     if options.write:
         write("make chaos", table)
     return int(failed or not all(outcome.is_clean for outcome in outcomes))
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Runs scenarios on one stack."""
+
+    stack: EmbeddedServers
+    folder: Path
+    seed: int
+    proxy_port: int
+
+    def run(self, turn: Turn) -> Outcome | None:
+        """Run a scenario, in several trials if it ends early. None: a trial has failed."""
+        outcome: Outcome | None = None
+        left, trials = turn.times, 0
+        while left > 0:
+            _say(f"{turn.name}, {left} times")
+            trials += 1
+            found = self._run_trial(turn, left, trials)
+            if found is None:
+                return None
+            _say(f"  {found}")
+            outcome = found if outcome is None else outcome + found
+            left = left - found.times if found.times else 0
+        return outcome
+
+    def _run_trial(self, turn: Turn, times: int, number: int) -> Outcome | None:
+        place = self.folder / f"{turn.name}-{number}"
+        place.mkdir()
+        # One for each trial: a scenario alone then does the same as in the suite.
+        rng = random.Random(f"{self.seed}/{turn.name}/{number}")
+        try:
+            for broker in self.stack.brokers:
+                if not self.stack.broker_runs(broker):  # the trial before has ended without it
+                    self.stack.start_broker(broker)
+            with Trial(self.stack, place, rng, self.proxy_port) as trial:
+                return turn.scenario(trial, times)
+        except Impossible as why:
+            return Outcome(turn.scenario.__name__, 0, note=f"not done: {why}")
+        except (AssertionError, StackError, KafkaException):
+            traceback.print_exc()
+            _say("".join(log.read_text()[-8000:] for log in sorted(place.glob("*.log"))))
+            return None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -120,32 +171,40 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _table(outcomes: Sequence[Outcome], seed: int, seconds: float) -> list[str]:
-    total = sum(outcome.events for outcome in outcomes)
+def _table(rows: Sequence[tuple[Turn, Outcome]], seed: int, seconds: float) -> list[str]:
+    faults = sum(outcome.times for _, outcome in rows)
+    events = sum(outcome.events for _, outcome in rows)
     encoder = encoder_name(Settings().encoder)
     heading = (
-        f"Seed {seed}, {encoder} encoder, {seconds / 60:.0f} minutes, {total:,} events, "
-        f"Python {platform.python_version()}."
+        f"Seed {seed}, {encoder} encoder, {seconds / 60:.0f} minutes, {faults} faults, "
+        f"{events:,} events, Python {platform.python_version()}."
     )
     return [
         heading,
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'--:|' * (len(COLUMNS) - 2)}---|",
-        *map(_row, outcomes),
+        *(_row(turn, outcome) for turn, outcome in rows),
     ]
 
 
-def _row(outcome: Outcome) -> str:
+def _row(turn: Turn, outcome: Outcome) -> str:
     seconds = outcome.recoveries
+    notes = [outcome.note] if outcome.note else []
+    if outcome.hung:
+        notes.append(
+            f"{outcome.hung} partitions lost a marker: {outcome.refused} replays failed and named "
+            f"them, {outcome.waiting} waited"
+        )
     cells = (
         outcome.fault,
+        turn.brokers,
         outcome.times,
         f"{outcome.events:,}",
         *(outcome.duplicates, outcome.losses, outcome.disorder, outcome.wrong_counters),
         f"{median(seconds):.1f}" if seconds else "",
         f"{max(seconds):.1f}" if seconds else "",
-        outcome.note,
+        "; ".join(notes),
     )
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -1,7 +1,7 @@
 """The scenarios: each breaks one thing a number of times, in its own trial.
 
-A scenario takes a new trial and the number of faults. It raises `Impossible` if this machine lacks
-what the scenario needs.
+A scenario takes a new trial and the number of faults. If it ends after fewer faults, the suite runs
+it again in another trial. It raises `Impossible` if this machine lacks what the scenario needs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from chaos.toxiproxy import Toxiproxy, ToxiproxyMissing, server_command
 from chaos.trials import SESSION_TIMEOUT_SECONDS, Outcome, Trial
+
+from replay_app.demo.stack import REPLICAS
 
 EVICTED_SECONDS = SESSION_TIMEOUT_SECONDS + 3
 """A worker that has sent nothing for this time has lost its partitions."""
@@ -83,15 +85,22 @@ def stop_and_wake_workers(trial: Trial, times: int) -> Outcome:
 
 
 def kill_broker(trial: Trial, times: int) -> Outcome:
-    """Kill the broker and start it at once."""
+    """Kill the only broker and start it at once.
+
+    Such a broker may lose the marker of a transaction that it was killed in. The trial then ends:
+    every later replay to the same partition would fail for the same reason.
+    """
     trial.start()
-    for _ in range(times):
+    kills = 0
+    while kills < times and not trial.hung:
         trial.go_on(trial.rng.uniform(0, 1.5))
         struck_at, names = trial.aim()
         trial.stack.kill_broker()
+        kills += 1
         trial.stack.start_broker()
-        trial.await_recovery(struck_at, names)
-    return trial.outcome("broker kill -9 and restart", times)
+        if not trial.has_lost_markers():
+            trial.await_recovery(struck_at, names)
+    return trial.outcome("broker kill -9 and restart", kills)
 
 
 def broker_away(trial: Trial, times: int) -> Outcome:
@@ -209,6 +218,75 @@ def jump_clock(trial: Trial, times: int) -> Outcome:
         trial.await_recovery(struck_at, names, reviving=False)
         trial.go_on(3)
     return trial.outcome("clock of a worker jumps by an hour", times)
+
+
+# A cluster of three brokers
+
+
+def kill_transaction_coordinator(trial: Trial, times: int) -> Outcome:
+    """Kill the broker that coordinates a worker's transactions."""
+    return _kill_brokers(trial, times, _transaction_coordinator, "a transaction coordinator's")
+
+
+def kill_group_coordinator(trial: Trial, times: int) -> Outcome:
+    """Kill the broker that coordinates the workers' consumer group."""
+    return _kill_brokers(trial, times, _group_coordinator, "the group coordinator's")
+
+
+def kill_leader(trial: Trial, times: int) -> Outcome:
+    """Kill the broker that leads a partition of a destination topic."""
+    return _kill_brokers(trial, times, _leader, "a destination leader's")
+
+
+def lose_broker(trial: Trial, times: int) -> Outcome:
+    """Kill a broker that never comes back in this trial."""
+    trial.start()
+    number = _leader(trial)
+    struck_at, names = trial.aim()
+    trial.stack.kill_broker(number)
+    trial.await_recovery(struck_at, names)
+    trial.go_on(10)
+    return trial.outcome("a broker gone for good", 1)
+
+
+def grow_topics(trial: Trial, times: int) -> Outcome:
+    """Give a destination topic one partition more."""
+    trial.start()
+    topics = list(trial.partitions)
+    for turn in range(times):
+        struck_at, names = trial.aim()
+        trial.grow(topics[turn % len(topics)])
+        trial.await_recovery(struck_at, names)
+        trial.go_on(trial.rng.uniform(0, 1.5))
+    return trial.outcome("a destination topic gets one partition more", times)
+
+
+def _kill_brokers(trial: Trial, times: int, find: Callable[[Trial], int], whose: str) -> Outcome:
+    """Kill brokers. Each starts again once the replays go on without it."""
+    trial.start()
+    for _ in range(times):
+        number = find(trial)
+        struck_at, names = trial.aim()
+        trial.stack.kill_broker(number)
+        trial.await_recovery(struck_at, names)
+        trial.stack.start_broker(number)
+        trial.brokers.wait_until_replicated(REPLICAS)
+        trial.go_on(trial.rng.uniform(0, 1.5))
+    return trial.outcome(f"kill -9 of {whose} broker", times)
+
+
+def _transaction_coordinator(trial: Trial) -> int:
+    partition = trial.rng.randrange(trial.cluster.partitions)
+    return trial.brokers.coordinator("transaction", f"{trial.cluster.name}-work-{partition}")
+
+
+def _group_coordinator(trial: Trial) -> int:
+    return trial.brokers.coordinator("group", trial.cluster.name)
+
+
+def _leader(trial: Trial) -> int:
+    topic = trial.rng.choice(list(trial.partitions))
+    return trial.brokers.leader(topic, trial.rng.randrange(trial.partitions[topic]))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 900  # for a busy machine; an idle machine needs a minute and a half
+SECONDS = 900  # for a busy machine; an idle machine needs two minutes and a half
 
 
 @pytest.mark.chaos
@@ -33,8 +33,9 @@ def test_nothing_is_lost_repeated_or_disordered_whatever_dies() -> None:
         "SIGSTOP past the session timeout, SIGCONT",
         "store kill -9 and restart",
         "broker kill -9 and restart",
+        "kill -9 of a transaction coordinator's broker",
     ]
-    for _, times, events, *faults in rows:
+    for _, _, times, events, *faults in rows:
         assert int(times) > 0
         assert int(events.replace(",", "")) > 0
         assert faults[:4] == ["0", "0", "0", "0"]  # duplicates, losses, disorder, wrong counters

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from confluent_kafka import KafkaException
+from brokers import Brokers, Partition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from oracle import account_of, assert_is_replay_of, event_id_of
 from support import Record, consumer_from_start, create_topics, unique_name, wait_until
 from workers import Cluster, Worker
@@ -28,6 +29,13 @@ RATE = 600
 REPLAYS = 3
 """Number of replays that run at each moment."""
 RECOVERY_SECONDS = 150.0
+STANDSTILL_SECONDS = 90.0
+"""A stable offset that stands still for this time stands still for ever: every transaction of a
+worker has ended or has timed out by then."""
+HUNG_END_SECONDS = 180.0
+"""Time for all replays to end after a partition has lost its marker."""
+PARTITIONS = 3
+"""Partitions of each destination topic at the beginning."""
 SHARDS = 3
 SESSION_TIMEOUT_SECONDS = 6
 ENVIRONMENT = {
@@ -54,11 +62,27 @@ class Outcome:
     recoveries: tuple[float, ...] = ()
     """Seconds from each fault until every running replay had published again."""
     note: str = ""
+    hung: int = 0
+    """Partitions in which a marker was lost: their stable offsets stand still for ever."""
+    refused: int = 0
+    """Replays that failed because of such a partition, and named partition and producer."""
+    waiting: int = 0
+    """Replays that stood still because of such a partition of the worker's own topics."""
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing was lost, repeated, disordered or miscounted."""
         return not (self.duplicates or self.losses or self.disorder or self.wrong_counters)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Return the outcome of two trials of one scenario."""
+        added = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in self.__dataclass_fields__
+            if name not in {"fault", "note"}
+        }
+        notes = dict.fromkeys(note for note in (self.note, other.note) if note)
+        return Outcome(fault=self.fault, note="; ".join(notes), **added)
 
 
 class Follower:
@@ -77,6 +101,10 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
+
+    def follow(self, topic: str, partition: int) -> None:
+        """Read a new partition too, from its beginning."""
+        self._consumer.incremental_assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
 
     def seen_after(self, replay_id: str, moment: float) -> float | None:
         """Return when the first record written after a moment became visible; epoch seconds."""
@@ -122,6 +150,8 @@ class Trial:
     recoveries: list[float] = field(default_factory=list)
     repeats: int = 1
     """Number of times that each start command is sent."""
+    hung: dict[Partition, int] = field(default_factory=dict)
+    """Partitions without a marker, with the offset at which each stands still."""
     revived: int = 0
     """Number of workers that ended by themselves and were started again, as an operator does."""
 
@@ -130,10 +160,12 @@ class Trial:
         seed_store(self.stack.mongo, self.cluster.name, "events", self.events)
         # Record times come from the broker's clock, because a worker's clock may be wrong.
         config = {"message.timestamp.type": "LogAppendTime"}
-        create_topics(self.stack.kafka, dict.fromkeys(self.cluster.topics(), 3), config)
+        self.partitions = dict.fromkeys(self.cluster.topics(), PARTITIONS)
+        create_topics(self.stack.kafka, self.partitions, config)
+        self.brokers = Brokers(self.stack.kafka)
         self.stored = self.cluster.stored()
         self._orderings: dict[str, Literal["global", "aggregate"]] = {}
-        self.follower = Follower(self.stack.kafka, self.cluster.topics(), 3)
+        self.follower = Follower(self.stack.kafka, self.cluster.topics(), PARTITIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -218,6 +250,19 @@ class Trial:
             return struck_at  # the replay had published its last event before
         return seen
 
+    def grow(self, topic: str) -> None:
+        """Give a destination topic one partition more."""
+        new = self.partitions[topic]
+        self.partitions[topic] += 1
+        self.brokers.grow({topic: self.partitions[topic]})
+        self.follower.follow(topic, new)
+
+    def has_lost_markers(self) -> bool:
+        """Look for partitions whose stable offset stands still for ever, and note them."""
+        own = [self.cluster.prefix + topic for topic in ("checkpoints", "status")]
+        self.hung = self.brokers.hidden([*self.partitions, *own], STANDSTILL_SECONDS)
+        return bool(self.hung)
+
     def replace(self, number: int) -> Worker:
         """Replace a dead worker by a worker with another name and an empty folder."""
         name = unique_name("worker")
@@ -242,28 +287,34 @@ class Trial:
     def outcome(self, fault: str, times: int, note: str = "") -> Outcome:
         """Let every replay end, and compare the topics with the stored events."""
         self.revive()
-        sessions = {name: self.cluster.wait_for(name, "completed") for name in self._orderings}
+        sessions = self._settled()
+        waiting = len(self._orderings) - len(sessions)
+        refused = {name for name, session in sessions.items() if session["state"] == "failed"}
         published: dict[str, list[Record]] = defaultdict(list)
         for record in self.cluster.published():
             published[(record.headers["replay-id"] or b"").decode()].append(record)
-        assert published.keys() <= sessions.keys(), "records of no replay of this trial"
+        assert published.keys() <= self._orderings.keys(), "records of no replay of this trial"
         events = {event["event_id"]: event for event in self.stored}
         duplicates = losses = disorder = wrong = 0
-        for name, session in sessions.items():
+        for name, ordering in self._orderings.items():
             records = published[name]
-            account = account_of(records, self.stored, self._orderings[name])
+            account = account_of(records, self.stored, ordering)
             assert not account.foreign, f"no such events: {account.foreign[:5]}"
             duplicates += sum(account.repeated.values()) - len(account.repeated)
-            losses += len(account.lost)
             disorder += len(account.disordered)
-            receipt = session["receipt"]["counters"]
+            for record in records:
+                event = events[event_id_of(record)]
+                assert_is_replay_of(record, event, name, self.cluster.target_prefix)
+            if name not in sessions or name in refused:
+                continue  # the replay does not say that consumers see all
+            losses += len(account.lost)
+            session, receipt = sessions[name], sessions[name]["receipt"]["counters"]
             wrong += not (
                 session["counters"]["published"] == receipt["published"] == len(records)
                 and receipt["read"] == self.events
             )
-            for record in records:
-                event = events[event_id_of(record)]
-                assert_is_replay_of(record, event, name, self.cluster.target_prefix)
+        if not self.hung:
+            assert not self.has_lost_markers(), f"stable offsets stand still: {self.hung}"
         if self.revived:
             ended = f"{self.revived} workers ended by themselves and were started again"
             note = f"{note}; {ended}" if note else ended
@@ -277,4 +328,55 @@ class Trial:
             wrong_counters=wrong,
             recoveries=tuple(self.recoveries),
             note=note,
+            hung=len(self.hung),
+            refused=len(refused),
+            waiting=waiting,
         )
+
+    def _settled(self) -> dict[str, Any]:
+        """Return the sessions that have ended: completed, or failed because of a lost marker.
+
+        Without a lost marker every replay must complete. With a lost marker in the worker's own
+        topics, the replays of that partition wait, and a worker's log must say for what.
+        """
+        if not self.hung:
+            return {name: self.cluster.wait_for(name, "completed") for name in self._orderings}
+        named = [self._words_for(partition, offset) for partition, offset in self.hung.items()]
+        own = [words for words in named if self.cluster.prefix in words[0]]
+        sessions: dict[str, Any] = {}
+
+        def all_have_ended() -> bool:
+            for name in self._orderings:
+                session = self.cluster.session(name)
+                if session and session["state"] in {"completed", "failed"}:
+                    sessions[name] = session
+            return len(sessions) == len(self._orderings)
+
+        try:
+            wait_until(all_have_ended, HUNG_END_SECONDS, "replays neither completed nor failed")
+        except AssertionError:
+            logs = "".join(worker.log.read_text() for worker in self.cluster.workers)
+            if not any(all(word in logs for word in words) for words in own):
+                raise
+        for name, session in sessions.items():
+            error = session["error"] or ""
+            assert session["state"] == "completed" or any(
+                all(word in error for word in words) for words in named
+            ), f"{name} failed with {error!r}, which names none of {named}"
+        return sessions
+
+    def _words_for(self, partition: Partition, offset: int) -> tuple[str, str]:
+        """Return how an explanation names a partition, and the producer that holds it.
+
+        Kafka's own tool says who holds the partition.
+        """
+        topic, number = partition
+        told = self.stack.run_tool(
+            "org.apache.kafka.tools.TransactionsCommand",
+            *("--bootstrap-server", self.stack.kafka, "describe-producers"),
+            *("--topic", topic, "--partition", str(number)),
+        )
+        rows = [line.split() for line in told.splitlines()]
+        holders = [row[0] for row in rows if row and row[-1] == str(offset)]
+        assert len(holders) == 1, f"who holds {partition} at {offset}? {told}"
+        return f"partition {number} of {topic!r}", f"producer id {holders[0]}"

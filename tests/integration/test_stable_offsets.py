@@ -24,7 +24,7 @@ from replay_app.publisher import FencedProducer, Outbox
 from replay_app.reports import Counters, Failure, Offsets, ShardProgress
 from replay_app.sessions import Session, Shard
 from replay_app.settings import Settings
-from replay_app.stable_offsets import ConsumerWatch, explain_hidden_records
+from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
 from replay_app.store import EventStore
 from replay_app.work_agent import WorkPartition
@@ -168,10 +168,49 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
     await partition.close()
 
 
+@pytest.mark.usefixtures("three_events")
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped", "committed"])
+async def test_a_slice_without_marker_fails_the_replay_until_consumers_see_the_slice(
+    context: WorkerContext, topic: str, monkeypatch: pytest.MonkeyPatch, *, dropped: bool
+) -> None:
+    monkeypatch.setattr(work_agent, "HIDDEN_SECONDS", 0.0)
+    partition = WorkPartition(context, 0)
+    await partition.wait_until_open()
+    # To consumers, an open transaction is the same as a committed one whose marker is lost.
+    slices = await FencedProducer(
+        context.settings, context.settings.kafka, unique_name("w")
+    ).start()
+    await slices.begin()
+    await slices.send(topic, partition=0, value=b"v", headers=[("replay-id", b"r1")])
+    assert (await slices._unacked[0]).offset == 0
+    context.board.sessions["r1"] = await session_of(context, topic, 3, offsets={topic: {0: (0, 0)}})
+
+    async def finish(epoch: int) -> Checkpoint:
+        token = Token(replay_id="r1", shard="finish", epoch=epoch, kind="finish")
+        context.board.sessions["r1"] = context.board.sessions["r1"].model_copy(
+            update={"epoch": epoch}
+        )
+        await partition.run(token, Origin(0, epoch))
+        return partition.checkpoints.newest["r1/finish"]
+
+    error = (await finish(1)).report.error or ""
+    assert "lost the marker of a committed slice of this replay, of producer id" in error
+    assert f"partition 0 of {topic!r} stands still at offset 0" in error
+    await (slices.abort() if dropped else slices.commit())
+    for epoch in (2, 3):  # a retry does not change what consumers see
+        report = (await finish(epoch)).report
+        assert report.state == ("failed" if dropped else "done")
+        told = f"consumers never see the events in partition 0 of {topic!r} from offset 0"
+        assert (told in (report.error or "")) == dropped
+    await slices.discard()
+    await partition.close()
+
+
 async def test_seen_records_need_no_explanation(context: WorkerContext, topic: str) -> None:
     offset = await commit(context.settings, topic, b"replayed")
-    assert await explain_hidden_records(context.settings, {topic: {0: (offset, offset)}}) is None
-    assert await explain_hidden_records(context.settings, {}) is None
+    written = {topic: {0: (offset, offset)}}
+    assert await find_hidden_records(context.settings, written, "r1") is None
+    assert await find_hidden_records(context.settings, {}, "r1") is None
 
 
 async def test_a_topic_that_is_gone_is_named_within_a_time_limit(
@@ -181,7 +220,7 @@ async def test_a_topic_that_is_gone_is_named_within_a_time_limit(
     gone = unique_name("gone")
     async with asyncio.timeout(SECONDS):
         with pytest.raises(Unavailable, match=gone):
-            await explain_hidden_records(context.settings, {gone: {0: (0, 0)}})
+            await find_hidden_records(context.settings, {gone: {0: (0, 0)}}, "r1")
 
 
 # While a replay runs

@@ -1,0 +1,104 @@
+"""A lone broker that was killed may lose the marker of a committed slice: the replay must say so.
+
+A real kill loses a marker once in some tens of times. Here the marker is cut off the partition's
+log while the broker is dead, so that the broker finds what it finds after such a kill.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from brokers import Brokers
+from support import wait_until
+from workers import Cluster
+
+from replay_app.demo.stack import EmbeddedServers
+
+EVENTS, EARLY_EVENTS = 600, 30
+T0 = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+BATCH = struct.Struct(">qiiBiH")
+"""A record batch: base offset, length of the rest, leader epoch, magic, checksum, attributes."""
+BATCH_START = 12
+"""Bytes before the part that the length counts."""
+CONTROL = 0x20
+"""The attribute of a batch that holds a transaction's marker."""
+
+
+@pytest.fixture
+def installation(own_stack: EmbeddedServers, tmp_path: Path) -> Iterator[Cluster]:
+    installation = Cluster(own_stack, tmp_path)
+    yield installation
+    for worker in installation.workers:
+        worker.kill()
+
+
+def cut_last_marker(folder: Path) -> None:
+    """Remove the last batch of a partition, which is a marker, while the broker is dead."""
+    (segment,) = folder.glob("*.log")
+    content, last, position = segment.read_bytes(), 0, 0
+    while position + BATCH.size <= len(content):
+        last = position
+        _, length, _, _, _, attributes = BATCH.unpack_from(content, position)
+        position += BATCH_START + length
+    assert attributes & CONTROL, "the partition does not end with a marker"
+    with segment.open("r+b") as file:
+        file.truncate(last)
+    for derived in folder.iterdir():  # the broker makes these files again from the segment
+        if derived.suffix in {".snapshot", ".index", ".timeindex", ".txnindex"}:
+            derived.unlink()
+
+
+def test_a_replay_does_not_complete_over_a_lost_marker(
+    own_stack: EmbeddedServers, installation: Cluster
+) -> None:
+    early, late = installation.topics()[:2]
+    installation.create_shop_topics(partitions=1)
+    installation.insert(
+        {
+            "event_id": str(number),
+            "event_type": "placed",
+            "aggregate_id": None,
+            "timestamp": T0 + dt.timedelta(seconds=number),
+            "topic": (early if number < EARLY_EVENTS else late).removeprefix(
+                installation.target_prefix
+            ),
+        }
+        for number in range(EVENTS)
+    )
+    installation.start_worker().wait_until_ready()
+    installation.command("r", rate=10)
+    wait_until(lambda: len(installation.published()) > EARLY_EVENTS, 60)
+    installation.command("r", "pause")
+    installation.wait_for("r", "paused")  # every transaction has ended
+    own_stack.kill_broker()
+    cut_last_marker(own_stack.folder / "broker-1" / f"{early}-0")
+    own_stack.start_broker()
+    brokers = Brokers(own_stack.kafka)
+    hidden = brokers.hidden([early, late], 5)
+    assert list(hidden) == [(early, 0)]
+    installation.command("r", "set-rate", rate=None)
+    installation.command("r", "resume")
+    session = installation.wait_for("r", "completed", "failed")
+    assert session["state"] == "failed"
+    assert session["counters"]["published"] == EVENTS
+    assert f"partition 0 of {early!r} stands still at offset {hidden[early, 0]}" in session["error"]
+    assert "lost the marker of a committed slice" in session["error"]
+    assert re.search(r"of producer id \d+", session["error"])
+
+    # Kafka's tool can only drop the slice. The replay does not complete over this either.
+    own_stack.run_tool(
+        "org.apache.kafka.tools.TransactionsCommand",
+        *("--bootstrap-server", own_stack.kafka, "abort", "--topic", early, "--partition", "0"),
+        *("--start-offset", str(hidden[early, 0])),
+    )
+    assert brokers.hidden([early], 30) == {}
+    assert len(installation.published()) < EVENTS
+    installation.command("r", "retry")
+    session = installation.wait_for("r", "completed", "failed", attempt=2)
+    assert session["state"] == "failed"
+    assert f"consumers never see the events in partition 0 of {early!r}" in session["error"]
