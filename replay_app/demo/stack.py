@@ -198,6 +198,8 @@ class EmbeddedServers(Stack):
 
     With ``proxy_port`` the broker also listens on `behind_proxy`. To clients of this address it
     advertises ``proxy_port`` on this machine. There the caller runs a proxy to `behind_proxy`.
+
+    ``broker_settings`` are added to BROKER_SETTINGS, or replace them.
     """
 
     behind_proxy: str = ""
@@ -209,6 +211,7 @@ class EmbeddedServers(Stack):
         *,
         durable_store: bool = False,
         proxy_port: int | None = None,
+        broker_settings: Mapping[str, str] | None = None,
     ) -> None:
         java = _java()
         store_command = _store_command(environ)
@@ -232,7 +235,8 @@ class EmbeddedServers(Stack):
             self.behind_proxy = f"127.0.0.1:{free_port()}"
             listeners["listeners"] += f",PROXIED://{self.behind_proxy}"
             listeners["advertised.listeners"] += f",PROXIED://127.0.0.1:{proxy_port}"
-        settings = BROKER_SETTINGS | listeners | {"log.dirs": str(self.folder / "broker")}
+        folders = {"log.dirs": str(self.folder / "broker")}
+        settings = BROKER_SETTINGS | listeners | folders | dict(broker_settings or {})
         configuration.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         jvm = (
             *(java, "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=INFO"),
