@@ -23,8 +23,9 @@ from replay_app.events import LENIENT
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.pacing import allowance, charge, due
 from replay_app.pages import EncodeSpec, count_documents, split_page
-from replay_app.publisher import PRODUCER_ERRORS
+from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused
 from replay_app.queries import encode_cursor
+from replay_app.refusals import refused_page
 from replay_app.tally import Tally
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
     from replay_app.publisher import FencedProducer
     from replay_app.readers import Readers
+    from replay_app.refusals import Refusals
     from replay_app.reports import ShardProgress
     from replay_app.sessions import Session
     from replay_app.store import PageReader
@@ -67,8 +69,12 @@ class EmitSlice:
         session: Session,
         token: Token,
         old: Checkpoint | None,
+        refusals: Refusals,
     ) -> None:
         self._context = context
+        self._refusals = refusals
+        self._is_searching = refusals.is_searching
+        """Whether the slice ends after its first page."""
         self._producer = producer
         self._readers = readers
         self._session = session
@@ -78,12 +84,14 @@ class EmitSlice:
             raise ReplayFailed(msg)
         self._shard = session.plan.shards[token.shard]
         self._known_topics = set(session.plan.partitions)
-        self._cursor = old.cursor if old else None
+        self._cursor = self._started_at = old.cursor if old else None
         self._due_at = old.due_at if old else 0.0
         self._tally = Tally(progress_of(old))
         self._sending: asyncio.Task[None] | None = None
         self._events = 0
         self._bytes = 0
+        self._undo: tuple[PageReader, bytes] | None = None
+        """Of a slice of one page: the reader, and what it serves again after a refusal."""
 
     async def run(self) -> Emitted:
         """Publish, and leave the transaction open for the checkpoint.
@@ -92,6 +100,9 @@ class EmitSlice:
         ------
         ReplayFailed
             When nothing can be published.
+        BatchesRefused
+            When the broker refuses events. The transaction must be aborted. ``refusals`` has
+            learnt from the answer, so another slice gets further.
         Exception
             One of PRODUCER_ERRORS, when the producer must be discarded.
 
@@ -107,7 +118,11 @@ class EmitSlice:
         except BaseException:
             await self._drop_sending()
             raise
-        await self._await_acks()
+        try:
+            await self._await_acks()
+        except BatchesRefused:
+            self._rewind()
+            raise
         if state != "live":
             await self._readers.drop(self._token.key)
         progress = self._tally.progress(state=state, error=error, reason=reason)
@@ -136,16 +151,24 @@ class EmitSlice:
             if page is None:
                 return "done", None, None
             page, rest = self._cut(page, limit, reader)
-            encoded = await self._encode(encoder, page)
-            if any(failure.missing_topic for failure in encoded.failures):
-                encoder, encoded = await self._encode_again(page, encoded)
-            reader.put_back(rest)
+            page, more, refused = self._refusals.cut(page)
+            encoder, encoded = await self._encode_part(encoder, page, refused)
+            reader.put_back(more + rest)
+            if self._is_searching:
+                self._undo = reader, page + more + rest
             error = self._fatal_error(encoded)
-            await self._publish(encoded, reader)
+            await self._publish(page, encoded, reader)
             if error is not None:
                 return "failed", error, None
             if self._is_over(deadline):
                 return "live", None, None
+
+    def _rewind(self) -> None:
+        """Let the reader serve the refused page again: a new query would take the store longer."""
+        if self._undo is not None:
+            reader, page = self._undo
+            reader.put_back(page)
+            reader.position = self._started_at
 
     # Limits
 
@@ -194,6 +217,7 @@ class EmitSlice:
             or self._bytes >= settings.slice_bytes
             or newest is None
             or newest.epoch != self._token.epoch
+            or self._is_searching
             or self._context.is_leaving()
         )
 
@@ -203,7 +227,7 @@ class EmitSlice:
         session, settings = self._session, self._context.settings
         start = session.start
         known = self._known_topics | set(self._tally.by_topic)
-        spec = EncodeSpec(
+        spec = self._spec = EncodeSpec(
             mapping=settings.mapping,
             target=start.target,
             replay_id=session.replay_id,
@@ -220,6 +244,17 @@ class EmitSlice:
             max_record_bytes=settings.max_record_bytes,
         )
         return make_encoder(spec, settings.encoder)
+
+    async def _encode_part(
+        self, encoder: PageEncoder, page: bytes, refused: str | None
+    ) -> tuple[PageEncoder, EncodedPage]:
+        """Encode a part that `Refusals.cut` has cut. Return the encoder of the next part, too."""
+        if refused is not None:
+            return encoder, refused_page(page, refused, self._spec)
+        encoded = await self._encode(encoder, page)
+        if any(failure.missing_topic for failure in encoded.failures):
+            return await self._encode_again(page, encoded)
+        return encoder, encoded
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
@@ -264,14 +299,14 @@ class EmitSlice:
 
     # Publishing
 
-    async def _publish(self, encoded: EncodedPage, reader: PageReader) -> None:
+    async def _publish(self, page: bytes, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
         await self._await_acks()
         if not start.dry_run:
             if not self._producer.in_transaction:
                 await self._producer.begin()
-            self._sending = asyncio.create_task(self._send(encoded))
+            self._sending = asyncio.create_task(self._send(page, encoded))
         if encoded.cursor is not None:
             self._cursor = encode_cursor(encoded.cursor)
         reader.position = self._cursor
@@ -280,8 +315,13 @@ class EmitSlice:
         self._bytes += encoded.bytes
         self._due_at = charge(self._shard_rate(), self._due_at, time.time(), encoded.read)
 
-    async def _send(self, encoded: EncodedPage) -> None:
-        await self._producer.send_batches(encoded.batches, self._tally.offsets)
+    async def _send(self, page: bytes, encoded: EncodedPage) -> None:
+        try:
+            await self._producer.send_batches(encoded.batches, self._tally.offsets)
+        except BatchesRefused as error:
+            self._refusals.learn(page, encoded, error.refusals, self._spec)
+            raise
+        self._refusals.taken(encoded)
         if self._session.start.on_error == "dead-letter":
             for failure in encoded.failures:
                 await self._send_dead_letter(failure)
@@ -316,7 +356,7 @@ class EmitSlice:
     async def _drop_sending(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, *PRODUCER_ERRORS):
+            with contextlib.suppress(asyncio.CancelledError, BatchesRefused, *PRODUCER_ERRORS):
                 await self._sending
 
 

@@ -151,6 +151,16 @@ class Report(_Record):
         """Whether the step, or the shard, cannot go on right now."""
         return (self.progress or self).reason is not None
 
+    def of_failure(self, error: str) -> Report:
+        """Return a short report of the same slice, which failed: without lists."""
+        update: dict[str, Any] = {"state": "failed", "error": error, "plan": None, "draft": ()}
+        if self.progress is not None:
+            lists: dict[str, Any] = {"by_type": {}, "by_topic": {}, "offsets": {}, "failures": ()}
+            failed = {"state": "failed", "error": error, "reason": None}
+            progress = self.progress.model_copy(update=lists | failed)
+            update = {"progress": progress}
+        return self.model_copy(update=update)
+
     def encode(self) -> bytes:
         """Return the record's value on Kafka."""
         return self.model_dump_json(exclude_defaults=True).encode()
