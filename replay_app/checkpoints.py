@@ -133,6 +133,14 @@ class Checkpoint(Record):
         failed = {"state": "failed", "error": error, "reason": None}
         return cls.of_shard(token, origin, old, progress_of(old).model_copy(update=failed))
 
+    @classmethod
+    def of_waiting(cls, token: Token, origin: Origin, old: Checkpoint | None, reason: str) -> Self:
+        """Return the checkpoint of a step or shard that did nothing and waits."""
+        if token.kind in {"plan", "gate", "finish"}:
+            return cls.of_step(token, origin, reason=reason)
+        waiting = {"state": "live", "reason": reason}
+        return cls.of_shard(token, origin, old, progress_of(old).model_copy(update=waiting))
+
     @property
     def continuation(self) -> Token | None:
         """The token of the next slice. None if the shard is done, stopped or failed.

@@ -10,13 +10,14 @@ Faust's consumer reads uncommitted records, so the topics that are written in tr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from replay_app.stable_offsets import explain_open_transaction
 
@@ -33,6 +34,10 @@ OBSTACLE_SECONDS = 5.0
 """How long a reader may stand still before it says why."""
 POLL_MS = 200
 """Longest wait of one read for new records."""
+ANSWER_SECONDS = 60.0
+"""How long the broker may take to answer. aiokafka waits for a position without a limit."""
+STOP_SECONDS = 5.0
+"""How long a consumer may take to disconnect."""
 
 
 class CompactedReader:
@@ -73,32 +78,35 @@ class CompactedReader:
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
         """Connect, and start at ``positions``. Other partitions start at their beginning."""
-        await self._watermarks.start()
-        await self._consumer.start()
-        self._consumer.assign(list(self._partitions.values()))
-        for number, partition in self._partitions.items():
-            if positions and number in positions:
-                self._consumer.seek(partition, positions[number])
-            else:
-                await self._consumer.seek_to_beginning(partition)
+        async with _limit():
+            await self._watermarks.start()
+            await self._consumer.start()
+            self._consumer.assign(list(self._partitions.values()))
+            for number, partition in self._partitions.items():
+                if positions and number in positions:
+                    self._consumer.seek(partition, positions[number])
+                else:
+                    await self._consumer.seek_to_beginning(partition)
 
     async def stop(self) -> None:
         """Disconnect."""
         for consumer in (self._consumer, self._watermarks):
-            with contextlib.suppress(KafkaError):
-                await consumer.stop()
+            with contextlib.suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(consumer.stop(), STOP_SECONDS)
 
     async def ends(self, *numbers: int) -> dict[int, int]:
         """Return the present high watermarks of the given partitions; of all without arguments."""
         wanted = [self._partitions[number] for number in numbers or self._partitions]
-        ends = await self._watermarks.end_offsets(wanted)
+        async with _limit():
+            ends = await self._watermarks.end_offsets(wanted)
         return {partition.partition: end for partition, end in ends.items()}
 
     async def read(self) -> list[ConsumerRecord]:
         """Return the next records, each partition's in order. The list is empty after POLL_MS."""
-        batches = await self._consumer.getmany(timeout_ms=POLL_MS)
-        for number, partition in self._partitions.items():
-            self.positions[number] = await self._consumer.position(partition)
+        async with _limit():
+            batches = await self._consumer.getmany(timeout_ms=POLL_MS)
+            for number, partition in self._partitions.items():
+                self.positions[number] = await self._consumer.position(partition)
         return [record for records in batches.values() for record in records]
 
     async def read_to_end(self) -> AsyncIterator[ConsumerRecord]:
@@ -127,3 +135,14 @@ class CompactedReader:
         if position >= end or stable is None or position < stable:
             return None
         return await explain_open_transaction(self._settings, self._bootstrap, partition, stable)
+
+
+@contextlib.asynccontextmanager
+async def _limit() -> AsyncIterator[None]:
+    """Limit the wait for the broker's answer."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            yield
+    except TimeoutError as error:
+        msg = f"no answer within {ANSWER_SECONDS:g} s"
+        raise KafkaTimeoutError(msg) from error

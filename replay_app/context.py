@@ -36,6 +36,8 @@ class WorkerContext:
     board: Board
     is_leaving: Callable[[], bool]
     """Whether the worker stops or rebalances: a slice then ends at its next page."""
+    obstacles: dict[str, str] = field(default_factory=dict)
+    """What holds the worker up now, in words, by the thing that is held up."""
     metrics: Metrics = field(default_factory=Metrics)
     budgets: defaultdict[int, ByteBudget] = field(
         default_factory=lambda: defaultdict(lambda: ByteBudget(TRANSACTION_SECONDS))

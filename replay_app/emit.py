@@ -26,8 +26,9 @@ from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.extended_json import CANONICAL
 from replay_app.pacing import allowance, charge, due
 from replay_app.pages import EncodeSpec, count_documents, split_page
-from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS
+from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
+from replay_app.refusals import refused_page
 from replay_app.reports import MAX_SHOWN_ID, shorten
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
     from replay_app.publisher import FencedProducer
     from replay_app.readers import PageReader, Readers
+    from replay_app.refusals import Refusals
     from replay_app.reports import ShardProgress
     from replay_app.sessions import Session
 
@@ -81,8 +83,12 @@ class EmitSlice:
         token: Token,
         old: Checkpoint | None,
         budget: ByteBudget,
+        refusals: Refusals,
     ) -> None:
         self._context = context
+        self._refusals = refusals
+        self._is_searching = refusals.is_searching
+        """Whether the slice ends after its first page."""
         self._producer = producer
         self._readers = readers
         self._session = session
@@ -94,7 +100,7 @@ class EmitSlice:
         self._planned = session.plan.partitions
         """Partition counts of the topics that the plan knows."""
         self._warnings: tuple[str, ...] = ()
-        self._cursor = old.cursor if old else None
+        self._cursor = self._started_at = old.cursor if old else None
         self._due_at = old.due_at if old else 0.0
         self._tally = Tally(progress_of(old))
         self._budget = budget
@@ -103,6 +109,8 @@ class EmitSlice:
         """Monotonic time. Set when the transaction begins."""
         self._events = 0
         self._bytes = 0
+        self._undo: tuple[PageReader, bytes] | None = None
+        """Of a slice of one page: the reader, and what it serves again after a refusal."""
 
     async def run(self) -> Emitted:
         """Publish, and leave the transaction open for the checkpoint.
@@ -111,6 +119,9 @@ class EmitSlice:
         ------
         ReplayFailed
             When nothing can be published.
+        BatchesRefused
+            When the broker refuses events. The transaction must be aborted. ``refusals`` has
+            learnt from the answer, so another slice gets further.
         Exception
             One of PRODUCER_ERRORS, when the producer must be discarded.
 
@@ -127,7 +138,11 @@ class EmitSlice:
         except BaseException:
             await self._drop_sending()
             raise
-        await self._await_acks()
+        try:
+            await self._await_acks()
+        except BatchesRefused:
+            self._rewind()
+            raise
         if state != "live":
             await self._readers.drop(self._token.key)
         progress = self._tally.progress(state=state, error=error, reason=reason)
@@ -157,22 +172,30 @@ class EmitSlice:
             if page is None:
                 return "done", None, None
             page, rest = self._cut(page, limit, reader)
-            encoded = await self._encode(encoder, page)
-            if any(failure.missing_topic for failure in encoded.failures):
-                encoder, encoded = await self._encode_again(page, encoded)
-            reader.put_back(rest)
+            page, more, refused = self._cut_refused(page, reader)
+            encoder, encoded = await self._encode_part(encoder, page, refused)
+            reader.put_back(more + rest)
+            if self._is_searching:
+                self._undo = reader, page + more + rest
             await self._await_acks()
             if self._budget.is_late:  # commit what the broker has
-                reader.put_back(page + rest)
+                reader.put_back(page + more + rest)
                 break
             error = self._fatal_error(encoded)
             if error is not None:
                 encoded = await self._without_torn_tie(encoder, page, encoded, reader)
-            await self._publish(encoded, reader)
+            await self._publish(page, encoded, reader)
             self._budget.spend(len(page))
             if error is not None or self._is_over(deadline):
                 break
         return "live" if error is None else "failed", error, None
+
+    def _rewind(self) -> None:
+        """Let the reader serve the refused page again: a new query would take the store longer."""
+        if self._undo is not None:
+            reader, page = self._undo
+            reader.put_back(page)
+            reader.position = self._started_at
 
     # Limits
 
@@ -201,6 +224,32 @@ class EmitSlice:
         documents = tie_end(page, documents, self._shard.sort)
         most = self._session.start.max_events
         return documents if most is None else min(documents, most - self._tally.read)
+
+    def _cut_refused(self, page: bytes, reader: PageReader) -> tuple[bytes, bytes, str | None]:
+        """Return what `Refusals.cut` cuts, but without tearing a tie.
+
+        Raises
+        ------
+        ReplayFailed
+            When the broker refuses an event of a tie: no slice can end before or behind this event.
+
+        """
+        part, more, refused = self._refusals.cut(page)
+        if not more or not reader.may_tie:
+            return part, more, refused
+        count = count_documents(part)
+        whole = tie_end(page, count, self._shard.sort)
+        if whole == count:
+            return part, more, refused
+        if self._refusals.has_found:
+            msg = (
+                "the broker refuses an event that has the same sort values as others, so that it "
+                "cannot be left out alone: give each row of the view, or of the time series, its "
+                "own _id, or correct the event; then retry"
+            )
+            raise ReplayFailed(msg)
+        part, more = split_page(page, whole)
+        return part, more, None
 
     def _event_limit(self) -> int:
         """Return how many events the slice may read now."""
@@ -236,6 +285,7 @@ class EmitSlice:
             or (self._budget.is_spent and not self._session.start.dry_run)
             or newest is None
             or newest.epoch != self._token.epoch
+            or self._is_searching
             or self._context.is_leaving()
         )
 
@@ -250,7 +300,7 @@ class EmitSlice:
         if not start.dry_run:
             self._warnings = grown_topics(self._planned, topics)
         most = settings.max_record_bytes
-        spec = EncodeSpec(
+        spec = self._spec = EncodeSpec(
             mapping=settings.mapping,
             target=start.target,
             replay_id=session.replay_id,
@@ -271,6 +321,17 @@ class EmitSlice:
             },
         )
         return make_encoder(spec, settings.encoder)
+
+    async def _encode_part(
+        self, encoder: PageEncoder, page: bytes, refused: str | None
+    ) -> tuple[PageEncoder, EncodedPage]:
+        """Encode a part that `Refusals.cut` has cut. Return the encoder of the next part, too."""
+        if refused is not None:
+            return encoder, refused_page(page, refused, self._spec)
+        encoded = await self._encode(encoder, page)
+        if any(failure.missing_topic for failure in encoded.failures):
+            return await self._encode_again(page, encoded)
+        return encoder, encoded
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
@@ -330,7 +391,7 @@ class EmitSlice:
 
     # Publishing
 
-    async def _publish(self, encoded: EncodedPage, reader: PageReader) -> None:
+    async def _publish(self, page: bytes, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
         cursor = advance(self._cursor, encoded.cursor, encoded.unplaced)
@@ -338,15 +399,20 @@ class EmitSlice:
             if not self._producer.in_transaction:
                 await self._producer.begin()
                 self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
-            self._sending = asyncio.create_task(self._send(encoded))
+            self._sending = asyncio.create_task(self._send(page, encoded))
         reader.position = self._cursor = cursor
         self._tally.add(encoded, dry_run=start.dry_run, on_error=start.on_error)
         self._events += encoded.read
         self._bytes += encoded.bytes
         self._due_at = charge(self._shard_rate(), self._due_at, time.time(), encoded.read)
 
-    async def _send(self, encoded: EncodedPage) -> None:
-        await self._producer.send_batches(encoded.batches, self._tally.offsets)
+    async def _send(self, page: bytes, encoded: EncodedPage) -> None:
+        try:
+            await self._producer.send_batches(encoded.batches, self._tally.offsets)
+        except BatchesRefused as error:
+            self._refusals.learn(page, encoded, error.refusals, self._spec)
+            raise
+        self._refusals.taken(encoded)
         if self._session.start.on_error == "dead-letter":
             for failure in encoded.failures:
                 await self._send_dead_letter(failure)
@@ -388,6 +454,8 @@ class EmitSlice:
             with self._context.metrics.waiting("send"):
                 await asyncio.wait_for(sending, self._give_up_at - began)
         except TimeoutError as error:
+            if time.monotonic() < self._give_up_at:  # the producer's own limit
+                raise
             msg = f"the broker has not acked {self._bytes:,} bytes within {GIVE_UP_SECONDS:.0f} s"
             raise TimeoutError(msg) from error
         finally:
@@ -396,7 +464,7 @@ class EmitSlice:
     async def _drop_sending(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, *PRODUCER_ERRORS):
+            with contextlib.suppress(asyncio.CancelledError, BatchesRefused, *PRODUCER_ERRORS):
                 await self._sending
 
 

@@ -2,7 +2,7 @@
 
 A private name may change with any version. So the versions are pinned, and a worker that finds
 other versions does not start (`check_versions`). Nothing else in this program may use private
-names of aiokafka, Faust or PyMongo.
+names of aiokafka, Faust or PyMongo; `kafka_internals` has those of aiokafka's producer.
 """
 
 from __future__ import annotations

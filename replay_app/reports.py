@@ -159,6 +159,16 @@ class Report(Record):
         """Whether the step, or the shard, cannot go on right now."""
         return (self.progress or self).reason is not None
 
+    def of_failure(self, error: str) -> Report:
+        """Return a short report of the same slice, which failed: without lists."""
+        update: dict[str, Any] = {"state": "failed", "error": error, "plan": None, "draft": ()}
+        if self.progress is not None:
+            lists: dict[str, Any] = {"by_type": {}, "by_topic": {}, "offsets": {}, "failures": ()}
+            failed = {"state": "failed", "error": error, "reason": None}
+            progress = self.progress.model_copy(update=lists | failed)
+            update = {"progress": progress}
+        return self.model_copy(update=update)
+
 
 def decode_report(value: bytes | None) -> Report | None:
     """Return the report in a record's value; None if the value is not a report."""

@@ -68,6 +68,8 @@ VERBS_AT_THE_END: tuple[Verb, ...] = ("set-rate",)
 SHORT_LIST = 20
 """Names in the counts by type, and by topic, of a session that would be too large for a record.
 All shards together have this number of names."""
+MAX_TEXT = 2000
+"""Characters of the error and the reason of a session that would be too large for a record."""
 
 _Counted = TypeVar("_Counted", "Plan", "ShardProgress", "Receipt")
 
@@ -236,27 +238,36 @@ class Session(_SessionPart):
 
 
 def fit_record(session: Session) -> tuple[Session, bytes]:
-    """Return the session and its encoded record, with shortened lists if the record is too large.
+    """Return the session and its encoded record, made smaller until a record can hold it.
 
-    A record has at most MAX_INTERNAL_BYTES. A session whose lists were shortened has a warning.
+    A record has at most MAX_INTERNAL_BYTES. A session whose lists were shortened has a warning. A
+    session that is too large even without its lists has failed.
     """
     record = session.encode()
-    if len(record) <= MAX_INTERNAL_BYTES:
-        return session, record
+    for make_smaller in (_shorten, _strip, _fail_for_size):
+        if len(record) <= MAX_INTERNAL_BYTES:
+            break
+        session = make_smaller(session)
+        record = session.encode()
+    return session, record
 
-    def shorten(counted: _Counted, names: int = SHORT_LIST) -> _Counted:
+
+def _shorten(session: Session, names: int = SHORT_LIST) -> Session:
+    """Return the session with short lists, and with a warning."""
+
+    def shorten(counted: _Counted, names: int = names) -> _Counted:
         lists = {"by_type": counted.by_type, "by_topic": counted.by_topic}
         return counted.model_copy(
             update={name: most_common(counts, names) for name, counts in lists.items()}
         )
 
     warning = "too many types, topics and partitions to list them all: the lists are shortened"
-    session = session.model_copy(
+    return session.model_copy(
         update={
             "plan": session.plan and shorten(session.plan),
             "shards": tuple(
                 shard.model_copy(
-                    update={"progress": shorten(shard.progress, SHORT_LIST // len(session.shards))}
+                    update={"progress": shorten(shard.progress, names // len(session.shards))}
                 )
                 for shard in session.shards
             ),
@@ -266,7 +277,43 @@ def fit_record(session: Session) -> tuple[Session, bytes]:
             "warnings": (*(w for w in session.warnings if w != warning), warning),
         }
     )
-    return session, session.encode()
+
+
+def _strip(session: Session) -> Session:
+    """Return the session without lists, except for the shards."""
+    session = _shorten(session, names=0)
+    shards = tuple(
+        shard.model_copy(update={"progress": shard.progress.model_copy(update={"failures": ()})})
+        for shard in session.shards
+    )
+    no_failures = {"failures": ()}
+    return session.model_copy(
+        update={
+            # The partitions stay: the control records are written by them.
+            "plan": session.plan and session.plan.model_copy(update={"warnings": ()}),
+            "shards": shards,
+            "draft": (),
+            "receipt": session.receipt and session.receipt.model_copy(update=no_failures),
+            "warnings": session.warnings[-1:],  # of the shortened lists
+            "error": session.error and session.error[:MAX_TEXT],
+            "reason": session.reason and session.reason[:MAX_TEXT],
+        }
+    )
+
+
+def _fail_for_size(session: Session) -> Session:
+    """Return the session as failed. Without its shards, if no shard has begun."""
+    failed: dict[str, Any] = {
+        "state": "failed",
+        "error": f"the session is larger than the {MAX_INTERNAL_BYTES:,} bytes of a record: start "
+        "again under a new id, with fewer ids in the filter, or fewer shards",
+        "reason": None,
+        "finishing": False,
+        "ended_at": session.updated_at,
+    }
+    if all(shard.epoch == 0 for shard in session.shards):
+        failed |= {"plan": None, "shards": ()}
+    return session.model_copy(update=failed)
 
 
 def decode_session(value: bytes | None) -> Session | None:

@@ -17,11 +17,11 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import MessageSizeTooLargeError
 from pydantic import ValidationError
 
 from replay_app import crashpoints
 from replay_app.board import Rejection
+from replay_app.broker_errors import Kind, Refused, explain
 from replay_app.commands import parse_command, usable_replay_id
 from replay_app.exceptions import CommandConflict, InvalidCommand
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
@@ -58,8 +58,12 @@ class SessionPartition:
         self._table = table
         self._partition = partition
         settings = context.settings
-        name = f"{settings.app_id}-sessions-{partition}"
-        self._producer = FencedProducer(settings, settings.kafka, name)
+        self._producer = FencedProducer(
+            settings,
+            settings.kafka,
+            f"{settings.app_id}-sessions-{partition}",
+            context.is_leaving,
+        )
         self._lock = asyncio.Lock()
         self._is_open = False
         self._open_after = 0.0
@@ -75,6 +79,7 @@ class SessionPartition:
     async def discard(self) -> None:
         """Give the partition up."""
         await self._producer.discard()
+        self._context.obstacles.pop(self._name, None)
 
     async def apply(
         self, replay_id: str, decide: Decide, *, who: str | None = None, flush: bool = False
@@ -123,20 +128,29 @@ class SessionPartition:
                     if not self._is_open:
                         await self._open()
                     await write()
-                except (MessageSizeTooLargeError, ValidationError):
-                    # The record would never fit, and the whole partition would wait.
-                    logger.exception(
-                        "sessions of partition %d: a record cannot be written", self._partition
-                    )
+                except ValidationError as error:
                     await self._close()
-                    return
+                    self._say(f"a session cannot be written: {error}")
+                    return  # it would never fit, and the whole partition would wait
+                except Refused as error:
+                    await self._close()
+                    self._say(f"the broker refuses a session: {explain(error)}")
+                    if error.kind is Kind.EVENT:
+                        return  # it would never fit, and the whole partition would wait
                 except PRODUCER_ERRORS as error:
-                    logger.warning(
-                        "sessions of partition %d: %r; trying again", self._partition, error
-                    )
                     await self._close()
+                    self._say(f"no session can be published: {explain(error)}; trying again")
                 else:
+                    self._context.obstacles.pop(self._name, None)
                     return
+
+    def _say(self, why: str) -> None:
+        logger.warning("%s: %s", self._name, why)
+        self._context.obstacles[self._name] = f"{self._name}: {why}"
+
+    @property
+    def _name(self) -> str:
+        return f"partition {self._partition} of {self._context.topics.status.name}"
 
     async def _open(self) -> None:
         """Fence the former owner, then read what the former owner published last."""

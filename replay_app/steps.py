@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 CONTROL_BATCH_BYTES = 4096
 """Room for a control record: the ids and names in its headers are shorter."""
+UNKNOWN_SECONDS = 60.0
+"""How long a replay waits for a replay that is not known. The command that starts the other one may
+still be on its way."""
 
 
 class Planning:
@@ -43,18 +46,27 @@ class Planning:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
 
-def gate_reason(session: Session, board: Board) -> str | None:
+def gate_reason(session: Session, board: Board, unknown_seconds: float) -> str | None:
     """Return why the gate is closed; None once every replay of ``after`` has completed.
+
+    ``unknown_seconds`` is how long a replay of ``after`` has been unknown.
 
     Raises
     ------
     ReplayFailed
-        When a replay of ``after`` was cancelled.
+        When a replay of ``after`` was cancelled, or is still unknown after UNKNOWN_SECONDS.
 
     """
     waiting_for: list[str] = []
     for replay_id in session.start.after:
         other = board.sessions.get(replay_id)
+        if other is None and unknown_seconds >= UNKNOWN_SECONDS:
+            msg = (
+                f"replay {replay_id!r}, which this one waits for, is not known: it was never "
+                "started, or it is forgotten (REPLAY_RETENTION_DAYS). Start it, then retry; or "
+                "start this replay without `after`, under a new id"
+            )
+            raise ReplayFailed(msg)
         state = "unknown" if other is None else other.state
         if state == "cancelled":
             msg = f"replay {replay_id!r}, which this one waits for, was cancelled"

@@ -21,14 +21,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import (
-    InvalidTopicError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    TopicAuthorizationFailedError,
-)
-
 from replay_app import crashpoints
+from replay_app.broker_errors import Kind, Refused, TopicGone, explain, explain_topic
 from replay_app.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -48,8 +42,11 @@ from replay_app.delays import (
 )
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
+from replay_app.faults import Faults
+from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
+from replay_app.refusals import Refusals
+from replay_app.reports import MAX_INTERNAL_BYTES, Report
 from replay_app.stable_offsets import (
     Hidden,
     LostMarkers,
@@ -73,34 +70,39 @@ would hold up rebalances and the end of the worker."""
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
-#: Answers of the broker that stay the same however often the worker tries.
-REFUSALS = (
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    TopicAuthorizationFailedError,
-    InvalidTopicError,
-)
+REFUSED_ROUNDS = 10
+"""How often one token starts its slice again because the broker refuses events. Then the next token
+goes on: a token must be short."""
 
 
 class WorkPartition:
     """One owned partition of ``replay.work``: its producer, checkpoints and open readers."""
 
-    def __init__(self, context: WorkerContext, partition: int) -> None:
+    def __init__(
+        self, context: WorkerContext, partition: int, faults: Faults | None = None
+    ) -> None:
         self.context = context
         self.partition = partition
         self.checkpoints = Checkpoints()
         self.budget = context.budgets[partition]
+        self.faults = faults or Faults()
+        """The failures of this producer, and of the producers before it."""
         self.producer = FencedProducer(
             context.settings,
             context.settings.target_bootstrap,
             f"{context.settings.app_id}-work-{partition}",
+            context.is_leaving,
         )
         self.delays = DelayedTokens(self._send_token)
         self.unknown = UnknownTokens(context.board, self.requeue)
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._plans: dict[str, Planning] = {}
+        self._refusals: dict[str, Refusals] = {}
+        """By token key: what the broker has refused of the shard."""
         self._hidden_since: dict[str, float] = {}
         """By token key: monotonic time at which the finish step first found hidden records."""
+        self._unknown_since: dict[str, float] = {}
+        """By token key and epoch: monotonic time at which a gate first missed a replay."""
         self._opening: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -130,12 +132,16 @@ class WorkPartition:
                 await self.producer.start()  # first fence, then read: nothing comes in between
                 self.checkpoints = await self._read_checkpoints()
             except Exception as error:  # noqa: BLE001 - tokens wait for the opening: it must not fail
-                logger.warning("partition %d cannot be opened: %r", self.partition, error)
+                logger.warning("partition %d cannot be opened: %s", self.partition, explain(error))
+                self.context.obstacles[self._name] = (
+                    f"{self._name} cannot be opened: {explain(error)}"
+                )
                 await self.producer.discard()
                 self.producer = self.producer.renewed()
                 await asyncio.sleep(BACKOFF_SECONDS[2])
             else:
                 break
+        self.context.obstacles.pop(self._name, None)
         # A set, because every call asks the broker.
         status = self.context.topics.status
         keys = (*self.checkpoints.newest, *self.checkpoints.unreadable)
@@ -209,6 +215,11 @@ class WorkPartition:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.readers.close()
         await self.producer.discard()
+        self.context.obstacles.pop(self._name, None)
+
+    @property
+    def _name(self) -> str:
+        return f"partition {self.partition} of {self.context.topics.work.name}"
 
     def on_session(self, session: Session) -> None:
         """Act on a session with new orders: end an unwanted plan, wake delayed tokens."""
@@ -264,27 +275,22 @@ class WorkPartition:
             await self._report_unreadable(session, token, why)
             return
         began = time.monotonic()
-        try:
-            new = await self._slice(session, token, origin, old)
-        except REFUSALS as error:
-            await self._abandon(token.key)
-            new = Checkpoint.of_failure(token, origin, old, _refusal(error))
-        except (asyncio.CancelledError, *PRODUCER_ERRORS):
-            self.budget.fail()
-            raise
-        except Unavailable as error:  # of a gate or finish step; plan and emit catch it
-            await self._abandon(token.key)
-            new = Checkpoint.of_step(token, origin, reason=str(error))
-        except Exception as error:
-            # Whatever an event or a command holds: the worker must go on and keep the token.
-            if not isinstance(error, ReplayFailed):
-                logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
-            await self._abandon(token.key)
-            new = Checkpoint.of_failure(token, origin, old, str(error) or repr(error))
+        verdict, said = self.faults.judge(token, session.attempt, began)
+        match verdict:
+            case "fail":
+                new = Checkpoint.of_failure(token, origin, old, said)
+            case "tell":
+                new = Checkpoint.of_waiting(token, origin, old, said)
+            case "run":
+                new = await self._attempt(session, token, origin, old)
         if old is not None and old.lost_markers and not new.lost_markers:
             # Also after a step that failed for another reason.
             new = new.model_copy(update={"lost_markers": old.lost_markers})
-        await self._commit(new)
+        new = await self._commit_or_fail(new, old)
+        if verdict == "tell":
+            self.faults.told(token)
+        else:
+            self.faults.clear(token)
         before, after = progress_of(old), progress_of(new)
         self.context.metrics.count_slice(
             token.kind,
@@ -296,6 +302,30 @@ class WorkPartition:
         crashpoints.reach("after-progress")
         await self._continue(new)
         crashpoints.reach("after-continuation")
+
+    async def _attempt(
+        self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
+    ) -> Checkpoint:
+        """Do the slice's work. Return its checkpoint, or the checkpoint of its failure."""
+        try:
+            return await self._slice(session, token, origin, old)
+        except Refused as error:
+            # The producer of a topic that is gone still tries to send: another one must write why.
+            if error.kind is not Kind.TOPIC or isinstance(error, TopicGone):
+                raise
+            await self._abandon(token.key)
+            return Checkpoint.of_failure(token, origin, old, explain_topic(error))
+        except (asyncio.CancelledError, *PRODUCER_ERRORS):
+            raise
+        except Unavailable as error:  # of a gate or finish step; plan and emit catch it
+            await self._abandon(token.key)
+            return Checkpoint.of_waiting(token, origin, old, str(error))
+        except Exception as error:
+            # Whatever an event or a command holds: the worker must go on and keep the token.
+            if not isinstance(error, ReplayFailed):
+                logger.exception("replay %s, shard %s failed", token.replay_id, token.shard)
+            await self._abandon(token.key)
+            return Checkpoint.of_failure(token, origin, old, str(error) or repr(error))
 
     async def _slice(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
@@ -328,6 +358,37 @@ class WorkPartition:
     async def _send_token(self, token: Token) -> None:
         await self.context.outbox.send(self.context.topics.work, token.key, token.encode())
 
+    async def _commit_or_fail(self, new: Checkpoint, old: Checkpoint | None) -> Checkpoint:
+        """Commit a checkpoint; the checkpoint of a failure instead if the broker refuses a record.
+
+        Return the checkpoint that is committed.
+        """
+        token, origin = new.token, new.src
+        try:
+            size = len(new.encode())
+        except ValueError as error:
+            await self._abandon(token.key)
+            why = f"its checkpoint could not be read again: {error}"
+            new, size = Checkpoint.of_failure(token, origin, old, why), 0
+        if size > MAX_INTERNAL_BYTES:
+            await self._abandon(token.key)
+            why = (
+                f"its checkpoint has {size:,} bytes, more than the {MAX_INTERNAL_BYTES:,} of a "
+                "record: too many or too long names of types and topics; replay fewer of them at a "
+                "time, by event types"
+            )
+            new = Checkpoint.of_failure(token, origin, old, why)
+        try:
+            await self._commit(new)
+        except Refused as error:
+            if error.kind not in {Kind.EVENT, Kind.TOPIC} or isinstance(error, TopicGone):
+                raise
+            await self._abandon(token.key)
+            why = f"the broker refuses a record for {error.topic!r}: {error}; allow it, then retry"
+            new = Checkpoint.of_failure(token, origin, old, why)
+            await self._commit(new)
+        return new
+
     async def _commit(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint as the last record of the slice's transaction, and commit."""
         if not self.producer.in_transaction:
@@ -354,10 +415,32 @@ class WorkPartition:
         crashpoints.reach("after-commit")
 
     async def _report(self, checkpoint: Checkpoint) -> None:
-        report = checkpoint.report
-        await self.context.outbox.send(
-            self.context.topics.progress, report.replay_id, report.encode()
-        )
+        await self._send_report(checkpoint.report)
+
+    async def _send_report(self, report: Report) -> None:
+        """Send a report; a short report of the failure if the report is too large for its topic."""
+        outbox, progress = self.context.outbox, self.context.topics.progress
+        try:
+            await outbox.send(progress, report.replay_id, report.encode())
+        except ReplayFailed as error:
+            short = report.of_failure(str(error))
+            await outbox.send(progress, report.replay_id, short.encode())
+
+    async def give_up(self, token: Token, origin: Origin) -> bool:
+        """Report the failure of a token whose failure cannot be committed either.
+
+        The checkpoint stays as it was, so a retry goes on from there. Return False if the token is
+        to be tried again.
+        """
+        session = self.context.board.sessions.get(token.replay_id)
+        if session is None or not session.wants(token):
+            return False
+        verdict, said = self.faults.judge(token, session.attempt, time.monotonic())
+        if verdict != "fail":
+            return False
+        old = self.checkpoints.newest.get(token.key)
+        await self._report(Checkpoint.of_failure(token, origin, old, said))
+        return True
 
     async def _continue(self, checkpoint: Checkpoint) -> None:
         """Send the continuation, now or later. Until then the checkpoint stands for the token."""
@@ -401,11 +484,19 @@ class WorkPartition:
             return Checkpoint.of_step(token, origin, reason=str(error))
 
     async def _gate(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
-        reason = gate_reason(session, self.context.board)
+        reason = gate_reason(session, self.context.board, self._unknown_seconds(session, token))
         if reason is not None:
             return Checkpoint.of_step(token, origin, reason=reason)
         await self._announce(session, "begin")
         return Checkpoint.of_step(token, origin, "done")
+
+    def _unknown_seconds(self, session: Session, token: Token) -> float:
+        """Return how long a gate has waited for a replay that is not known."""
+        board, key = self.context.board, f"{token.key}/{token.epoch}"
+        if not board.is_complete or all(one in board.sessions for one in session.start.after):
+            self._unknown_since.pop(key, None)
+            return 0.0
+        return time.monotonic() - self._unknown_since.setdefault(key, time.monotonic())
 
     async def _finish(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
@@ -455,16 +546,44 @@ class WorkPartition:
 
     async def _announce(self, session: Session, outcome: str) -> None:
         batches = await control_batches(session, self.context, outcome)
-        if batches:
-            await self.producer.begin()
+        if not batches:
+            return
+        await self.producer.begin()
+        try:
             await self.producer.send_batches(batches, {})
+        except BatchesRefused as error:
+            _, refused = error.refusals[0]
+            msg = (
+                f"topic {refused.topic!r} does not take control records: {refused}; start the "
+                "replay again under a new id, without control_records"
+            )
+            raise ReplayFailed(msg) from error
 
     async def _emit(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
-        emitted = await EmitSlice(
-            self.context, self.producer, self.readers, session, token, old, self.budget
-        ).run()
+        refusals = self._refusals.setdefault(token.key, Refusals())
+        for _ in range(REFUSED_ROUNDS):
+            emit = EmitSlice(
+                self.context,
+                self.producer,
+                self.readers,
+                session,
+                token,
+                old,
+                self.budget,
+                refusals,
+            )
+            try:
+                emitted = await emit.run()
+                break
+            except BatchesRefused as error:  # `refusals` has learnt from the answer
+                logger.info("%s, partition %d: %s", token.key, self.partition, error)
+                await self.producer.abort()
+        else:
+            return Checkpoint.of_shard(token, origin, old, progress_of(old))
+        if emitted.progress.state != "live":
+            del self._refusals[token.key]
         if emitted.read:
             self.delays.reset(token.key)
             self.readers.wake_next()
@@ -505,21 +624,14 @@ def _consumers_wait(hidden: str) -> str:
     return f"consumers do not see all: {hidden}"
 
 
-def _refusal(error: BaseException) -> str:
-    if isinstance(error, MessageSizeTooLargeError):
-        return (
-            f"the broker refuses a batch of this size: set REPLAY_MAX_RECORD_BYTES below the "
-            f"topic's max.message.bytes and retry ({error})"
-        )
-    return f"the broker refuses to take the events: {error!r}; allow it, then retry"
-
-
 class WorkPartitions:
     """All partitions of ``replay.work`` that this worker owns now."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self._owned: dict[int, WorkPartition] = {}
+        self._faults: dict[int, Faults] = {}
+        """By partition: they outlive a partition that is opened again."""
         context.board.on_session(self._on_session)
         context.metrics.show_unreadable(lambda: sum(map(len, self.unreadable().values())))
 
@@ -558,7 +670,8 @@ class WorkPartitions:
         await asyncio.gather(*(partition.close() for partition in owned.values()))
 
     def _open(self, partition: int, delay_seconds: float = 0.0) -> WorkPartition:
-        opening = self._owned[partition] = WorkPartition(self._context, partition)
+        faults = self._faults.setdefault(partition, Faults())
+        opening = self._owned[partition] = WorkPartition(self._context, partition, faults)
         opening.open(delay_seconds)
         return opening
 
@@ -583,9 +696,16 @@ class WorkPartitions:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            logger.warning("partition %d gives a token back: %r", partition, error)
-            self._context.metrics.requeued_tokens.inc()
-            await owned.requeue(token, origin)
+            logger.warning("partition %d gives a token back: %s", partition, explain(error))
+            if not await owned.give_up(token, origin):
+                self._note(owned, token, error)
+                self._context.metrics.requeued_tokens.inc()
+                await owned.requeue(token, origin)
             if self._owned.get(partition) is owned:
                 self._open(partition, delay_seconds=REOPEN_SECONDS)
             await owned.close()
+
+    def _note(self, owned: WorkPartition, token: Token, error: BaseException) -> None:
+        session = self._context.board.sessions.get(token.replay_id)
+        if session is not None and not isinstance(error, asyncio.CancelledError):
+            owned.faults.note(token, session.attempt, error, time.monotonic())

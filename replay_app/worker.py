@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,6 +42,11 @@ DAMAGED_ROWS = ("Corruption: ", "IO error: No such file or directory: ")
 """How RocksDB's errors about damaged or missing files begin; its errors have no class."""
 MEMBERSHIP_SECONDS = 1.0
 """Interval at which a worker checks its membership in the group."""
+STOP_SECONDS = 25.0
+"""Longest time from SIGTERM to the end of the process. `supervisor` and Kubernetes wait longer."""
+THREADS_SECONDS = 3.0
+"""How long the process waits for its last threads after that."""
+STOP_POLL_SECONDS = 0.5
 
 
 def run_worker(settings: Settings) -> int:
@@ -79,6 +85,7 @@ def run_worker(settings: Settings) -> int:
     )
     worker.spinner = None  # it would write escape sequences, even into a file
     watch = loop.create_task(_end_without_membership(app))
+    limit = loop.create_task(_limit_the_end(worker))
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
@@ -97,9 +104,15 @@ def run_worker(settings: Settings) -> int:
             shutil.rmtree(aside, ignore_errors=True)
             tables.rename(aside)
             _start_over()
-        return ended.code if isinstance(ended.code, int) else 1
+        code = ended.code if isinstance(ended.code, int) else 1
+        if limit.done() and not limit.cancelled():
+            limit.result().cancel()
+        # All is stopped in order. But Python waits for threads, and one may wait for the store.
+        _end_after(THREADS_SECONDS, code)
+        return code
     finally:
         watch.cancel()
+        limit.cancel()
 
 
 def _require_free_port(settings: Settings) -> None:
@@ -173,6 +186,32 @@ async def _end_without_membership(app: faust.App) -> None:
         if has_lost_membership(app) and not app.should_stop:
             logger.critical("the membership in the group is lost: ending, to be started again")
             os._exit(1)
+
+
+async def _limit_the_end(worker: faust.Worker) -> threading.Timer:
+    """Wait for SIGTERM. Return the timer that ends the process STOP_SECONDS later.
+
+    Faust waits for the records under way, and a record may wait for a broker that is away. No work
+    is lost: what is not committed is done again, as after kill -9.
+    """
+    while not worker.should_stop:  # noqa: ASYNC110 - Faust has no event for this
+        await asyncio.sleep(STOP_POLL_SECONDS)
+    return _end_after(STOP_SECONDS, 1)
+
+
+def _end_after(seconds: float, code: int) -> threading.Timer:
+    """End the process after some seconds, if it does not end by itself."""
+
+    def end() -> None:
+        logger.warning("the process did not end within %g s: ended at once", seconds)
+        logging.shutdown()
+        os._exit(code)
+
+    # A thread, because Faust stops and closes the loop while it ends.
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _start_over() -> NoReturn:

@@ -40,7 +40,7 @@ from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
-from replay_app.sessions import TERMINAL, Session, State, decode_session
+from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_session
 from replay_app.store import NoCollection
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX, require_access
@@ -97,6 +97,11 @@ class _Shared:
         if not self.context.board.is_complete:
             missing.append("the sessions on the status topic are being read")
         return missing
+
+    def obstacles(self) -> list[str]:
+        """Return what holds the worker's partitions up, in words."""
+        sending = self.context.outbox.obstacle
+        return [*self.context.obstacles.values(), *([sending] if sending else [])]
 
 
 _SHARED = web.AppKey("shared", _Shared)
@@ -206,7 +211,7 @@ class Ready(_View):
         nothing, but commands, lists and sessions need Kafka only.
         """
         shared, warnings = _shared(request), []
-        missing = shared.missing()
+        missing = [*shared.missing(), *shared.obstacles()]
         if "store" not in request.query.getall("exclude", []):
             trouble = await shared.context.store_health.problem()
             if isinstance(trouble, NoCollection):
@@ -352,6 +357,9 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
     published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):
         row = published or await _require_session(shared, replay_id)
+    sending = shared.context.outbox.obstacle
+    if sending is not None and row.state not in SETTLED:
+        row = row.model_copy(update={"reason": sending})  # it cannot be published now
     return _json(row.model_dump_json())
 
 

@@ -182,7 +182,8 @@ async def test_a_slice_without_marker_fails_the_replay_until_consumers_see_the_s
     ).start()
     await slices.begin()
     await slices.send(topic, partition=0, value=b"v", headers=[("replay-id", b"r1")])
-    assert (await slices._unacked[0]).offset == 0
+    (ack,) = slices._unacked
+    assert (await ack).offset == 0
     context.board.sessions["r1"] = await session_of(context, topic, 3, offsets={topic: {0: (0, 0)}})
 
     async def finish(epoch: int) -> Checkpoint:

@@ -1092,3 +1092,27 @@ def test_a_session_offers_the_verbs_that_would_change_it(state: State, *, finish
     assert set(VERB_COMMANDS) == set(VERBS)
     assert set(session.verbs) == {v for v, command in VERB_COMMANDS.items() if changes(command)}
     assert json.loads(session.encode())["verbs"] == list(session.verbs)
+
+
+def test_a_plan_that_no_record_can_hold_fails_the_replay_before_its_first_event() -> None:
+    session = running(2)
+    assert session.plan is not None
+    huge = session.plan.shards[0].model_copy(update={"match": {"a": "x" * MAX_INTERNAL_BYTES}})
+    plan = session.plan.model_copy(update={"shards": (huge, huge)})
+    small, record = fit_record(session.model_copy(update={"plan": plan}))
+    assert len(record) <= MAX_INTERNAL_BYTES
+    assert (small.state, small.shards, small.plan) == ("failed", (), None)
+    assert "larger than the 1,000,000 bytes of a record" in (small.error or "")
+
+
+def test_long_texts_do_not_fail_a_replay_that_runs() -> None:
+    session = running(2)
+    failures = tuple(Failure(event_id=None, reason="x" * 100_000) for _ in range(10))
+    session = after(session, shard_report(session, 0, read=10, failures=failures))
+    small, record = fit_record(session)
+    assert len(record) <= MAX_INTERNAL_BYTES
+    assert small.state == "running"
+    assert small.counters == session.counters
+    assert small.plan is not None
+    assert session.plan is not None
+    assert small.plan.partitions == session.plan.partitions
