@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
-from replay_app.exceptions import ReplayFailed
+from replay_app.checkpoints import Checkpoint
+from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.internals import BatchBuilder
 from replay_app.pages import Batch
 from replay_app.plans import Planner
+from replay_app.publisher import BatchesRefused
+from replay_app.stable_offsets import find_dropped_records, find_hidden_records
 
 if TYPE_CHECKING:
     from replay_app.board import Board
+    from replay_app.checkpoints import Origin, Token
     from replay_app.context import WorkerContext
-    from replay_app.reports import ShardPlan
+    from replay_app.publisher import FencedProducer
+    from replay_app.reports import Plan, ShardPlan
     from replay_app.sessions import Session
+    from replay_app.stable_offsets import Hidden, LostMarkers
 
+PLAN_WAIT_SECONDS = 0.05
+"""How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
+HIDDEN_SECONDS = 60.0
+"""How long a replay waits at its end until consumers can see every record. A transaction of another
+producer ends within its own time limit, one minute by default."""
 CONTROL_BATCH_BYTES = 4096
 """Room for a control record: the ids and names in its headers are shorter."""
 UNKNOWN_SECONDS = 60.0
@@ -44,6 +56,162 @@ class Planning:
         if not draft:
             waits.append(self._drafted)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
+
+class Steps:
+    """The plan, gate and finish steps of the replays of one partition of ``replay.work``."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._plans: dict[str, Planning] = {}
+        """By token key: the plans that are being made."""
+        self._hidden_since: dict[str, float] = {}
+        """By token key: monotonic time at which the finish step first found hidden records."""
+        self._unknown_since: dict[str, float] = {}
+        """By token key and epoch: monotonic time at which a gate first missed a replay."""
+
+    def planning(self, key: str) -> Planning | None:
+        """Return the plan that is being made for a token's key."""
+        return self._plans.get(key)
+
+    def cancel_plan(self, replay_id: str) -> None:
+        """End a plan that nobody wants any more."""
+        planning = self._plans.pop(f"{replay_id}/plan", None)
+        if planning is not None:
+            planning.task.cancel()
+
+    def tasks(self) -> list[asyncio.Task[Plan]]:
+        """Return the tasks that make plans."""
+        return [planning.task for planning in self._plans.values()]
+
+    async def plan(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        """Wait shortly for the plan; a longer plan goes on between two slices.
+
+        Raises
+        ------
+        ReplayFailed
+            When the replay cannot succeed.
+
+        """
+        planning = self._plans.get(token.key)
+        if planning is None:
+            planning = self._plans[token.key] = Planning(self._context, session)
+        await asyncio.wait([planning.task], timeout=PLAN_WAIT_SECONDS)
+        if not planning.task.done() or planning.task.cancelled():  # `on_session` cancels the task
+            reason = "counting the matching events"
+            return Checkpoint.of_step(token, origin, reason=reason, draft=planning.draft)
+        self._plans.pop(token.key, None)
+        try:
+            return Checkpoint.of_step(token, origin, "done", plan=planning.task.result())
+        except Unavailable as error:
+            return Checkpoint.of_step(token, origin, reason=str(error))
+
+    async def gate(
+        self, session: Session, token: Token, origin: Origin, producer: FencedProducer
+    ) -> Checkpoint:
+        """Wait until every replay of ``after`` has completed, then announce the begin.
+
+        Raises
+        ------
+        ReplayFailed
+            When a replay of ``after`` was cancelled or is not known, or when a topic does not take
+            control records.
+
+        """
+        reason = gate_reason(session, self._context.board, self._unknown_seconds(session, token))
+        if reason is not None:
+            return Checkpoint.of_step(token, origin, reason=reason)
+        await self._announce(session, "begin", producer)
+        return Checkpoint.of_step(token, origin, "done")
+
+    def _unknown_seconds(self, session: Session, token: Token) -> float:
+        """Return how long a gate has waited for a replay that is not known."""
+        board, key = self._context.board, f"{token.key}/{token.epoch}"
+        if not board.is_complete or all(one in board.sessions for one in session.start.after):
+            self._unknown_since.pop(key, None)
+            return 0.0
+        return time.monotonic() - self._unknown_since.setdefault(key, time.monotonic())
+
+    async def finish(
+        self,
+        session: Session,
+        token: Token,
+        origin: Origin,
+        old: Checkpoint | None,
+        producer: FencedProducer,
+    ) -> Checkpoint:
+        """Make sure that ``completed`` is true, and announce the end.
+
+        Raises
+        ------
+        ReplayFailed
+            When events were missed, or when a topic does not take control records.
+        Unavailable
+            When the broker or the store does not answer.
+
+        """
+        warnings: tuple[str, ...] = ()
+        if token.outcome == "end":
+            settings, known = self._context.settings, old.lost_markers if old else {}
+            hidden = await find_hidden_records(settings, session.offsets, session.replay_id)
+            if hidden is not None:
+                return self._wait_for_consumers(token, origin, hidden, known)
+            self._hidden_since.pop(token.key, None)
+            if dropped := known and await find_dropped_records(settings, known):
+                # Not an exception: every later retry must know it too.
+                error = (
+                    "the broker had lost the marker of a committed slice, and the slice was ended "
+                    f"without it: consumers never see the events in {', '.join(dropped)}. Start "
+                    "the replay again under a new replay_id"
+                )
+                step = Checkpoint.of_step(token, origin, "failed", error=error)
+                return step.model_copy(update={"lost_markers": known})
+            warnings = await audit(session, self._context)
+        await self._announce(session, token.outcome, producer)
+        return Checkpoint.of_step(token, origin, "done", warnings=warnings)
+
+    def _wait_for_consumers(
+        self, token: Token, origin: Origin, hidden: Hidden, known: LostMarkers
+    ) -> Checkpoint:
+        """Wait until consumers can see every record; fail the replay after HIDDEN_SECONDS."""
+        since = self._hidden_since.setdefault(token.key, time.monotonic())
+        if time.monotonic() - since < HIDDEN_SECONDS:
+            reason = consumers_wait(hidden.explanation)
+            step = Checkpoint.of_step(token, origin, reason=reason)
+        else:
+            del self._hidden_since[token.key]
+            error = (
+                f"all events are published, but read_committed consumers do not see all of them: "
+                f"{hidden.explanation}"
+            )
+            error += "" if hidden.lost_markers else "; then retry"
+            step = Checkpoint.of_step(token, origin, "failed", error=error)
+        found = hidden.lost_markers
+        lost = {
+            topic: known.get(topic, {}) | found.get(topic, {})
+            for topic in known.keys() | found.keys()
+        }
+        return step.model_copy(update={"lost_markers": lost})
+
+    async def _announce(self, session: Session, outcome: str, producer: FencedProducer) -> None:
+        batches = await control_batches(session, self._context, outcome)
+        if not batches:
+            return
+        await producer.begin()
+        try:
+            await producer.send_batches(batches, {})
+        except BatchesRefused as error:
+            _, refused = error.refusals[0]
+            msg = (
+                f"topic {refused.topic!r} does not take control records: {refused}; start the "
+                "replay again under a new id, without control_records"
+            )
+            raise ReplayFailed(msg) from error
+
+
+def consumers_wait(hidden: str) -> str:
+    """Return why consumers wait, as a reason."""
+    return f"consumers do not see all: {hidden}"
 
 
 def gate_reason(session: Session, board: Board, unknown_seconds: float) -> str | None:

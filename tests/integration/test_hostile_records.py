@@ -20,7 +20,8 @@ from replay_app.publisher import FencedProducer, Outbox
 from replay_app.reports import Counters, Report, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
 from replay_app.store import EventStore
-from replay_app.work_agent import WorkPartition, WorkPartitions
+from replay_app.work_agent import WorkPartitions
+from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -22,7 +22,7 @@ from replay_app.settings import Settings
 from replay_app.store import EventStore
 from replay_app.topics import Topic
 from replay_app.transitions import on_command, on_report
-from replay_app.work_agent import WorkPartition
+from replay_app.work_partition import WorkPartition
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NUMBERS = itertools.count(1)

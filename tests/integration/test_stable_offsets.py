@@ -12,7 +12,7 @@ import pytest
 from pymongo.collection import Collection
 from support import create_topics, open_transactions, unique_name
 
-from replay_app import work_agent
+from replay_app import steps
 from replay_app.checkpoints import Checkpoint, Origin, Token
 from replay_app.commands import Start
 from replay_app.compacted import CompactedReader
@@ -27,7 +27,7 @@ from replay_app.settings import Settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
 from replay_app.store import EventStore
-from replay_app.work_agent import WorkPartition
+from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -159,7 +159,7 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
         assert waits.state == "live"
         assert "consumers do not see all" in (waits.reason or "")
         assert "behind an open transaction of producer id" in (waits.reason or "")
-        monkeypatch.setattr(work_agent, "HIDDEN_SECONDS", 0.0)
+        monkeypatch.setattr(steps, "HIDDEN_SECONDS", 0.0)
         failed = (await finish(2)).report
         assert failed.state == "failed"
         assert "read_committed consumers do not see all of them" in (failed.error or "")
@@ -173,7 +173,7 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
 async def test_a_slice_without_marker_fails_the_replay_until_consumers_see_the_slice(
     context: WorkerContext, topic: str, monkeypatch: pytest.MonkeyPatch, *, dropped: bool
 ) -> None:
-    monkeypatch.setattr(work_agent, "HIDDEN_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "HIDDEN_SECONDS", 0.0)
     partition = WorkPartition(context, 0)
     await partition.wait_until_open()
     # To consumers, an open transaction is the same as a committed one whose marker is lost.
