@@ -12,10 +12,11 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 
 from replay_app.checkpoints import Checkpoint, Origin, Token, Verdict, judge
 from replay_app.commands import Cancel, Command, Pause, Resume, Retry, Start
+from replay_app.delays import MAX_REQUEUES
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import Counters, Plan, Report, ShardPlan, ShardProgress
 from replay_app.sessions import SETTLED, TERMINAL, Session
@@ -105,6 +106,10 @@ class World:
         where = origin or Origin(0, self.offsets)
         self.tokens.setdefault(token.key, []).append((where, token))
 
+    def _put_back(self, token: Token, origin: Origin) -> None:
+        if token.requeues < MAX_REQUEUES:
+            self._send(token.model_copy(update={"requeues": token.requeues + 1}), origin)
+
     def lose_token(self, key: str) -> None:
         if self._waiting(key):
             self.read[key] = self.read.get(key, 0) + 1
@@ -129,8 +134,8 @@ class World:
         verdict = judge(token, origin, old)
         if verdict is Verdict.RUN:
             session = self.history[self.seen.get(key, 0)]
-            if not session.has_sent(token):  # the session is not published yet
-                self._send(token, origin)
+            if not session.has_sent(token):  # the session is not published yet, or was lost
+                self._put_back(token, origin)
                 self.read[key] = self.read.get(key, 0) + 1
                 return
             if session.wants(token):
@@ -258,6 +263,20 @@ ACTIONS = st.one_of(
 )
 
 
+@example(
+    events=[0],
+    control_records=True,
+    actions=[
+        ("ask", {"command": Resume}),
+        ("ask", {"command": Resume}),
+        ("ask", {"command": Pause}),
+        ("go_on", {"sessions": 2, "most": 1}),
+        ("go_on", {"sessions": 2, "most": 1}),
+        ("go_on", {"sessions": 2, "most": 1}),
+        ("take_command", {"crash": True}),
+        ("take_report", {"crash": False}),
+    ],
+)
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     events=st.lists(st.integers(0, 6), max_size=3),
