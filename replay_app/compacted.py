@@ -134,7 +134,13 @@ class CompactedReader:
         stable = self._consumer.last_stable_offset(partition)
         if position >= end or stable is None or position < stable:
             return None
-        return await explain_open_transaction(self._settings, self._bootstrap, partition, stable)
+        why = await explain_open_transaction(self._settings, self._bootstrap, partition, stable)
+        ids = f"{self._settings.app_id}-"
+        return (
+            f"{why}; but do not end the transaction if `kafka-transactions.sh list` shows this "
+            f"producer id with a transactional id that begins with {ids!r}, and no worker is busy "
+            "with it: a lone broker has lost its marker, and its record would be dropped"
+        )
 
 
 @contextlib.asynccontextmanager
