@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.internals import describe_configs, describe_topics
+from replay_app.kafka_internals import close_client
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -142,7 +143,7 @@ async def describe_destinations(settings: Settings, names: Iterable[str]) -> dic
         msg = f"Kafka at {bootstrap} does not describe the destination topics: {error!r}"
         raise Unavailable(msg) from error
     finally:
-        await client.close()
+        await close_client(client)
     return found
 
 
@@ -178,6 +179,9 @@ class Preflight:
     """Whether control records are written: their keys are null."""
     original_times: bool
     """Whether the records carry the times of their events."""
+    leaves_out: bool = False
+    """Whether an event that the broker refuses is left out: the replay's ``on_error`` is not
+    ``fail``."""
 
     @property
     def needs_spans(self) -> bool:
@@ -198,11 +202,20 @@ class Preflight:
             When the replay cannot succeed: each obstacle, with its topics and its remedy.
 
         """
-        obstacles = [*self._rights(settings), *self._null_keys(), *self._refused_times(spans)]
+        obstacles = [*self._rights(settings), *self._null_keys()]
+        refused_times = [*self._refused_times(spans)]
+        if not self.leaves_out:
+            obstacles += refused_times
         if obstacles:
             msg = f"{'; '.join(obstacles)}; then retry"
             raise ReplayFailed(msg)
-        return (*self._merged_keys(), *self._lost_times(spans), *self._replicas(), *self._unknown())
+        return (
+            *(f"{refused}; else these events fail one by one" for refused in refused_times),
+            *self._merged_keys(),
+            *self._lost_times(spans),
+            *self._replicas(),
+            *self._unknown(),
+        )
 
     def _named(self, applies: Callable[[str, Destination], bool]) -> str | None:
         """Return the names of the topics to which a condition applies; None without one."""

@@ -58,6 +58,13 @@ def _build_without_creation(request: Any, struct: Any) -> Any:
     return _build_metadata_request(request, struct)
 
 
+async def close_client(client: Any) -> None:
+    """Close a client. After CLOSE_SECONDS the client is left alone: aiokafka may hang here."""
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    closing.cancel()
+
+
 class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no types
     """A transactional producer that gives up batches, and can be ended in any state.
 

@@ -228,6 +228,7 @@ class Planner:
             now=datetime.now(UTC),
             writes_null_keys=self._start.control_records,
             original_times=self._settings.record_timestamp == "original",
+            leaves_out=self._start.on_error != "fail",
         )
         spans: Spans = {}
         warnings: list[str] = []

@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError
 
 from replay_app.exceptions import Unavailable
 from replay_app.internals import describe_producers
+from replay_app.kafka_internals import close_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -273,6 +274,6 @@ async def _holder(
     except (KafkaError, TimeoutError):
         pass  # `kafka-transactions.sh describe-producers` tells the operator the same
     finally:
-        await client.close()
+        await close_client(client)
     holders = [str(producer) for producer, begin in producers if begin == offset]
     return f"producer id {holders[0]}" if holders else "another producer"

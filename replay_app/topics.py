@@ -17,6 +17,7 @@ from aiokafka.errors import (
 )
 
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.kafka_internals import close_client
 from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ async def _require_transactions(settings: Settings, bootstrap: str) -> None:
     except KafkaError as error:
         raise _unavailable(settings, bootstrap, error) from error
     finally:
-        await client.close()
+        await close_client(client)
     if missing:
         named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
         msg = (

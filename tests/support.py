@@ -23,7 +23,13 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+)
 
 from replay_app.events import STRICT
 
@@ -78,6 +84,15 @@ def create_topics(
         KAFKA_SECONDS,
         f"the broker never served {sorted(partitions)}",
     )
+
+
+def alter_topic(bootstrap: str, topic: str, name: str, value: str) -> None:
+    """Set one setting of a topic."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    altered = _admin(bootstrap).incremental_alter_configs([resource])
+    for done in altered.values():
+        done.result(KAFKA_SECONDS)
 
 
 def purge_topics(bootstrap: str, *topics: str) -> None:

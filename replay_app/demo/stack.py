@@ -56,6 +56,7 @@ KAFKA_IMAGE = "apache/kafka:4.3.1"
 MONGO_IMAGE = "mongo:8"
 SERVER_START_SECONDS = 120.0  # an idle machine with two cores takes about 5
 SERVER_STOP_SECONDS = 30.0
+PROBE_SECONDS = 10.0  # aiokafka's client may hang while it closes, if the broker is just starting
 DOCKER_ANSWER_SECONDS = 10.0
 LAST_LOG_LINES = 20
 MINIMUM_JAVA = 17  # the minimum of Kafka 4
@@ -501,9 +502,11 @@ def kafka_answers(bootstrap: str, node: int | None = None) -> bool:
     else:
         return False
     # In another thread, because the caller may run an event loop.
-    with ThreadPoolExecutor(1) as thread:
-        found = thread.submit(asyncio.run, _brokers(bootstrap)).result()
-    return node in found if node is not None else bool(found)
+    with ThreadPoolExecutor(1) as thread, contextlib.suppress(TimeoutError):
+        asking = asyncio.wait_for(_brokers(bootstrap), PROBE_SECONDS)
+        found = thread.submit(asyncio.run, asking).result()
+        return node in found if node is not None else bool(found)
+    return False
 
 
 def mongo_answers(uri: str) -> bool:

@@ -41,7 +41,7 @@ from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
 from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_session
-from replay_app.store import NoCollection
+from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX, require_access
 from replay_app.web.openapi import openapi
@@ -278,7 +278,8 @@ class Plans(_View):
         """Plan a start without starting it."""
         context = _shared(request).context
         start = await _read_start(request)
-        if (trouble := await context.store_health.problem()) is not None:
+        trouble = await context.store_health.problem()
+        if isinstance(trouble, StoreUnavailable):  # the planner would wait longer to say so
             raise trouble
         planner = Planner(start, context.settings, context.store, context.describe)
         plan = await planner.plan()

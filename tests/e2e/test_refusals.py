@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from support import (
+    alter_topic,
     create_topics,
     delete_topics,
     read_topic,
@@ -133,13 +134,18 @@ def test_events_that_the_broker_refuses_are_skipped_by_name(creating: Cluster, y
 
 
 def test_an_event_that_the_broker_refuses_fails_the_replay_by_name(
-    creating: Cluster, young: str
+    creating: Cluster, topic: str
 ) -> None:
-    first = creating.stored()[0]["event_id"]
-    session = creating.run(unique_name("r"), target={"topic": young})
-    assert session["state"] == "failed"
+    replay_id = unique_name("r")
+    creating.command(replay_id, rate=200, target={"topic": topic})
+    wait_until(partial(read, creating, replay_id), A_MINUTE)
+    # The plan would have found this limit.
+    alter_topic(creating.stack.kafka, topic, "message.timestamp.before.max.ms", "1000")
+    session = creating.wait_for(replay_id, "failed", seconds=A_MINUTE)
+    published = ids_of(creating, topic)
+    first = [event["event_id"] for event in creating.stored()][len(published)]
     assert f"event '{first}': the broker refuses it: INVALID_TIMESTAMP" in session["error"]
-    assert ids_of(creating, young) == []
+    assert session["counters"]["published"] == len(published)
 
 
 def test_an_event_that_is_too_large_for_its_topic_becomes_a_dead_letter(creating: Cluster) -> None:
@@ -172,14 +178,17 @@ def test_an_event_that_is_too_large_for_its_topic_becomes_a_dead_letter(creating
         if one.headers["replay-id"] == replay_id.encode()
     ]
     assert [one.key for one in letters] == [f"{kind}-150".encode()]
-    assert b"MESSAGE_TOO_LARGE" in (letters[0].headers["replay-error"] or b"")
+    assert b"too many for its topic" in (letters[0].headers["replay-error"] or b"")
 
 
-def test_control_records_that_a_topic_refuses_fail_the_replay_by_name(creating: Cluster) -> None:
-    topic = unique_name("compacted")
-    create_topics(creating.stack.kafka, {topic: 1}, {"cleanup.policy": "compact"})
-    session = creating.run(unique_name("r"), control_records=True, target={"topic": topic})
-    assert session["state"] == "failed"
+def test_control_records_that_a_topic_refuses_fail_the_replay_by_name(
+    creating: Cluster, topic: str
+) -> None:
+    replay_id = unique_name("r")
+    creating.command(replay_id, rate=500, control_records=True, target={"topic": topic})
+    wait_until(partial(read, creating, replay_id), A_MINUTE)
+    alter_topic(creating.stack.kafka, topic, "cleanup.policy", "compact")  # after the plan
+    session = creating.wait_for(replay_id, "failed", seconds=A_MINUTE)
     assert f"topic '{topic}' does not take control records: INVALID_RECORD" in session["error"]
 
 
