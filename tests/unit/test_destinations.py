@@ -31,13 +31,14 @@ def check(
     *,
     control_records: bool = False,
     original: bool = False,
+    leaves_out: bool = False,
     days: tuple[float, float] | None = None,
     **config: str,
 ) -> tuple[str, ...]:
     """Return the warnings for the topic 't'; ``days`` are the ages of its events."""
     given = PLAIN | {name.replace("_", "."): value for name, value in config.items()}
     found = {"t": topic or Destination(3, config=given)}
-    preflight = Preflight(found, NOW, control_records, original)
+    preflight = Preflight(found, NOW, control_records, original, leaves_out)
     spans = {"t": (NOW - timedelta(days[0]), NOW - timedelta(days[1]))} if days else {}
     return preflight.check(load_settings(kafka="kafka:9092"), spans)
 
@@ -80,6 +81,16 @@ def test_what_cannot_succeed_fails_by_name_and_remedy(case: str) -> None:
         check(**given)
     assert told in str(failed.value)
     assert str(failed.value).endswith("then retry")
+
+
+@pytest.mark.parametrize("case", [case for case in OBSTACLES if case.startswith("too ")])
+def test_times_that_a_topic_refuses_are_a_warning_where_refused_events_are_left_out(
+    case: str,
+) -> None:
+    given, told = OBSTACLES[case]
+    (warning,) = check(leaves_out=True, **given)
+    assert told in warning
+    assert warning.endswith("else these events fail one by one")
 
 
 def test_all_obstacles_are_told_at_once() -> None:
