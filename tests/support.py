@@ -90,7 +90,8 @@ def alter_topic(bootstrap: str, topic: str, name: str, value: str) -> None:
     """Set one setting of a topic."""
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    altered = _admin(bootstrap).incremental_alter_configs([resource])
+    admin = _admin(bootstrap)  # kept in a variable, as above
+    altered = admin.incremental_alter_configs([resource])
     for done in altered.values():
         done.result(KAFKA_SECONDS)
 
