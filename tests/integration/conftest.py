@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -69,3 +70,15 @@ async def start_worker(
     for worker in started:
         await worker.outbox.stop()
         worker.store.close()
+
+
+@pytest.fixture
+async def context(
+    start_worker: Callable[..., Awaitable[WorkerContext]],
+) -> AsyncIterator[WorkerContext]:
+    """A worker's context whose board follows the topic."""
+    context = await start_worker(EventStore, Outbox)
+    following = asyncio.create_task(context.board.follow())
+    yield context
+    following.cancel()
+    await asyncio.wait([following])

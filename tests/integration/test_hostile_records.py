@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 from pymongo.collection import Collection
 from support import create_topics, read_topic, unique_name
 
@@ -16,26 +14,14 @@ from replay_app.commands import Start
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack
 from replay_app.plans import Planner
-from replay_app.publisher import FencedProducer, Outbox
+from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Report, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
-from replay_app.store import EventStore
 from replay_app.work_agent import WorkPartitions
 from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def context(
-    start_worker: Callable[..., Awaitable[WorkerContext]],
-) -> AsyncIterator[WorkerContext]:
-    context = await start_worker(EventStore, Outbox)
-    following = asyncio.create_task(context.board.follow())
-    yield context
-    following.cancel()
-    await asyncio.wait([following])
 
 
 async def write(context: WorkerContext, topic: str, *records: tuple[str, bytes | None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,28 +19,16 @@ from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
-from replay_app.publisher import FencedProducer, Outbox
+from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Failure, Offsets, ShardProgress
 from replay_app.sessions import Session, Shard
 from replay_app.settings import Settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
-from replay_app.store import EventStore
 from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def context(
-    start_worker: Callable[..., Awaitable[WorkerContext]],
-) -> AsyncIterator[WorkerContext]:
-    context = await start_worker(EventStore, Outbox)
-    following = asyncio.create_task(context.board.follow())
-    yield context
-    following.cancel()
-    await asyncio.wait([following])
 
 
 async def commit(settings: Settings, topic: str, value: bytes, key: bytes = b"k") -> int:
