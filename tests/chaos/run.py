@@ -163,7 +163,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=1, help="chooses victims and moments (default 1)"
     )
-    parser.add_argument("--quick", action="store_true", help="a minute instead of half an hour")
+    parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour")
     parser.add_argument("--times", type=int, help="number of faults in each scenario")
     parser.add_argument("--only", nargs="*", metavar="SCENARIO", help="run only these scenarios")
     parser.add_argument("--write", action="store_true", help="put the table into the document")
