@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +64,11 @@ EXIT_CODES = (
 logger = logging.getLogger(__name__)
 DEMO_EVENTS = 100_000
 _CONFLICT = 409
+RETRY_SECONDS = 5.0
+"""Longest wait until a retry has taken effect."""
+RETRY_POLL_SECONDS = 0.1
+MAX_LISTED = 1000
+"""The most replays that the API lists."""
 
 
 def main() -> None:
@@ -220,9 +227,26 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verb(options: argparse.Namespace) -> int:
-    answer = _client(options).command(options.replay_id, options.verb, options.requested_by)
+    client = _client(options)
+    answer = client.command(options.replay_id, options.verb, options.requested_by)
+    if options.verb == "retry":
+        _await_retry(client, options.replay_id)
     _answer(options, answer, f"{options.verb} of replay {options.replay_id} is requested")
     return DONE
+
+
+def _await_retry(client: Client, replay_id: str) -> None:
+    """Wait up to RETRY_SECONDS until the replay is not failed any more.
+
+    Else a ``watch`` right after this command would end with the failure before.
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
+    with contextlib.suppress(ReplayError):
+        while time.monotonic() < deadline and any(
+            session["replay_id"] == replay_id
+            for session in client.sessions("failed", MAX_LISTED).get("replays", ())
+        ):
+            time.sleep(RETRY_POLL_SECONDS)
 
 
 def _set_rate(options: argparse.Namespace) -> int:

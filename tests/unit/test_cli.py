@@ -355,7 +355,10 @@ def test_a_command_asks_the_worker_with_the_token(
     monkeypatch.setenv("REPLAY_API_TOKEN", "secret")
     server = serve((202, {"replay_id": "r-1"}))
     assert run(arguments) == 0
-    assert server.asked == [(method, path, body, "Bearer secret")]
+    expected = [(method, path, body, "Bearer secret")]
+    if "retry" in arguments:  # it returns once the replay is not failed any more
+        expected.append(("GET", "/replays?state=failed&limit=1000", None, "Bearer secret"))
+    assert server.asked == expected
 
 
 def test_a_start_that_meets_a_worker_that_is_not_ready_is_sent_again_under_the_same_id(
