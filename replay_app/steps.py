@@ -145,7 +145,7 @@ class Steps:
         Raises
         ------
         ReplayFailed
-            When events were missed, or when a topic does not take control records.
+            When events were missed or dropped, or when a topic does not take control records.
         Unavailable
             When the broker or the store does not answer.
 
@@ -158,14 +158,12 @@ class Steps:
                 return self._wait_for_consumers(token, origin, hidden, known)
             self._hidden_since.pop(token.key, None)
             if dropped := known and await find_dropped_records(settings, known):
-                # Not an exception: every later retry must know it too.
-                error = (
+                msg = (
                     "the broker had lost the marker of a committed slice, and the slice was ended "
                     f"without it: consumers never see the events in {', '.join(dropped)}. Start "
                     "the replay again under a new replay_id"
                 )
-                step = Checkpoint.of_step(token, origin, "failed", error=error)
-                return step.model_copy(update={"lost_markers": known})
+                raise ReplayFailed(msg)
             warnings = await audit(session, self._context)
         await self._announce(session, token.outcome, producer)
         return Checkpoint.of_step(token, origin, "done", warnings=warnings)

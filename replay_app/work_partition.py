@@ -154,8 +154,10 @@ class WorkPartition:
     async def _fail_unreadable(self, key: str) -> None:
         """Fail the step or shard of an unreadable checkpoint, if its replay waits for it."""
         session = self.context.board.sessions.get(key.rpartition("/")[0])
-        for token in first_tokens(session) if session else ():
-            if token.key == key and session is not None:
+        if session is None:
+            return
+        for token in first_tokens(session):
+            if token.key == key:
                 heard = session.shards[token.shard].slice if isinstance(token.shard, int) else 0
                 newer = token.model_copy(update={"slice": max(token.slice, heard + 1)})
                 await self._report_unreadable(session, newer, self.checkpoints.unreadable[key])
@@ -251,7 +253,7 @@ class WorkPartition:
             case "run":
                 new = await self._attempt(session, token, origin, old)
         if old is not None and old.lost_markers and not new.lost_markers:
-            # Also after a step that failed for another reason.
+            # Whatever the step came to: every later retry must know them too.
             new = new.model_copy(update={"lost_markers": old.lost_markers})
         new = await self._commit_or_fail(new, old)
         if verdict == "tell":
