@@ -75,7 +75,7 @@ class Workers:
 
     def start(self, replay_id: str, **body: Any) -> None:
         """Send one start command over HTTP."""
-        self._client.start({"replay_id": replay_id, **body})
+        self._client.start({"replay_id": replay_id, "filter": {"all": True}, **body})
 
     def start_many(self, bodies: Sequence[Mapping[str, Any]]) -> None:
         """Publish start commands on the requests topic."""

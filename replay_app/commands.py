@@ -54,6 +54,8 @@ WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
 MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
 MAX_AFTER = 100
 """Replays that one replay can wait for."""
+CHOICE_RULE = 'name at least one condition, or ask for every event with {"all": true}'
+"""What a start's filter must do. A body that has lost its filter must not replay everything."""
 MAX_SENTENCES = 20
 """Sentences in one refusal; each wrong member has a sentence."""
 
@@ -127,8 +129,10 @@ class _Body(BaseModel):
 
 
 class Filter(_Body):
-    """Which events. An event must meet every condition; an empty filter matches all events."""
+    """Which events. An event must meet every condition."""
 
+    all: bool = False
+    """Every event. A start without a condition needs this, see `parse_command`."""
     start: Time | None = None
     """Inclusive."""
     end: Time | None = None
@@ -151,7 +155,10 @@ class Filter(_Body):
         return fields
 
     @model_validator(mode="after")
-    def _in_time_order(self) -> Self:
+    def _fits_together(self) -> Self:
+        if self.all and (named := self.model_dump(exclude={"all"}, exclude_defaults=True)):
+            msg = f"all events are asked for, and a condition: {', '.join(named)}; leave out one"
+            raise ValueError(msg)
         if self.start and self.end and self.start >= self.end:
             msg = f"start {self.start.isoformat()} is not before end {self.end.isoformat()}"
             raise ValueError(msg)
@@ -288,7 +295,9 @@ def parse_command(
     Raises
     ------
     InvalidCommand
-        The message is for the client and has a sentence for each wrong member.
+        The message is for the client and has a sentence for each wrong member. A start that has
+        no condition and does not ask for all events is refused; sessions of older versions have
+        such starts, so `Filter` accepts them.
 
     """
     members = read_members(body)
@@ -296,7 +305,11 @@ def parse_command(
         if members.setdefault(name, value) != value:
             msg = f"{name}: must be {value!r} here; it may be left out"
             raise InvalidCommand(msg)
-    return command_of({**(defaults or {}), **members})
+    command = command_of({**(defaults or {}), **members})
+    if isinstance(command, Start) and command.filter == Filter():
+        msg = f"filter: {CHOICE_RULE}"
+        raise InvalidCommand(msg)
+    return command
 
 
 def read_members(body: bytes) -> dict[str, Any]:
@@ -341,7 +354,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def command_of(members: Mapping[str, Any]) -> Command:
-    """Return the command that has these members.
+    """Return the command that has these members, as stored sessions have them too.
 
     Raises
     ------

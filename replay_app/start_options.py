@@ -45,6 +45,7 @@ def add_start_options(parser: ArgumentParser) -> None:
         metavar="PATH=VALUE",
         type=_field,
     )
+    add_switch("--all", "filter.all", "every event; needed where no option above names any")
     add("--max-events", "body.max_events", "only the first N events", metavar="N", type=positive)
     add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
 
@@ -99,7 +100,7 @@ def start_body(options: Namespace) -> dict[str, Any]:
     Raises
     ------
     WrongUsage
-        The file cannot be read or does not contain a command.
+        The file cannot be read or does not contain a command, or nothing says which events.
 
     """
     body = {"command": "start", **({} if options.file is None else _read_file(options.file))}
@@ -114,6 +115,11 @@ def start_body(options: Namespace) -> dict[str, Any]:
         name, dot, member = destination.partition(".")
         if dot:
             parts[name][member] = dict(value) if member in {"fields", "topics"} else value
+    if not any(parts["filter"].values()):
+        raise WrongUsage(
+            "which events? Name a condition, such as --event-type or --start, or ask for every "
+            "event with --all"
+        )
     return body | {name: parts[name] for name in ("filter", "target") if parts[name]}
 
 

@@ -261,9 +261,13 @@ class Cluster:
     # Replays
 
     def command(self, replay_id: str, command: str = "start", **body: Any) -> None:
-        """Publish a command on the requests topic; by default a start targets the shop's topics."""
-        if command == "start" and "target" not in body:
-            body["target"] = {"prefix": self.target_prefix}
+        """Publish a command on the requests topic.
+
+        By default a start asks for all events and targets the shop's topics.
+        """
+        if command == "start":
+            defaults = {"filter": {"all": True}, "target": {"prefix": self.target_prefix}}
+            body = defaults | body
         value = json.dumps({"command": command, "replay_id": replay_id, **body})
         self.produce(value.encode(), replay_id.encode())
 

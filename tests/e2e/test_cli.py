@@ -92,7 +92,7 @@ def test_a_replay_is_planned_started_watched_and_shown(
     assert f"matched       {orders:,} events" in plan
     assert f"{cluster.target_prefix}shop.orders {orders:,}" in plan
 
-    start = ("start", *to, "--replay-id", "r", "--name", "Orders", "--requested-by", "ana")
+    start = ("start", "--all", *to, "--replay-id", "r", "--name", "Orders", "--requested-by", "ana")
     shown = replay_app(*start, "--wait").splitlines()
     assert shown[-1] == "r completed: 3,000 of 3,000 events (100 %)"
     assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
@@ -129,7 +129,7 @@ def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
     cluster: Cluster, replay_app: CommandLine
 ) -> None:
     cluster.seed(EVENTS)
-    start = ("start", "--prefix", cluster.target_prefix)
+    start = ("start", "--all", "--prefix", cluster.target_prefix)
     assert "watch slow" in replay_app(*start, "--replay-id", "slow", "--rate", "50")
     cluster.wait_for("slow", "running")
     replay_app("pause", "slow")
@@ -149,7 +149,7 @@ def test_a_command_on_kafka_that_fails_says_why_and_is_retried(
     cluster: Cluster, replay_app: CommandLine
 ) -> None:
     cluster.seed(EVENTS)
-    start = ("start", "--kafka", "--to-topic", topic := unique_name("rebuilt"))
+    start = ("start", "--all", "--kafka", "--to-topic", topic := unique_name("rebuilt"))
     failed = replay_app(*start, "--replay-id", "r", "--wait", code=1)
     assert f"{topic!r}" in failed
     assert "then: replay-app retry r" in failed
@@ -163,7 +163,7 @@ def test_watching_outlasts_the_worker(
 ) -> None:
     cluster.seed(EVENTS)
     replay_app(
-        *("start", "--prefix", cluster.target_prefix, "--replay-id", "r", "--rate", "500"),
+        *("start", "--all", "--prefix", cluster.target_prefix, "--replay-id", "r", "--rate", "500"),
     )
     watching = replay_app.popen("watch", "r")
     assert watching.stdout is not None
@@ -180,7 +180,7 @@ def test_watching_outlasts_the_worker(
 
 def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_path: Path) -> None:
     replay_app = CommandLine(cluster.environment, tmp_path)
-    assert "replay-app topics --create" in replay_app("start", "--kafka", code=1)
+    assert "replay-app topics --create" in replay_app("start", "--all", "--kafka", code=1)
     before = json.loads(replay_app("topics", "--json"))
     assert not any(topic["exists"] for topic in before)
     shown = replay_app("topics", "--create")
@@ -188,14 +188,14 @@ def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_pa
     after = json.loads(replay_app("topics", "--json"))
     assert all(topic["exists"] for topic in after)
     assert len(before) == len(after) == len(Topics.__dataclass_fields__)
-    answer = json.loads(replay_app("start", "--kafka", "--json", "--replay-id", "r"))
+    answer = json.loads(replay_app("start", "--all", "--kafka", "--json", "--replay-id", "r"))
     assert answer["topic"] == f"{cluster.prefix}requests"
 
 
 def test_without_a_broker_each_command_says_so_in_one_line(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     replay_app = CommandLine({"REPLAY_KAFKA": address}, tmp_path)
-    for arguments in (["topics"], ["start", "--kafka"]):
+    for arguments in (["topics"], ["start", "--all", "--kafka"]):
         (line,) = replay_app(*arguments, code=1).splitlines()
         assert line.startswith(f"error: Kafka at {address} (REPLAY_KAFKA) cannot be reached")
 

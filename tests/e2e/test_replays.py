@@ -411,6 +411,7 @@ def test_a_missing_destination_topic_is_named_before_anything_is_published(
 @pytest.mark.parametrize(
     ("body", "why"),
     [
+        (b'{"command": "start", "replay_id": "ID"}', "filter: name at least one condition"),
         (b'{"command": "start", "replay_id": "ID", "filtr": {}}', "filtr: unknown field"),
         (b'{"command": "start", "replay_id": "ID", "filter": {"typ": 1}}', "typ: unknown field"),
         (b'{"command": "begin", "replay_id": "ID"}', "'begin' is not one of start"),

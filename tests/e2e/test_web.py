@@ -137,7 +137,7 @@ def test_a_plan_tells_what_would_happen_and_starts_nothing(shop: Cluster, worker
     assert set(plan["by_topic"]) == set(shop.topics())
     assert sum(plan["by_topic"].values()) == SHOP_EVENTS
     missing = unique_name("not-there")
-    status, problem = worker.request("POST", "/plans", {"target": {"topic": missing}})
+    status, problem = worker.request("POST", "/plans", {**body, "target": {"topic": missing}})
     assert status == 422
     assert f"missing destination topics: {missing!r}" in problem["detail"]
     assert listed() == before
@@ -148,6 +148,10 @@ def test_a_plan_tells_what_would_happen_and_starts_nothing(shop: Cluster, worker
     [
         ("POST", "/replays", b"{", 400, "not JSON"),
         ("POST", "/replays", b"[]", 400, "not a JSON object"),
+        ("POST", "/replays", b"", 400, "the command is empty"),
+        ("POST", "/replays", {}, 400, "filter: name at least one condition"),
+        ("POST", "/replays", {"filter": {}, "rate": 1}, 400, '{"all": true}'),
+        ("POST", "/plans", {"filter": {"event_ids": []}}, 400, '{"all": true}'),
         ("POST", "/replays", b"\xff\xfe{", 400, "not JSON"),
         ("POST", "/replays", b'{"reason": "\\ud800"}', 400, "surrogate"),
         ("POST", "/replays", b"[" * 100_000, 400, "not JSON"),

@@ -87,13 +87,27 @@ def test_every_option_of_start_reaches_the_body() -> None:
 
 
 def test_what_is_not_given_is_left_to_the_worker() -> None:
-    assert body_of() == {"command": "start", "requested_by": "ana"}
-    assert body_of("--prefix", "test.", "--max-events", "10") == {
+    every = {"all": True}
+    assert body_of("--all") == {"command": "start", "requested_by": "ana", "filter": every}
+    assert body_of("--all", "--prefix", "test.", "--max-events", "10") == {
         "command": "start",
         "requested_by": "ana",
+        "filter": every,
         "target": {"prefix": "test."},
         "max_events": 10,
     }
+
+
+@pytest.mark.parametrize("command", ["start", "plan"])
+@pytest.mark.parametrize("body", [{}, {"filter": {}}, {"filter": {"end": None, "event_ids": []}}])
+def test_a_start_must_say_which_events(
+    command: str, body: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "body.json"
+    file.write_text(json.dumps(body))
+    for options in ([], ["--max-events", "10", "--rate", "5"], ["--file", str(file)]):
+        assert run([command, *options]) == 2
+        assert "--all" in capsys.readouterr().err
 
 
 def test_options_go_over_the_body_of_a_file(
@@ -366,7 +380,7 @@ def test_a_start_that_meets_a_worker_that_is_not_ready_is_sent_again_under_the_s
 ) -> None:
     monkeypatch.setattr(client, "ASK_AGAIN_SECONDS", 0.01)
     server = serve((503, {"detail": "rebalancing"}), (202, {"replay_id": "x"}))
-    assert run(["start", "--name", "Orders"]) == 0
+    assert run(["start", "--name", "Orders", "--all"]) == 0
     first, second = (body for _, _, body, _ in server.asked)
     assert first == second
     assert first["replay_id"].startswith("orders-")
@@ -478,13 +492,18 @@ def test_watching_an_unknown_replay_is_refused_at_once(serve: Serve) -> None:
 
 
 def test_a_start_waits_until_the_replay_is_taken_up(serve: Serve) -> None:
-    start = {"command": "start", "replay_id": "r-1", "requested_by": "ana"}
+    start = {
+        "command": "start",
+        "replay_id": "r-1",
+        "requested_by": "ana",
+        "filter": {"all": True},
+    }
     serve(
         (202, {"replay_id": "r-1"}),
         (404, {"detail": "there is no replay 'r-1'"}),
         (200, session("completed", start=start)),
     )
-    assert run(["start", "--replay-id", "r-1", "--wait"]) == 0
+    assert run(["start", "--replay-id", "r-1", "--all", "--wait"]) == 0
 
 
 def test_a_start_does_not_wait_for_another_replay_of_the_same_name(
@@ -492,7 +511,7 @@ def test_a_start_does_not_wait_for_another_replay_of_the_same_name(
 ) -> None:
     other = {"command": "start", "replay_id": "r-1", "requested_by": "ana", "rate": 7}
     serve((202, {"replay_id": "r-1"}), (200, session("completed", start=other)))
-    assert run(["start", "--replay-id", "r-1", "--wait"]) == 3
+    assert run(["start", "--replay-id", "r-1", "--all", "--wait"]) == 3
     assert "exists with another body" in capsys.readouterr().err
 
 

@@ -15,11 +15,13 @@ from replay_app.commands import (
     MAX_COMMAND_BYTES,
     REPLAY_ID,
     Cancel,
+    Filter,
     Pause,
     Resume,
     Retry,
     SetRate,
     Start,
+    command_of,
     new_replay_id,
     parse_command,
     usable_replay_id,
@@ -56,8 +58,12 @@ FULL: dict[str, Any] = {
 }
 
 
+EVERY: dict[str, Any] = {"all": True}
+
+
 def start_with(**fields: Any) -> bytes:
-    return json.dumps({"command": "start", "replay_id": "r1"} | fields).encode()
+    start = {"command": "start", "replay_id": "r1", "filter": EVERY}
+    return json.dumps(start | fields).encode()
 
 
 def filter_with(**fields: Any) -> bytes:
@@ -84,7 +90,7 @@ def test_a_full_start_is_understood() -> None:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (b'{"command": "start", "replay_id": "r1"}', Start),
+        (b'{"command": "start", "replay_id": "r1", "filter": {"all": true}}', Start),
         (b'{"command": "pause", "replay_id": "r1"}', Pause),
         (b'{"command": "resume", "replay_id": "r1", "requested_by": "ana"}', Resume),
         (b' {"replay_id": "r1", "command": "cancel"}\n', Cancel),
@@ -153,8 +159,9 @@ def test_the_path_fixes_members_and_the_body_may_repeat_them() -> None:
 def test_a_default_is_used_only_where_the_body_has_no_such_member() -> None:
     made = {"replay_id": "made"}
     fixed = {"command": "start"}
-    assert parse_command(b"{}", fixed=fixed, defaults=made).replay_id == "made"
-    assert parse_command(b'{"replay_id": "r1"}', fixed=fixed, defaults=made).replay_id == "r1"
+    bodies = (b'{"filter": {"all": true}}', b'{"filter": {"all": true}, "replay_id": "r1"}')
+    for body, replay_id in zip(bodies, ("made", "r1"), strict=True):
+        assert parse_command(body, fixed=fixed, defaults=made).replay_id == replay_id
     message = refusal(b'{"replay_id": null}', fixed=fixed, defaults=made)
     assert message == "replay_id: Input should be a valid string"
 
@@ -167,8 +174,9 @@ def test_a_new_replay_id_is_usable_and_new(name: object) -> None:
 
 
 def test_a_null_speed_of_an_older_client_or_session_is_read_and_forgotten() -> None:
-    assert parse_command(start_with(speed=None)) == Start(replay_id="r1")
-    assert Start.model_validate_json(start_with(speed=None)) == Start(replay_id="r1")
+    start = Start(replay_id="r1", filter=Filter(all=True))
+    assert parse_command(start_with(speed=None)) == start
+    assert Start.model_validate_json(start_with(speed=None)) == start
     assert "speed" not in Start(replay_id="r1").model_dump()
 
 
@@ -428,8 +436,10 @@ STARTS = st.builds(
     replay_id=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
     requested_by=st.none() | st.text(min_size=1, max_size=10),
     rate=st.none() | st.floats(1e-3, 1e6),
-    filter=st.fixed_dictionaries(
+    filter=st.just(EVERY)
+    | st.fixed_dictionaries(
         {
+            "end": st.just("9999-01-01T00:00:00Z"),
             "start": st.none()
             | st.integers(-(10**12), 4 * 10**12).map(
                 lambda ms: (EPOCH + timedelta(milliseconds=ms)).isoformat()
@@ -456,6 +466,35 @@ def test_a_start_survives_the_sessions_record(body: dict[str, Any]) -> None:
     assert again == command
     assert again.canonical() == command.canonical()
     assert parse_command(command.canonical().encode()) == command
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"max_events": 5, "rate": 1, "target": {"topic": "t"}}',
+        b'{"filter": {}}',
+        b'{"filter": {"all": false}}',
+        b'{"filter": {"start": null, "end": null, "event_types": [], "fields": {}}}',
+    ],
+)
+def test_a_start_without_a_condition_must_ask_for_all_events(body: bytes) -> None:
+    message = refusal(body, fixed={"command": "start", "replay_id": "r1"})
+    assert message.startswith("filter: name at least one condition")
+    assert '{"all": true}' in message
+    # A session of an older version has such a start.
+    assert isinstance(
+        command_of({"command": "start", "replay_id": "r1", **json.loads(body)}), Start
+    )
+
+
+@pytest.mark.parametrize("name", sorted(FULL["filter"]))
+def test_a_filter_has_either_conditions_or_all(name: str) -> None:
+    condition = {name: FULL["filter"][name]}
+    assert isinstance(parse_command(filter_with(**condition)), Start)
+    assert refusal(filter_with(all=True, **condition)) == (
+        f"filter: all events are asked for, and a condition: {name}; leave out one"
+    )
 
 
 def test_times_are_kept_in_utc() -> None:
