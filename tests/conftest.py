@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if rust_answers():
             pytest.fail("the native encoder is not installed: run `make native`")
         pytest.skip("the native encoder is not installed, and there is no Rust to build it")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of a failed test's workers: where tests run by themselves, no file outlives."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Cluster):
+                report.sections.append(("logs of the workers", value.logs()))
+    return report
 
 
 def rust_answers() -> bool:

@@ -256,7 +256,11 @@ class Cluster:
             client.drop_database(self.name)
 
     def logs(self) -> str:
-        return "".join(path.read_text()[-8000:] for path in sorted(self.folder.glob("*.log")))
+        """Return the end of each worker's log, with the name of its file."""
+        return "\n".join(
+            f"{path.name}:\n{path.read_text()[-8000:]}"
+            for path in sorted(self.folder.glob("worker-*.log"))
+        )
 
     # Replays
 
