@@ -6,7 +6,7 @@ the transaction. Records behind that offset are committed, and no such consumer 
 A lone broker that is killed inside a commit may lose the marker of a committed slice in some
 partitions (docs/faust.md, "Transactions"). The slice then stays open there for ever. If somebody
 ends it, Kafka drops its records in those partitions. So a replay remembers where it found a slice
-without marker, and looks at those records again before it completes.
+without marker, and looks at those records again before it completes (`dropped_slices`).
 """
 
 from __future__ import annotations
@@ -127,12 +127,12 @@ async def find_hidden_records(
         return None
     lost: LostMarkers = {}
     named: list[str] = []
-    async with _consumer(settings, last, "read_committed") as consumer:
+    async with target_consumer(settings, last, "read_committed") as consumer:
         stable = await consumer.end_offsets(list(last))
     hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
     if not hidden:
         return None
-    async with _consumer(settings, hidden, "read_uncommitted") as consumer:
+    async with target_consumer(settings, hidden, "read_uncommitted") as consumer:
         for tp, offset in sorted(hidden.items()):
             record = await _first_record(consumer, tp, offset)
             if record is not None and ("replay-id", replay_id.encode()) in record.headers:
@@ -144,33 +144,6 @@ async def find_hidden_records(
     more = len(hidden) - len(named)
     named += [f"and {more} more partitions"] if more else []
     return Hidden("; ".join(named), lost)
-
-
-async def find_dropped_records(settings: Settings, lost_markers: LostMarkers) -> list[str]:
-    """Return the partitions in which Kafka has dropped the slice that had no marker.
-
-    A slice that has got its marker after all, or that the topic's retention has deleted, is not
-    among them.
-
-    Raises
-    ------
-    Unavailable
-        When the broker does not answer.
-
-    """
-    places = {
-        TopicPartition(topic, partition): offset
-        for topic, partitions in lost_markers.items()
-        for partition, offset in partitions.items()
-    }
-    dropped: list[str] = []
-    async with _consumer(settings, places, "read_committed") as consumer:
-        beginnings = await consumer.beginning_offsets(list(places))
-        for tp, offset in sorted(places.items()):
-            record = await _first_record(consumer, tp, offset)
-            if beginnings[tp] <= offset and (record is None or record.offset != offset):
-                dropped.append(f"partition {tp.partition} of {tp.topic!r} from offset {offset}")
-    return dropped
 
 
 async def _first_record(
@@ -187,7 +160,7 @@ async def _first_record(
 
 
 @contextlib.asynccontextmanager
-async def _consumer(
+async def target_consumer(
     settings: Settings, partitions: Iterable[TopicPartition], isolation_level: str
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """Give a consumer of the cluster that receives the events, for ANSWER_SECONDS.

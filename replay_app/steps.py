@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from replay_app.checkpoints import Checkpoint
+from replay_app.dropped_slices import explain_dropped, find_dropped_records
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.internals import BatchBuilder
 from replay_app.pages import Batch
 from replay_app.plans import Planner
 from replay_app.publisher import BatchesRefused
-from replay_app.stable_offsets import find_dropped_records, find_hidden_records
+from replay_app.stable_offsets import find_hidden_records
 
 if TYPE_CHECKING:
     from replay_app.board import Board
@@ -158,12 +159,7 @@ class Steps:
                 return self._wait_for_consumers(token, origin, hidden, known)
             self._hidden_since.pop(token.key, None)
             if dropped := known and await find_dropped_records(settings, known):
-                msg = (
-                    "the broker had lost the marker of a committed slice, and the slice was ended "
-                    f"without it: consumers never see the events in {', '.join(dropped)}. Start "
-                    "the replay again under a new replay_id"
-                )
-                raise ReplayFailed(msg)
+                raise ReplayFailed(explain_dropped(dropped))
             warnings = await audit(session, self._context)
         await self._announce(session, token.outcome, producer)
         return Checkpoint.of_step(token, origin, "done", warnings=warnings)

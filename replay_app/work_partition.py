@@ -26,6 +26,7 @@ from replay_app.delays import (
     DelayedTokens,
     UnknownTokens,
 )
+from replay_app.dropped_slices import LastSlices
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.faults import Faults
@@ -69,6 +70,7 @@ class WorkPartition:
         self.unknown = UnknownTokens(context.board, self.requeue)
         self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
         self._steps = Steps(context)
+        self._last_slices = LastSlices(context.settings, context.describe)
         self._refusals: dict[str, Refusals] = {}
         """By token key: what the broker has refused of the shard."""
         self._opening: asyncio.Task[None] | None = None
@@ -318,7 +320,11 @@ class WorkPartition:
         """Undo the work of a failed slice: close the reader, abort the transaction."""
         await self.readers.drop(key)
         if self.producer.in_transaction:
-            await self.producer.abort()
+            await self._abort()
+
+    async def _abort(self) -> None:
+        self._last_slices.aborted()
+        await self.producer.abort()
 
     async def requeue(self, token: Token, origin: Origin, requeues: int = 0) -> None:
         """Put a token back on Kafka, so that its Faust event may end."""
@@ -441,6 +447,7 @@ class WorkPartition:
     async def _emit(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
+        await self._last_slices.require(token.key, progress_of(old).offsets)
         refusals = self._refusals.setdefault(token.key, Refusals())
         for _ in range(REFUSED_ROUNDS):
             emit = EmitSlice(
@@ -458,7 +465,8 @@ class WorkPartition:
                 break
             except BatchesRefused as error:  # `refusals` has learnt from the answer
                 logger.info("%s, partition %d: %s", token.key, self.partition, error)
-                await self.producer.abort()
+                await self._abort()
+                await self._last_slices.require(token.key, progress_of(old).offsets)
         else:
             return Checkpoint.of_shard(token, origin, old, progress_of(old))
         if emitted.progress.state != "live":
@@ -497,3 +505,4 @@ class WorkPartition:
         )
         await self.producer.commit()
         self.checkpoints.remove(token.key)
+        self._last_slices.forget(token.key)

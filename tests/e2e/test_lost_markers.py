@@ -17,6 +17,7 @@ from brokers import Brokers
 from support import wait_until
 from workers import Cluster
 
+from replay_app.crashpoints import VARIABLE
 from replay_app.demo.stack import EmbeddedServers
 
 EVENTS, EARLY_EVENTS = 600, 30
@@ -53,10 +54,13 @@ def cut_last_marker(folder: Path) -> None:
             derived.unlink()
 
 
-def test_a_replay_does_not_complete_over_a_lost_marker(
-    own_stack: EmbeddedServers, installation: Cluster
-) -> None:
-    early, late = installation.topics()[:2]
+def replay_until_a_marker_is_lost(
+    own_stack: EmbeddedServers, installation: Cluster, early: str, late: str
+) -> Brokers:
+    """Pause a replay after EARLY_EVENTS in one topic and some in another; lose the first's marker.
+
+    Return a view of the broker, which has started again.
+    """
     installation.create_shop_topics(partitions=1)
     installation.insert(
         {
@@ -78,7 +82,14 @@ def test_a_replay_does_not_complete_over_a_lost_marker(
     own_stack.kill_broker()
     cut_last_marker(own_stack.folder / "broker-1" / f"{early}-0")
     own_stack.start_broker()
-    brokers = Brokers(own_stack.kafka)
+    return Brokers(own_stack.kafka)
+
+
+def test_a_replay_does_not_complete_over_a_lost_marker(
+    own_stack: EmbeddedServers, installation: Cluster
+) -> None:
+    early, late = installation.topics()[:2]
+    brokers = replay_until_a_marker_is_lost(own_stack, installation, early, late)
     hidden = brokers.hidden([early, late], 5)
     assert list(hidden) == [(early, 0)]
     installation.command("r", "set-rate", rate=None)
@@ -102,3 +113,28 @@ def test_a_replay_does_not_complete_over_a_lost_marker(
     session = installation.wait_for("r", "completed", "failed", attempt=2)
     assert session["state"] == "failed"
     assert f"consumers never see the events in partition 0 of {early!r}" in session["error"]
+
+
+def test_a_replay_does_not_go_on_when_a_dying_worker_takes_the_slice_before_along(
+    own_stack: EmbeddedServers, installation: Cluster
+) -> None:
+    # The slice without marker and the next slice are in one partition: the abort drops both.
+    topic = installation.topics()[0]
+    brokers = replay_until_a_marker_is_lost(own_stack, installation, topic, topic)
+    before = len(installation.published())
+    assert list(brokers.hidden([topic], 5)) == [(topic, 0)]
+    installation.workers[0].kill()
+    dying = installation.start_worker(0, **{VARIABLE: "before-commit"})
+    dying.wait_until_ready()
+    installation.command("r", "resume")
+    wait_until(lambda: dying.process.poll() is not None, 60)
+    installation.start_worker(0).wait_until_ready()
+    session = installation.wait_for("r", "completed", "failed")
+    assert session["state"] == "failed"
+    assert f"consumers never see the events in partition 0 of {topic!r}" in session["error"]
+    assert "under a new replay_id" in session["error"]
+    assert brokers.hidden([topic], 30) == {}
+    assert len(installation.published()) < before + EARLY_EVENTS
+    installation.command("r", "retry")
+    session = installation.wait_for("r", "completed", "failed", attempt=2)
+    assert session["state"] == "failed"
