@@ -237,15 +237,15 @@ class Session(_SessionPart):
         return self.state, self.epoch, self.rate, self.draft, self.finishing
 
 
-def fit_record(session: Session) -> tuple[Session, bytes]:
+def fit_record(session: Session, max_bytes: int = MAX_INTERNAL_BYTES) -> tuple[Session, bytes]:
     """Return the session and its encoded record, made smaller until a record can hold it.
 
-    A record has at most MAX_INTERNAL_BYTES. A session whose lists were shortened has a warning. A
-    session that is too large even without its lists has failed.
+    A record has at most ``max_bytes``. A session whose lists were shortened has a warning. A
+    session that is too large even without its lists has failed; its record may still be too large.
     """
     record = session.encode()
-    for make_smaller in (_shorten, _strip, _fail_for_size):
-        if len(record) <= MAX_INTERNAL_BYTES:
+    for make_smaller in (_shorten, _strip, lambda s: _fail_for_size(s, max_bytes)):
+        if len(record) <= max_bytes:
             break
         session = make_smaller(session)
         record = session.encode()
@@ -301,11 +301,11 @@ def _strip(session: Session) -> Session:
     )
 
 
-def _fail_for_size(session: Session) -> Session:
+def _fail_for_size(session: Session, max_bytes: int) -> Session:
     """Return the session as failed. Without its shards, if no shard has begun."""
     failed: dict[str, Any] = {
         "state": "failed",
-        "error": f"the session is larger than the {MAX_INTERNAL_BYTES:,} bytes of a record: start "
+        "error": f"the session is larger than the {max_bytes:,} bytes of a record: start "
         "again under a new id, with fewer ids in the filter, or fewer shards",
         "reason": None,
         "finishing": False,

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -24,8 +26,8 @@ from replay_app.board import Rejection
 from replay_app.broker_errors import Kind, Refused, explain
 from replay_app.commands import parse_command, usable_replay_id
 from replay_app.exceptions import CommandConflict, InvalidCommand
-from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
-from replay_app.reports import Report, decode_report
+from replay_app.publisher import BATCH_OVERHEAD, PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
+from replay_app.reports import MAX_INTERNAL_BYTES, Report, decode_report
 from replay_app.sessions import SETTLED, Session, decode_session, fit_record
 from replay_app.topics import NOOP
 from replay_app.transitions import Step, on_command, on_nudge, on_report
@@ -44,6 +46,8 @@ PUBLISH_SECONDS = 0.3
 WATCH_SECONDS = 1.0
 """Interval at which the watchdog looks at the sessions."""
 TABLE = "the sessions table"
+TOO_LARGE = (10, 18)
+"""Kafka's error codes MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE."""
 MAX_REASON = 2000
 """Characters of a rejection's reason."""
 
@@ -73,6 +77,10 @@ class SessionPartition:
         could not be written."""
         self._published_at: dict[str, float] = {}
         """By replay: monotonic seconds of the last publication."""
+        self._max_bytes = MAX_INTERNAL_BYTES
+        """The largest record to publish. The topic may take less than this program expects."""
+        self._sent_bytes = 0
+        """Size of the last value that was sent."""
         self._unpublished: set[str] = set()
         """Replays whose newest state is not published yet."""
 
@@ -102,7 +110,8 @@ class SessionPartition:
             at=datetime.now(UTC),
         )
         value = rejection.encode()
-        await self._durably(lambda: self._publish(rejection.key, value))
+        with suppress(CommandConflict):  # the log and /readyz say why
+            await self._durably(lambda: self._publish(rejection.key, value))
 
     def needs_nudge(
         self, session: Session, now: datetime, stall: timedelta, retention: timedelta
@@ -121,7 +130,14 @@ class SessionPartition:
         """Write as the partition's only writer, and try until the broker has committed.
 
         Each try starts the producer first, if needed, and so begins with the newest state.
+
+        Raises
+        ------
+        CommandConflict
+            When the record would never fit its topic. The whole partition must not wait for it.
+
         """
+        refused_bytes = sys.maxsize
         async with self._lock:
             while True:
                 try:
@@ -130,19 +146,32 @@ class SessionPartition:
                     await write()
                 except ValidationError as error:
                     await self._close()
-                    self._say(f"a session cannot be written: {error}")
-                    return  # it would never fit, and the whole partition would wait
+                    why = f"a session cannot be written: {error}"
+                    self._say(why)
+                    raise CommandConflict(why) from error
                 except Refused as error:
                     await self._close()
                     self._say(f"the broker refuses a session: {explain(error)}")
-                    if error.kind is Kind.EVENT:
-                        return  # it would never fit, and the whole partition would wait
+                    if error.kind is not Kind.EVENT:
+                        continue
+                    if self._sent_bytes >= refused_bytes or error.code not in TOO_LARGE:
+                        raise CommandConflict(self._explain_refusal(error)) from error
+                    refused_bytes = self._sent_bytes
+                    self._max_bytes = refused_bytes // 2
                 except PRODUCER_ERRORS as error:
                     await self._close()
                     self._say(f"no session can be published: {explain(error)}; trying again")
                 else:
                     self._context.obstacles.pop(self._name, None)
                     return
+
+    def _explain_refusal(self, error: Refused) -> str:
+        topic = self._context.topics.status.name
+        return (
+            f"topic {topic!r} takes no record of {self._sent_bytes:,} bytes: {error}. Raise the "
+            f"topic's max.message.bytes to {MAX_INTERNAL_BYTES + BATCH_OVERHEAD:,}, or name fewer "
+            "ids in the filter"
+        )
 
     def _say(self, why: str) -> None:
         logger.warning("%s: %s", self._name, why)
@@ -184,7 +213,7 @@ class SessionPartition:
         if session is not None:
             if is_due:
                 session = session.model_copy(update={"revision": session.revision + 1})
-            session, value = fit_record(session)
+            session, value = fit_record(session, self._max_bytes)
         if is_due:
             await self._publish(replay_id, value)
             log_change(replay_id, before, session, who)
@@ -235,6 +264,7 @@ class SessionPartition:
             self._latest[replay_id] = session
 
     async def _publish(self, key: str, value: bytes | None) -> None:
+        self._sent_bytes = len(value or b"")
         await self._producer.begin()
         await self._producer.send(
             self._context.topics.status.name,
@@ -341,15 +371,15 @@ class SessionPartitions:
         if report.kind == "noop":
             return
         owned = self._own(partition)
-        if report.kind == "nudge":
-            stall, retention = self._limits()
-            await owned.apply(
-                report.replay_id,
-                lambda session, now: on_nudge(session, now, stall, retention),
-                flush=True,
-            )
-            return
-        await owned.apply(report.replay_id, lambda session, now: on_report(session, report, now))
+        stall, retention = self._limits()
+
+        def decide(session: Session | None, now: datetime) -> Step:
+            if report.kind == "nudge":
+                return on_nudge(session, now, stall, retention)
+            return on_report(session, report, now)
+
+        with suppress(CommandConflict):  # the log and /readyz say why
+            await owned.apply(report.replay_id, decide, flush=report.kind == "nudge")
 
     def _limits(self) -> tuple[timedelta, timedelta]:
         """Return the time without progress until a replay is stalled, and the retention."""

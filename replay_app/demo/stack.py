@@ -62,6 +62,7 @@ LAST_LOG_LINES = 20
 MINIMUM_JAVA = 17  # the minimum of Kafka 4
 PORTS = range(20_000, 32_000)
 """The ports of servers; `free_port` says why these."""
+_given_ports: set[int] = set()
 
 # One small broker that answers at once. transaction.abort.timed.out.transaction.cleanup.interval.ms
 # keeps its default: with 1 s, a transaction that expired while a lone broker started was committed.
@@ -524,7 +525,7 @@ def mongo_answers(uri: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port on which no process listens.
+    """Return a port on which no process listens, and that this process has not been given before.
 
     The port lies below the range from which the system takes the ports of outgoing connections. In
     that range, a client that keeps connecting to a killed server would at last get the server's
@@ -532,8 +533,11 @@ def free_port() -> int:
     """
     while True:
         port = random.SystemRandom().choice(PORTS)
+        if port in _given_ports:  # its server may not listen yet
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
 
 

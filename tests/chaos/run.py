@@ -99,9 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _folder(options.logs) as folder:
         for brokers, group in groupby(turns, lambda turn: turn.brokers):
             port = free_port()
-            with EmbeddedServers(
-                durable_store=True, brokers=brokers, proxy_port=port if brokers == 1 else None
-            ) as stack:
+            with _start_servers(brokers, port if brokers == 1 else None) as stack:
                 suite = Suite(stack, Path(folder), options.seed, port)
                 rows.extend(
                     (turn, outcome) for turn in group if (outcome := suite.run(turn)) is not None
@@ -113,6 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         write("make chaos", table)
     return int(failed or not all(outcome.is_clean for outcome in outcomes))
+
+
+def _start_servers(brokers: int, proxy_port: int | None) -> EmbeddedServers:
+    """Start the servers; once more if they fail, as another process may have taken a port."""
+    try:
+        return EmbeddedServers(durable_store=True, brokers=brokers, proxy_port=proxy_port)
+    except StackError as error:
+        _say(str(error))
+        return EmbeddedServers(durable_store=True, brokers=brokers, proxy_port=proxy_port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,24 @@ def test_a_replay_that_waits_for_an_unknown_one_fails_by_name(creating: Cluster)
     assert f"replay '{unknown}', which this one waits for, is not known" in session["error"]
 
 
+# A topic that takes less than a session
+
+
+def test_a_start_whose_session_its_topic_refuses_is_refused_by_name(creating: Cluster) -> None:
+    status = f"{creating.prefix}status"
+    alter_topic(creating.stack.kafka, status, "max.message.bytes", "6000")
+    try:
+        large = unique_name("r")
+        creating.command(large, filter={"event_ids": [unique_name("e") for _ in range(1000)]})
+        assert creating.run(unique_name("r"))["state"] == "completed"
+        refused = creating.workers[0].get("/replays")["rejections"]
+        (why,) = [one["rejected"] for one in refused if one["replay_id"] == large]
+        assert why.startswith(f"topic {status!r} takes no record of")
+        assert "max.message.bytes" in why
+    finally:
+        alter_topic(creating.stack.kafka, status, "max.message.bytes", "1048588")
+
+
 # The end of the worker. These tests come last: they end the shared worker and the broker.
 
 
