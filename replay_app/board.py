@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from replay_app.commands import ReplayId
 from replay_app.compacted import OBSTACLE_SECONDS, CompactedReader
 from replay_app.ignored import IgnoredRecords
+from replay_app.installations import is_installation
 from replay_app.records import Count, Moment, Record
 from replay_app.sessions import Session, decode_session
 from replay_app.topics import Topics
@@ -113,6 +114,8 @@ class Board:
                 self._changed.notify_all()
 
     def _add(self, record: ConsumerRecord) -> None:
+        if is_installation(record.key):
+            return
         key = (record.key or b"").decode(errors="replace")
         try:
             if REJECTED in key:

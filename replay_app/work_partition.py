@@ -17,6 +17,7 @@ from replay_app.checkpoints import (
     Token,
     Verdict,
     judge,
+    lost_progress,
     progress_of,
 )
 from replay_app.compacted import CompactedReader
@@ -29,6 +30,7 @@ from replay_app.delays import (
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.faults import Faults
+from replay_app.installations import is_installation
 from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
@@ -131,6 +133,8 @@ class WorkPartition:
         try:
             await reader.start()
             async for record in reader.read_to_end():
+                if is_installation(record.key):
+                    continue
                 try:
                     found.add(record)
                 except ValueError as error:
@@ -234,12 +238,16 @@ class WorkPartition:
         session = await self.unknown.session_of(token, origin)
         if session is None or not session.wants(token):
             return  # the tokens of the newer epoch, or state, are on their way
-        if token.kind in {"emit", "stop"} and not session.has_shard(token.shard):
-            self.context.ignored.add(
-                self.context.topics.work.name, *origin, f"{token.key!r} is no shard of the replay"
-            )
-            return
         why = self.checkpoints.unreadable.get(token.key)
+        if token.kind in {"emit", "stop"} and isinstance(token.shard, int):
+            if not session.has_shard(token.shard):
+                self.context.ignored.add(
+                    self.context.topics.work.name,
+                    *origin,
+                    f"{token.key!r} is no shard of the replay",
+                )
+                return
+            why = why or lost_progress(old, session.shards[token.shard].progress)
         if why is not None:
             await self._report_unreadable(session, token, why)
             return
