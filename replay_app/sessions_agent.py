@@ -23,7 +23,7 @@ from replay_app import crashpoints
 from replay_app.board import Rejection
 from replay_app.broker_errors import Kind, Refused, explain
 from replay_app.commands import parse_command, usable_replay_id
-from replay_app.exceptions import CommandConflict, InvalidCommand
+from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.publisher import PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.reports import Report, decode_report
 from replay_app.sessions import SETTLED, Session, decode_session, fit_record
@@ -141,6 +141,9 @@ class SessionPartition:
                     self._say(f"the broker refuses a session: {explain(error)}")
                     if error.kind is Kind.EVENT:
                         return  # it would never fit, and the whole partition would wait
+                except Unavailable as error:  # of the board
+                    await self._close()
+                    self._say(f"{error}; trying again")
                 except PRODUCER_ERRORS as error:
                     await self._close()
                     self._say(f"no session can be published: {explain(error)}; trying again")
