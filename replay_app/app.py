@@ -46,8 +46,12 @@ COMMIT_SECONDS = 1.0
 """Interval at which Faust commits the offsets of acked records."""
 
 
-def create_app(settings: Settings) -> faust.App:
-    """Return a worker's Faust app. Nothing is connected before the app starts."""
+def create_app(settings: Settings, obstacles: dict[str, str] | None = None) -> faust.App:
+    """Return a worker's Faust app. Nothing is connected before the app starts.
+
+    ``obstacles`` has what holds the worker up, in words, by the thing that is held up; ``/readyz``
+    shows it.
+    """
     app = _faust_app(settings)
     table = app.Table(
         "sessions",
@@ -66,9 +70,12 @@ def create_app(settings: Settings) -> faust.App:
         board=Board(settings, ignored),
         is_leaving=lambda: bool(app.rebalancing or app.should_stop),
         ignored=ignored,
+        obstacles={} if obstacles is None else obstacles,
     )
     work = WorkPartitions(context)
-    sessions = SessionPartitions(context, table)
+    sessions = SessionPartitions(
+        context, table, lambda: bool(app.tables.actives_ready and not app.rebalancing)
+    )
     ready = asyncio.Event()
     _add_connections(app, context, work, sessions, ready)
     for topic, name, handle in (

@@ -16,7 +16,9 @@ from aiokafka.errors import KafkaError
 
 from replay_app.commands import ReplayId
 from replay_app.compacted import OBSTACLE_SECONDS, CompactedReader
+from replay_app.exceptions import Unavailable
 from replay_app.ignored import IgnoredRecords
+from replay_app.installations import is_installation
 from replay_app.records import Count, Moment, Record
 from replay_app.sessions import Session, decode_session
 from replay_app.topics import Topics
@@ -35,6 +37,8 @@ REJECTED = "/rejected/"
 """Part of a rejection's key: replay_id, this text, partition-offset of the command."""
 MAX_REJECTIONS = 1000
 RECONNECT_SECONDS = 1.0
+CAUGHT_UP_SECONDS = 30.0
+"""Longest wait until the board has read a partition to its end."""
 FETCH_MS = 100
 """How long the broker may hold a fetch without new records."""
 
@@ -72,6 +76,10 @@ class Board:
         self._changed = asyncio.Condition()
         self._positions: dict[int, int] = {}
         self._reader: CompactedReader | None = None
+        self._is_stale = False
+        """Whether the connection is to be opened again."""
+        self._held: dict[int, str] = {}
+        """By partition: why the board has not read it to its end, if it is known."""
         self._listeners: list[Callable[[Session], None]] = []
 
     def on_session(self, listener: Callable[[Session], None]) -> None:
@@ -101,7 +109,8 @@ class Board:
 
     async def _read(self, reader: CompactedReader) -> None:
         ends = await reader.ends()
-        while True:
+        self._is_stale = False
+        while not self._is_stale:
             for record in await reader.read():
                 self._add(record)
             self._positions |= reader.positions
@@ -113,6 +122,8 @@ class Board:
                 self._changed.notify_all()
 
     def _add(self, record: ConsumerRecord) -> None:
+        if is_installation(record.key):
+            return
         key = (record.key or b"").decode(errors="replace")
         try:
             if REJECTED in key:
@@ -149,9 +160,28 @@ class Board:
     async def caught_up(self, partition: int) -> None:
         """Wait until the board has read all that is written to a partition up to now.
 
-        An open transaction on the partition holds the board. This logs why, and goes on waiting: an
-        older session must not be taken for the newest.
+        Raises
+        ------
+        Unavailable
+            When the board is not there after CAUGHT_UP_SECONDS, such as behind an open transaction
+            on the partition. An older session must not be taken for the newest: the caller waits
+            again. The board reads on over a new connection.
+
         """
+        try:
+            async with asyncio.timeout(CAUGHT_UP_SECONDS):
+                await self._catch_up(partition)
+        except TimeoutError as error:
+            self._is_stale = True
+            why = self._held.get(partition, "the broker gives no more records")
+            msg = (
+                f"partition {partition} of {self._topic.name!r} is not read to its end within "
+                f"{CAUGHT_UP_SECONDS:g} s: {why}"
+            )
+            raise Unavailable(msg) from error
+
+    async def _catch_up(self, partition: int) -> None:
+        self._held.pop(partition, None)
         while True:
             reader = self._reader
             if reader is not None:
@@ -166,6 +196,7 @@ class Board:
                 break
             if self._reader is not None and (why := await self._reader.explain(partition, end)):
                 logger.warning("%s", why)
+                self._held[partition] = why
 
     async def session_for(self, token: Token, seconds: float) -> Session | None:
         """Return the session that sent a token, or a later state of this session.

@@ -155,6 +155,23 @@ def progress_of(checkpoint: Checkpoint | None) -> ShardProgress:
     return (checkpoint and checkpoint.report.progress) or ShardProgress()
 
 
+def lost_progress(checkpoint: Checkpoint | None, heard: ShardProgress) -> str | None:
+    """Return why a shard cannot go on from its checkpoint; None if it can.
+
+    ``heard`` is what the session knows of the shard. The session hears of committed slices only: if
+    it knows of more than the newest checkpoint, later checkpoints are lost. To go on would publish
+    events again.
+    """
+    known = progress_of(checkpoint).counters.read
+    if heard.counters.read <= known:
+        return None
+    return (
+        f"its checkpoints are lost: {heard.counters.read:,} events of the shard were read, and the "
+        f"newest checkpoint knows of {known:,}. The topic of the checkpoints was deleted, or has "
+        "lost records. To go on would publish events again: cancel the replay, and start a new one"
+    )
+
+
 class Verdict(StrEnum):
     """What to do with a token."""
 

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 OBSTACLE_SECONDS = 5.0
 """How long a reader may stand still before it says why."""
+HELD_SECONDS = 60.0
+"""How long a reader may stand still before it gives up."""
 POLL_MS = 200
 """Longest wait of one read for new records."""
 ANSWER_SECONDS = 60.0
@@ -112,18 +114,23 @@ class CompactedReader:
     async def read_to_end(self) -> AsyncIterator[ConsumerRecord]:
         """Yield every record up to the ends that the partitions have now.
 
-        While an open transaction holds a partition, this waits and logs why.
+        While an open transaction holds a partition, this waits and logs why. After HELD_SECONDS it
+        gives up, with an error that says why.
         """
-        ends = await self.ends()
-        said = time.monotonic()
+        ends, why = await self.ends(), "the broker gives no more records"
+        said = moved = time.monotonic()
         while any(self.positions.get(number, 0) < end for number, end in ends.items()):
             for record in await self.read():
                 yield record
+                moved = time.monotonic()
+            if time.monotonic() - moved > HELD_SECONDS:
+                raise KafkaTimeoutError(f"{why}; gave up after {HELD_SECONDS:g} s")
             if time.monotonic() - said > OBSTACLE_SECONDS:
                 said = time.monotonic()
                 for number, end in ends.items():
                     if (obstacle := await self.explain(number, end)) is not None:
-                        logger.warning("%s", obstacle)
+                        why = obstacle
+                        logger.warning("%s", why)
 
     async def explain(self, number: int, end: int) -> str | None:
         """Return why the reader has not reached an offset of a partition; None if it reads on.

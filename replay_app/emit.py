@@ -97,6 +97,7 @@ class EmitSlice:
             msg = f"replay {session.replay_id!r} has no plan"
             raise ReplayFailed(msg)
         self._shard = session.plan.shards[token.shard]
+        self._source = session.plan.source
         self._planned = session.plan.partitions
         """Partition counts of the topics that the plan knows."""
         self._warnings: tuple[str, ...] = ()
@@ -160,7 +161,7 @@ class EmitSlice:
                 return ("done", None, None) if self._is_at_max() else ("live", None, None)
             # Only now: a shard that may not read yet must not take another shard's reader.
             reader = reader or self._readers.take(
-                self._token.key, self._session.start, self._shard, self._cursor
+                self._token.key, self._session.start, self._shard, self._cursor, self._source
             )
             if reader is None:
                 return "live", None, AWAITS_READER

@@ -8,6 +8,7 @@ names of aiokafka, Faust or PyMongo; `kafka_internals` has those of aiokafka's p
 from __future__ import annotations
 
 import importlib.metadata
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, Protocol
 
 import bson
@@ -15,6 +16,7 @@ from aiokafka import AIOKafkaClient, TopicPartition
 from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
@@ -221,8 +223,90 @@ class _TopicsRequestV8(RequestStruct):  # type: ignore[misc]
     )
 
 
-class _TopicsRequest(Request[MetadataRequest_v5 | _TopicsRequestV8]):  # type: ignore[misc]
-    """Metadata of topics with the client's rights (KIP-430): aiokafka's own versions end at 5."""
+class _Uuid(AbstractType[bytes]):  # type: ignore[misc]
+    """16 bytes, which aiokafka's types do not have."""
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(16)
+
+
+class _TopicsResponseV10(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", CompactString("utf-8")),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicsRequestV10(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _TopicsResponseV10
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields)
+            ),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicsRequest(
+    Request[MetadataRequest_v5 | _TopicsRequestV8 | _TopicsRequestV10]  # type: ignore[misc]
+):
+    """Metadata of topics with the client's rights (KIP-430) and the topics' ids (KIP-516).
+
+    aiokafka's own versions end at 5.
+    """
 
     API_KEY = 3
 
@@ -230,13 +314,17 @@ class _TopicsRequest(Request[MetadataRequest_v5 | _TopicsRequestV8]):  # type: i
         self._names = names
 
     def build(self, request_struct_class: Any) -> Any:
-        flags = {"allow_auto_topic_creation": False}
-        if request_struct_class.API_VERSION == _TopicsRequestV8.API_VERSION:
-            flags |= {
+        names: list[Any] = list(self._names)
+        options: dict[str, Any] = {"allow_auto_topic_creation": False}
+        if request_struct_class.API_VERSION >= _TopicsRequestV8.API_VERSION:
+            options |= {
                 "include_cluster_authorized_operations": False,
                 "include_topic_authorized_operations": True,
             }
-        return request_struct_class(topics=self._names, **flags)
+        if request_struct_class.API_VERSION >= _TopicsRequestV10.API_VERSION:
+            names = [(bytes(16), name, {}) for name in names]  # zeros: the topic is named instead
+            options["tags"] = {}
+        return request_struct_class(topics=names, **options)
 
 
 class TopicMetadata(NamedTuple):
@@ -248,6 +336,9 @@ class TopicMetadata(NamedTuple):
     partitions: int
     in_sync: int
     """Replicas in sync of the partition that has the fewest. 0 without partitions."""
+    topic_id: str
+    """The topic's own id, in hexadecimal: a topic that is created again under the same name has
+    another one. Empty if the broker has no ids (before Kafka 2.8)."""
     operations: int | None
     """A bit for each operation that this client may do, at the number of Java's AclOperation. None
     if the broker does not tell."""
@@ -272,6 +363,7 @@ async def describe_topics(client: AIOKafkaClient, names: Sequence[str]) -> list[
             topic["error_code"],
             len(topic["partitions"]),
             min((len(partition["isr"]) for partition in topic["partitions"]), default=0),
+            topic.get("topic_id", b"").hex(),
             None if (rights := topic.get("authorized_operations", unknown)) == unknown else rights,
         )
         for topic in answer.to_object()["topics"]

@@ -28,6 +28,7 @@ from replay_app.queries import (
     untimed,
 )
 from replay_app.reports import Plan, ShardPlan, most_common
+from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import StoreChecks, is_customized
 
@@ -86,13 +87,17 @@ class Planner:
         Raises
         ------
         ReplayFailed
-            When the replay cannot succeed: the collection or a destination topic is missing, a
+            When the replay cannot succeed: event store or mapping are not those of the ``frozen``
+            plan, the collection or a destination topic is missing, a
             topic would refuse the records, or the mapping fits no event.
         Unavailable
             When the store or the broker does not answer. A later plan may succeed.
 
         """
         await self._store.require_collection()
+        source = with_uuid(source_of(self._settings), (await self._store.identify()).uuid)
+        if frozen:
+            require_same_source(frozen.source, source)
         start = self._start
         end = frozen.end if frozen else await self._bound()
         bounds = time_range(start.filter.start, end, self._mapping)
@@ -127,20 +132,23 @@ class Planner:
             partitions={name: topic.partitions for name, topic in destinations.items()},
             warnings=tuple(warnings),
             shards=tuple(shards),
+            source=source,
         )
 
-    async def count_again(self, end: datetime) -> int | None:
-        """Return how many events match now, up to a frozen bound. None if counting took too long.
+    async def count_again(self, plan: Plan) -> int | None:
+        """Return how many events match now, up to a plan's bound. None if counting took too long.
 
         Raises
         ------
         ReplayFailed
-            When the store refuses.
+            When the store refuses, or when the collection is another one than in the plan.
         Unavailable
             When the store does not answer.
 
         """
-        return self._matched(await count_events(self._start, self._settings, self._store, end))
+        identity = await self._store.identify()
+        require_same_source(plan.source, with_uuid({}, identity.uuid))
+        return self._matched(await count_events(self._start, self._settings, self._store, plan.end))
 
     def _matched(self, found: Counts) -> int | None:
         """Return the number of events that the replay reads. None if unknown."""

@@ -10,11 +10,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from replay_app.queries import after, all_of, compile_filter, from_json
+from replay_app.sources import require_same_source, with_uuid
 from replay_app.ties import untorn_pages
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from replay_app.commands import Start
     from replay_app.queries import Query
@@ -38,14 +39,16 @@ class PageReader:
     a slice begins.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a reader reads, and from where
         self,
         store: EventStore,
         query: Query,
         sort: Sequence[str],
         page_events: int,
         position: str | None,
+        source: Mapping[str, str] | None = None,
     ) -> None:
+        """``source`` is what the replay was planned with; None while the plan is being made."""
         self.position = position
         self.page_events = page_events
         """The most documents of a page."""
@@ -63,11 +66,15 @@ class PageReader:
         """Set while `next` can answer."""
         self._demand = asyncio.Event()
         """Set when `next` takes a page: the page after may be read."""
-        self._task = asyncio.create_task(self._fill(store, query, sort))
+        self._task = asyncio.create_task(self._fill(store, query, sort, source or {}))
 
-    async def _fill(self, store: EventStore, query: Query, sort: Sequence[str]) -> None:
+    async def _fill(
+        self, store: EventStore, query: Query, sort: Sequence[str], source: Mapping[str, str]
+    ) -> None:
         try:
-            self.may_tie = await store.may_tie()
+            identity = await store.identify()
+            require_same_source(source, with_uuid({}, identity.uuid))
+            self.may_tie = identity.may_tie
             pages = store.pages(query, sort, self.page_events)
             if self.may_tie:
                 pages = untorn_pages(pages, sort)
@@ -146,9 +153,14 @@ class Readers:
         """The shards that wait for a reader, in the order of their requests."""
 
     def take(
-        self, key: str, start: Start, shard: ShardPlan, cursor: str | None
+        self,
+        key: str,
+        start: Start,
+        shard: ShardPlan,
+        cursor: str | None,
+        source: Mapping[str, str] | None = None,
     ) -> PageReader | None:
-        """Return a reader for a shard that stands at ``cursor``.
+        """Return a reader for a shard that stands at ``cursor``, of a replay with this source.
 
         None if every slot belongs to a shard that has not served a page yet. Such a shard keeps its
         slot: if many shards took the slots from each other, the store would begin query after
@@ -163,7 +175,7 @@ class Readers:
             if not self._make_room():
                 self._queue.setdefault(key)
                 return None
-            reader = self._open(start, shard, cursor)
+            reader = self._open(start, shard, cursor, source)
         self._queue.pop(key, None)
         self._readers[key] = reader  # the most recently used reader stands last
         return reader
@@ -237,7 +249,13 @@ class Readers:
             _close_later(self._readers.pop(served))
         return served is not None
 
-    def _open(self, start: Start, shard: ShardPlan, cursor: str | None) -> PageReader:
+    def _open(
+        self,
+        start: Start,
+        shard: ShardPlan,
+        cursor: str | None,
+        source: Mapping[str, str] | None = None,
+    ) -> PageReader:
         settings = self._settings
         query = all_of(
             compile_filter(start.filter, settings.mapping),
@@ -245,7 +263,7 @@ class Readers:
             after(cursor, shard.sort),
         )
         page_events = min(settings.page_events, start.max_events or settings.page_events)
-        return PageReader(self._store, query, shard.sort, page_events, cursor)
+        return PageReader(self._store, query, shard.sort, page_events, cursor, source)
 
 
 def _close_later(reader: PageReader) -> None:

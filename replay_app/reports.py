@@ -25,6 +25,8 @@ MAX_SHOWN_ID = 500
 """Characters of an event's id in lists, errors and the key of a dead letter."""
 MAX_ERROR = 2000
 """Characters of an error, or of the reason why an event failed."""
+MAX_SOURCE = 100
+"""Members of a plan's source."""
 OTHER = "(other)"
 """The name under which further types and topics are counted, so that a record stays small."""
 
@@ -110,6 +112,9 @@ class ShardPlan(Record):
     """Field paths of the order, all ascending."""
 
 
+Source = Annotated[
+    dict[str, Annotated[str, Field(max_length=MAX_ERROR)]], Field(max_length=MAX_SOURCE)
+]
 ShardPlans = Annotated[tuple[ShardPlan, ...], Field(max_length=MAX_SHARDS)]
 
 
@@ -126,6 +131,9 @@ class Plan(Record):
     """Partition count of each destination topic at planning."""
     warnings: Texts = ()
     shards: ShardPlans = ()
+    source: Source = Field(default_factory=dict)
+    """Which events were planned, and with which mapping: settings by their variables, and the
+    collection's identity. Empty in plans of older versions."""
 
 
 class Report(Record):

@@ -25,7 +25,7 @@ from replay_app import crashpoints
 from replay_app.board import Rejection
 from replay_app.broker_errors import Kind, Refused, explain
 from replay_app.commands import parse_command, usable_replay_id
-from replay_app.exceptions import CommandConflict, InvalidCommand
+from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.publisher import BATCH_OVERHEAD, PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.reports import MAX_INTERNAL_BYTES, Report, decode_report
 from replay_app.sessions import SETTLED, Session, decode_session, fit_record
@@ -113,6 +113,10 @@ class SessionPartition:
         with suppress(CommandConflict):  # the log and /readyz say why
             await self._durably(lambda: self._publish(rejection.key, value))
 
+    def publish_again(self, replay_id: str) -> None:
+        """Let the next nudge publish the session of the row, even if nothing changes."""
+        self._unpublished.add(replay_id)
+
     def needs_nudge(
         self, session: Session, now: datetime, stall: timedelta, retention: timedelta
     ) -> bool:
@@ -158,6 +162,9 @@ class SessionPartition:
                         raise CommandConflict(self._explain_refusal(error)) from error
                     refused_bytes = self._sent_bytes
                     self._max_bytes = refused_bytes // 2
+                except Unavailable as error:  # of the board
+                    await self._close()
+                    self._say(f"{error}; trying again")
                 except PRODUCER_ERRORS as error:
                     await self._close()
                     self._say(f"no session can be published: {explain(error)}; trying again")
@@ -302,10 +309,19 @@ def log_change(
 class SessionPartitions:
     """The partitions of ``replay.requests`` and ``replay.progress`` that this worker owns now."""
 
-    def __init__(self, context: WorkerContext, table: MutableMapping[bytes, bytes]) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        table: MutableMapping[bytes, bytes],
+        is_recovered: Callable[[], bool],
+    ) -> None:
         self._context = context
         self._table = table
+        self._is_recovered = is_recovered
+        """Whether the table has all rows of the owned partitions."""
         self._owned: dict[int, SessionPartition] = {}
+        self._unhealed: set[int] = set()
+        """Owned partitions whose rows have not been compared with the board yet."""
         context.metrics.show_sessions(self._count_by_state)
 
     async def assign(self, partitions: Iterable[int]) -> None:
@@ -313,6 +329,7 @@ class SessionPartitions:
         await self.revoke()
         for partition in partitions:
             self._own(partition)
+        self._unhealed = set(self._owned)
 
     async def revoke(self) -> None:
         """Give every partition up."""
@@ -407,9 +424,29 @@ class SessionPartitions:
         progress = self._context.topics.progress
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            if self._unhealed and self._context.board.is_complete and self._is_recovered():
+                await self._heal()
             now = datetime.now(UTC)
             for replay_id, session in list(self._context.board.sessions.items()):
                 owned = self._owned.get(progress.partition(replay_id))
                 if owned is not None and owned.needs_nudge(session, now, stall, retention):
                     nudge = Report(replay_id=replay_id, kind="nudge")
                     await self._context.outbox.send(progress, replay_id, nudge.encode())
+
+    async def _heal(self) -> None:
+        """Let the rows that are newer than the board be published: the status topic was lost."""
+        unhealed, self._unhealed = self._unhealed, set()
+        progress, board = self._context.topics.progress, self._context.board
+        for value in list(self._table.values()):
+            try:
+                row = decode_session(value)
+            except ValueError:  # also the record that says to which installation the topic belongs
+                continue
+            if row is None or progress.partition(row.replay_id) not in unhealed:
+                continue
+            published = board.sessions.get(row.replay_id)
+            if published is None or published.revision < row.revision:
+                logger.warning("replay %s is published again: its session was lost", row.replay_id)
+                self._own(progress.partition(row.replay_id)).publish_again(row.replay_id)
+                nudge = Report(replay_id=row.replay_id, kind="nudge")
+                await self._context.outbox.send(progress, row.replay_id, nudge.encode())

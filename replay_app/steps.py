@@ -258,7 +258,7 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     if plan is None or plan.matched is None or plan.matched == read:
         return ()
     planner = Planner(session.start, context.settings, context.store, context.describe)
-    now = await planner.count_again(plan.end)
+    now = await planner.count_again(plan)
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
         return (f"{numbers}; why they differ is unknown: the events could not be counted again",)

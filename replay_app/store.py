@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import math
 import re
+import uuid
 from collections import Counter
 from collections.abc import Hashable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bson
 import pymongo
@@ -68,6 +69,18 @@ class NoCollection(ReplayFailed):
 
 class TimeLimitExceeded(StoreUnavailable):
     """The store answers, but needs more time for a query than the caller allows."""
+
+
+class Identity(NamedTuple):
+    """What a collection is."""
+
+    uuid: str
+    """The same as long as the collection is not dropped, also after a rename. Empty: a view, or a
+    store that has none."""
+    may_tie: bool
+    """Whether several events may have the same ``_id``. An ordinary collection has a unique index
+    on ``_id``. A view and a time series collection have no such index, and in a sharded cluster the
+    index is unique within each shard only."""
 
 
 class EventStore:
@@ -150,21 +163,22 @@ class EventStore:
             msg = f"the event store {self.name!r} does not answer: nothing within {seconds:g} s"
             raise StoreUnavailable(msg) from error
 
-    async def may_tie(self) -> bool:
-        """Return whether several events may have the same ``_id``.
-
-        An ordinary collection has a unique index on ``_id``. A view and a time series collection
-        have no such index, and in a sharded cluster the index is unique within each shard only.
-        """
+    async def identify(self) -> Identity:
+        """Return what the collection is."""
         with self._errors():
             hello = await self._client.admin.command("hello")
             listed = await self._database.list_collections(filter={"name": self._collection.name})
             found = await listed.to_list(1)
         kind = found[0] if found else {}
-        return (
-            hello.get("msg") == "isdbgrid"  # a router of a sharded cluster
-            or kind.get("type", "collection") != "collection"
-            or "timeseries" in kind.get("options", {})
+        stored = kind.get("info", {}).get("uuid")
+        return Identity(
+            # The driver may give the bytes, whatever the client's uuidRepresentation is.
+            uuid=str(uuid.UUID(bytes=stored) if isinstance(stored, bytes) else stored or ""),
+            may_tie=(
+                hello.get("msg") == "isdbgrid"  # a router of a sharded cluster
+                or kind.get("type", "collection") != "collection"
+                or "timeseries" in kind.get("options", {})
+            ),
         )
 
     async def count_groups(

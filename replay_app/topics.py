@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
-    CommitFailedError,
     KafkaConnectionError,
     KafkaError,
     TopicAlreadyExistsError,
@@ -17,11 +19,14 @@ from aiokafka.errors import (
 )
 
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.installations import TopicOwner
 from replay_app.kafka_internals import close_client
 from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
+
+    from aiokafka import ConsumerRecord
 
     from replay_app.settings import Settings
 
@@ -47,6 +52,14 @@ TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "End
 """The requests that transactions need, by API key (Kafka's protocol guide)."""
 NOOP = b'{"kind":"noop"}'
 """The record that primes a new partition. The agents ignore it."""
+ANSWER_SECONDS = 20.0
+"""How long a broker may take to describe, or to create, topics. aiokafka waits without a limit."""
+PRIME_SECONDS = 60.0
+"""How long the broker may take to give every partition its first offset."""
+NEW_SECONDS = 600.0
+"""A topic whose first record is younger than this was created while older workers still ran."""
+STOP_SECONDS = 5.0
+"""How long a client may take to disconnect."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,17 @@ class Topics:
             self.table_changelog,
         )
 
+    def owned(self, *, on_target: bool | None) -> tuple[Topic, ...]:
+        """Return the topics that say to which installation they belong.
+
+        ``on_target``: those on the cluster that receives the replayed records, or those on the
+        other one. None: both clusters are the same.
+        """
+        if on_target:
+            return (self.checkpoints,)
+        # The first belongs to the topic prefix, the second to the app id.
+        return (self.status, self.table_changelog)
+
 
 async def ensure_topics(settings: Settings) -> list[str]:
     """Create the missing topics and prime every partition; return the names of the new topics.
@@ -120,18 +144,31 @@ async def ensure_topics(settings: Settings) -> list[str]:
     Raises
     ------
     InvalidSettings
-        When a topic exists with another partition count, or a broker has no transactions.
+        When a topic exists with another partition count or belongs to another installation, or a
+        broker has no transactions.
     Unavailable
-        When the broker does not answer.
+        When the broker does not answer, or when workers that do not know of new topics are still
+        in the group.
 
     """
-    declared = Topics.of(settings).all()
+    declared = Topics.of(settings)
     created: list[str] = []
+    unclaimed: list[TopicOwner] = []
     for bootstrap, on_target in _clusters(settings):
         await _require_transactions(settings, bootstrap)
-        wanted = [t for t in declared if on_target is None or t.on_target is on_target]
-        created += await _create_missing(settings, bootstrap, wanted)
-    await _prime(settings, [t for t in declared if t.subscribed])
+        wanted = [t for t in declared.all() if on_target is None or t.on_target is on_target]
+        owners = {
+            topic.name: TopicOwner(settings, bootstrap, topic.name)
+            for topic in declared.owned(on_target=on_target)
+        }
+        existing = await partition_counts(settings, bootstrap, [t.name for t in wanted])
+        for name, owner in owners.items():  # an installation that is refused creates nothing
+            if name not in existing or not await owner.require():
+                unclaimed.append(owner)
+        created += await _create_missing(settings, bootstrap, wanted, existing)
+    await _prime(settings, [t for t in declared.all() if t.subscribed])
+    for owner in unclaimed:
+        await owner.claim()
     return created
 
 
@@ -146,15 +183,10 @@ async def partition_counts(
         When the broker does not answer.
 
     """
-    admin = await _admin(settings, bootstrap)
-    try:
+    async with _admin(settings, bootstrap) as admin:
         existing = set(await admin.list_topics())
         wanted = existing if names is None else existing & set(names)
         described = await admin.describe_topics(sorted(wanted)) if wanted else []
-    except KafkaError as error:
-        raise _unavailable(settings, bootstrap, error) from error
-    finally:
-        await admin.close()
     return {t["topic"]: len(t["partitions"]) for t in described if not t["error_code"]}
 
 
@@ -164,10 +196,9 @@ async def _require_transactions(settings: Settings, bootstrap: str) -> None:
 
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        await client.bootstrap()
-        missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
-    except KafkaError as error:
-        raise _unavailable(settings, bootstrap, error) from error
+        async with _answers(settings, bootstrap, ANSWER_SECONDS):
+            await client.bootstrap()
+            missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
     finally:
         await close_client(client)
     if missing:
@@ -186,31 +217,29 @@ def _clusters(settings: Settings) -> list[tuple[str, bool | None]]:
     return [(settings.kafka, False), (settings.target_bootstrap, True)]
 
 
-async def _create_missing(settings: Settings, bootstrap: str, wanted: list[Topic]) -> list[str]:
-    existing = await partition_counts(settings, bootstrap, [t.name for t in wanted])
+async def _create_missing(
+    settings: Settings, bootstrap: str, wanted: list[Topic], existing: dict[str, int]
+) -> list[str]:
     for topic in wanted:
         if existing.get(topic.name, topic.partitions) != topic.partitions:
             msg = (
                 f"topic {topic.name!r} has {existing[topic.name]} partitions, but "
                 f"REPLAY_PARTITIONS is {topic.partitions}: the number is fixed once the topics "
-                "exist; set it back, or choose another REPLAY_TOPIC_PREFIX and REPLAY_APP_ID"
+                "exist; set it back, or choose another REPLAY_TOPIC_PREFIX and REPLAY_APP_ID. If "
+                "the broker has made the topic by itself (auto.create.topics.enable), delete it: "
+                "the worker creates it as it must be"
             )
             raise InvalidSettings(msg)
     missing = [t for t in wanted if t.name not in existing]
     if not missing:
         return []
-    admin = await _admin(settings, bootstrap)
-    try:
+    async with _admin(settings, bootstrap) as admin:
         response = await admin.create_topics(
             [
                 NewTopic(t.name, t.partitions, settings.replication, topic_configs=t.config)
                 for t in missing
             ]
         )
-    except KafkaError as error:
-        raise _unavailable(settings, bootstrap, error) from error
-    finally:
-        await admin.close()
     created: list[str] = []
     for name, code, message in (entry[:3] for entry in response.topic_errors):
         if not code:
@@ -235,6 +264,9 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
     to offsets above 0 only, so a record at offset 0 could be skipped for ever if no offset is
     committed (docs/decisions.md, 10). So `NOOP` is the record at offset 0. If a command has offset
     0 already, all records of the partition are copied to its end, and the agents read the copies.
+
+    A committed offset behind the partition's end is of a topic that was deleted and created again
+    while a worker ran. Faust would drop all records up to that offset: it is replaced.
     """
     connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
@@ -247,45 +279,85 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
     )
     producer = AIOKafkaProducer(acks="all", linger_ms=5, **connection)
     try:
-        await consumer.start()
-        await producer.start()
-        consumer.assign(partitions)
-        unprimed = [tp for tp in partitions if not await consumer.committed(tp)]
-        beginnings = await consumer.beginning_offsets(unprimed) if unprimed else {}
-        ends = await consumer.end_offsets(unprimed) if unprimed else {}
-        commits: dict[TopicPartition, int] = {}
-        for tp in unprimed:
-            if beginnings[tp] > 0:
-                continue  # the earliest offset is above 0: aiokafka seeks to it
-            end = ends[tp]
-            if end == 0:
-                # A client may have sent a command meanwhile: the no-op may not be the first record.
-                sent = await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)
-                end = sent.offset
-            if end > 0:
-                await _copy_to_the_end(consumer, producer, tp, end)
-                consumer.assign(partitions)
-            commits[tp] = max(end, 1)
-        if commits:
-            try:
-                await consumer.commit(commits)
-            except CommitFailedError:
-                # Another worker, started at the same time, may have primed the partitions and
-                # joined the group.
-                if not all([await consumer.committed(tp) for tp in commits]):
-                    raise
+        async with _answers(settings, settings.kafka, PRIME_SECONDS):
+            await consumer.start()
+            await producer.start()
+            consumer.assign(partitions)
+            known = {tp: await consumer.committed(tp) for tp in partitions}
+            ends = await consumer.end_offsets(partitions)
+            unprimed = [tp for tp in partitions if not 0 < (known[tp] or 0) <= ends[tp]]
+            beginnings = await consumer.beginning_offsets(unprimed) if unprimed else {}
+            # From a beginning above 0 aiokafka starts rightly.
+            unprimed = [tp for tp in unprimed if known[tp] or not beginnings[tp]]
+            if not unprimed:
+                return
+            await _require_empty_group(settings, sorted({tp.topic for tp in unprimed}))
+            commits = {
+                tp: await _first_offset(consumer, producer, tp, ends[tp], is_stale=bool(known[tp]))
+                for tp in unprimed
+            }
+            consumer.assign(partitions)
+            await consumer.commit(commits)
             logger.info("primed %d partitions", len(commits))
-    except KafkaError as error:
-        raise _unavailable(settings, settings.kafka, error) from error
     finally:
-        await producer.stop()
-        await consumer.stop()
+        for client in (producer, consumer):
+            with contextlib.suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(client.stop(), STOP_SECONDS)
+
+
+async def _require_empty_group(settings: Settings, topics: list[str]) -> None:
+    """Raise `Unavailable` while the group has members: Kafka then takes no offsets from outside.
+
+    A living worker sees that its topics were deleted, and starts over (`topic_watch`). Another
+    worker, started at the same time, may have primed the partitions and joined the group.
+    """
+    async with _admin(settings, settings.kafka) as admin:
+        (answer,) = await admin.describe_consumer_groups([settings.app_id])
+    (group,) = answer.to_object()["groups"]
+    if group["members"]:
+        msg = (
+            f"the group {settings.app_id!r} (REPLAY_APP_ID) has {len(group['members'])} members "
+            f"that do not know {', '.join(topics)} yet: they start over within seconds, and leave "
+            "after REPLAY_SESSION_TIMEOUT_SECONDS"
+        )
+        raise Unavailable(msg)
+
+
+async def _first_offset(
+    consumer: AIOKafkaConsumer,
+    producer: AIOKafkaProducer,
+    tp: TopicPartition,
+    end: int,
+    *,
+    is_stale: bool,
+) -> int:
+    """Return the offset at which the group begins to read a partition: above 0.
+
+    ``is_stale``: the group has a committed offset behind ``end``.
+    """
+    if end == 0:
+        # A client may have sent a command meanwhile: the no-op may not be the first record.
+        end = (await producer.send_and_wait(tp.topic, NOOP, partition=tp.partition)).offset + 1
+    first = await _first_record(consumer, tp)
+    if is_stale and time.time() - first.timestamp / 1000 > NEW_SECONDS:
+        return end  # the topic is the old one, and the broker has lost its end: all was read
+    if first.offset or first.value == NOOP:
+        return int(first.offset) or 1
+    await _copy_to_the_end(consumer, producer, tp, end)
+    return end
+
+
+async def _first_record(consumer: AIOKafkaConsumer, tp: TopicPartition) -> ConsumerRecord:
+    consumer.assign([tp])
+    await consumer.seek_to_beginning(tp)
+    while True:
+        for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, []):
+            return record
 
 
 async def _copy_to_the_end(
     consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, tp: TopicPartition, end: int
 ) -> None:
-    consumer.assign([tp])
     consumer.seek(tp, 0)
     while await consumer.position(tp) < end:
         for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, []):
@@ -295,14 +367,36 @@ async def _copy_to_the_end(
                 )
 
 
-async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
+@contextlib.asynccontextmanager
+async def _admin(settings: Settings, bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Give an admin client for ANSWER_SECONDS.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer within the block.
+
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        await admin.start()
+        async with _answers(settings, bootstrap, ANSWER_SECONDS):
+            await admin.start()
+            yield admin
+    finally:
+        await close_client(admin)
+
+
+@contextlib.asynccontextmanager
+async def _answers(settings: Settings, bootstrap: str, seconds: float) -> AsyncIterator[None]:
+    """Limit the time of the block, and turn its errors into `Unavailable`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        why = f"no answer within {seconds:g} s"
+        raise _unavailable(settings, bootstrap, why) from error
     except KafkaError as error:
-        await admin.close()
         raise _unavailable(settings, bootstrap, error) from error
-    return admin
 
 
 def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:

@@ -17,6 +17,7 @@ from replay_app.checkpoints import (
     Token,
     Verdict,
     judge,
+    lost_progress,
     progress_of,
 )
 from replay_app.compacted import CompactedReader
@@ -30,10 +31,12 @@ from replay_app.dropped_slices import LastSlices
 from replay_app.emit import EmitSlice
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.faults import Faults
+from replay_app.installations import is_installation
 from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
 from replay_app.reports import MAX_INTERNAL_BYTES, Report
+from replay_app.sources import require_same_source, source_of
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
 
@@ -101,6 +104,7 @@ class WorkPartition:
             try:
                 await self.producer.start()  # first fence, then read: nothing comes in between
                 self.checkpoints = await self._read_checkpoints()
+                await self._read_sessions()
             except Exception as error:  # noqa: BLE001 - tokens wait for the opening: it must not fail
                 logger.warning("partition %d cannot be opened: %s", self.partition, explain(error))
                 self.context.obstacles[self._name] = (
@@ -112,11 +116,6 @@ class WorkPartition:
             else:
                 break
         self.context.obstacles.pop(self._name, None)
-        # A set, because every call asks the broker.
-        status = self.context.topics.status
-        keys = (*self.checkpoints.newest, *self.checkpoints.unreadable)
-        partitions = {status.partition(key.rpartition("/")[0]) for key in keys}
-        await asyncio.gather(*map(self.context.board.caught_up, partitions))
         for checkpoint in list(self.checkpoints.newest.values()):
             await self._resend(checkpoint)
         for key in self.checkpoints.unreadable:
@@ -133,6 +132,8 @@ class WorkPartition:
         try:
             await reader.start()
             async for record in reader.read_to_end():
+                if is_installation(record.key):
+                    continue
                 try:
                     found.add(record)
                 except ValueError as error:
@@ -141,6 +142,14 @@ class WorkPartition:
         finally:
             await reader.stop()
         return found
+
+    async def _read_sessions(self) -> None:
+        """Wait until the board has the newest session of each checkpoint."""
+        # A set, because every call asks the broker.
+        status = self.context.topics.status
+        keys = (*self.checkpoints.newest, *self.checkpoints.unreadable)
+        partitions = {status.partition(key.rpartition("/")[0]) for key in keys}
+        await asyncio.gather(*map(self.context.board.caught_up, partitions))
 
     async def _resend(self, checkpoint: Checkpoint) -> None:
         """Send the report and the continuation again, if a crash may have lost them."""
@@ -236,12 +245,16 @@ class WorkPartition:
         session = await self.unknown.session_of(token, origin)
         if session is None or not session.wants(token):
             return  # the tokens of the newer epoch, or state, are on their way
-        if token.kind in {"emit", "stop"} and not session.has_shard(token.shard):
-            self.context.ignored.add(
-                self.context.topics.work.name, *origin, f"{token.key!r} is no shard of the replay"
-            )
-            return
         why = self.checkpoints.unreadable.get(token.key)
+        if token.kind in {"emit", "stop"} and isinstance(token.shard, int):
+            if not session.has_shard(token.shard):
+                self.context.ignored.add(
+                    self.context.topics.work.name,
+                    *origin,
+                    f"{token.key!r} is no shard of the replay",
+                )
+                return
+            why = why or lost_progress(old, session.shards[token.shard].progress)
         if why is not None:
             await self._report_unreadable(session, token, why)
             return
@@ -302,6 +315,10 @@ class WorkPartition:
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
         """Do the slice's work, and return the checkpoint to commit."""
+        if session.plan is not None and (
+            token.kind == "emit" or (token.kind == "finish" and token.outcome == "end")
+        ):
+            require_same_source(session.plan.source, source_of(self.context.settings))
         match token.kind:
             case "plan":
                 return await self._steps.plan(session, token, origin)

@@ -26,6 +26,7 @@ from replay_app.brokers import prepare_topics
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import ReplayError
 from replay_app.internals import check_versions, has_lost_membership
+from replay_app.topic_watch import TopicWatch
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -74,7 +75,8 @@ def run_worker(settings: Settings) -> int:
     asyncio.set_event_loop(loop)
     if not loop.run_until_complete(_prepare_topics(settings)):
         return 0
-    app = create_app(settings)
+    obstacles: dict[str, str] = {}
+    app = create_app(settings, obstacles)
     worker = faust.Worker(
         app,
         loop=loop,
@@ -85,10 +87,12 @@ def run_worker(settings: Settings) -> int:
     )
     worker.spinner = None  # it would write escape sequences, even into a file
     watch = loop.create_task(_end_without_membership(app))
+    topics = loop.create_task(_start_over_without_topics(TopicWatch(settings, obstacles), app))
     limit = loop.create_task(_limit_the_end(worker))
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
+        # Rows that Faust never accepts again. They are a cache: the status topic has the sessions.
         tables = Path(app.conf.tabledir)
         if isinstance(worker.crash_reason, ConsistencyError):
             logger.warning("the table's changelog was lost: starting again without %s", tables)
@@ -112,6 +116,7 @@ def run_worker(settings: Settings) -> int:
         return code
     finally:
         watch.cancel()
+        topics.cancel()
         limit.cancel()
 
 
@@ -188,6 +193,18 @@ async def _end_without_membership(app: faust.App) -> None:
             os._exit(1)
 
 
+async def _start_over_without_topics(watch: TopicWatch, app: faust.App) -> None:
+    """Start over when one of the worker's own topics was deleted, or created again.
+
+    Nothing is stopped in order before: much of that would wait for the lost topic. No work is lost,
+    as after kill -9.
+    """
+    lost = await watch.until_lost()
+    if not app.should_stop:
+        logger.critical("%s: starting over", lost)
+        _start_over()
+
+
 async def _limit_the_end(worker: faust.Worker) -> threading.Timer:
     """Wait for SIGTERM. Return the timer that ends the process STOP_SECONDS later.
 
@@ -215,9 +232,6 @@ def _end_after(seconds: float, code: int) -> threading.Timer:
 
 
 def _start_over() -> NoReturn:
-    """Run this command again, without local rows that Faust never accepts.
-
-    The rows may be newer than the table's changelog, or damaged. They are a cache:
-    ``replay.status`` has every session.
-    """
+    """Run this command again, in this process: its number stays the same."""
+    logging.shutdown()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command

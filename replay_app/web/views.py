@@ -42,6 +42,7 @@ from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
 from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_session
 from replay_app.store import NoCollection, StoreUnavailable
+from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX, require_access
 from replay_app.web.openapi import openapi
@@ -358,7 +359,7 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
     published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):
         row = published or await _require_session(shared, replay_id)
-    sending = shared.context.outbox.obstacle
+    sending = shared.context.obstacles.get(OBSTACLE) or shared.context.outbox.obstacle
     if sending is not None and row.state not in SETTLED:
         row = row.model_copy(update={"reason": sending})  # it cannot be published now
     return _json(row.model_dump_json())

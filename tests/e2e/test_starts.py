@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from support import forwarding, wait_until
+import pytest
+from support import forwarding, unique_name, wait_until
 from workers import WORKER_READY_SECONDS, Cluster, Worker, outside_environment
 
 from replay_app.demo.stack import free_port
@@ -147,3 +148,23 @@ def test_a_start_that_fails_is_one_line_in_the_form_of_the_log(cluster: Cluster)
         (line,) = worker.log.read_text().splitlines()
         said = json.loads(line)["message"] if form == "json" else line.removeprefix("error: ")
         assert said.startswith(f"the folder {file / 'data'} (REPLAY_DATA_DIR) cannot be used: Not")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("REPLAY_APP_ID", "topic '{prefix}status' belongs to REPLAY_APP_ID={name}, and "),
+        ("REPLAY_TOPIC_PREFIX", "REPLAY_APP_ID={name} belongs to REPLAY_TOPIC_PREFIX='{prefix}', "),
+    ],
+)
+def test_a_second_installation_on_the_same_topics_or_group_ends_with_one_sentence(
+    cluster: Cluster, setting: str, told: str
+) -> None:
+    first = cluster.start_worker().wait_until_ready()
+    second = cluster.start_worker(None, **{setting: unique_name("other")})
+    assert second.process.wait(WORKER_READY_SECONDS) == 2
+    (line,) = second.log.read_text().splitlines()
+    assert line.startswith("error: " + told.format(prefix=cluster.prefix, name=cluster.name))
+    assert first.is_ready()
+    ignored = {topic for (name, topic) in first.metrics() if name.startswith("replay_ignored")}
+    assert ignored == set()

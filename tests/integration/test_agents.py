@@ -28,7 +28,7 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
 ) -> None:
     caplog.set_level(logging.INFO)
     worker = await start_worker(EventStore, Outbox)
-    agent = SessionPartitions(worker, FullDisk())
+    agent = SessionPartitions(worker, FullDisk(), lambda: True)
     await agent.assign([0])
 
     async def handle(offset: int, command: Command) -> None:

@@ -22,6 +22,7 @@ from replay_app.plans import Planner
 from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Failure, Offsets, ShardProgress
 from replay_app.sessions import Session, Shard
+from replay_app.sessions_agent import SessionPartitions
 from replay_app.settings import Settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
@@ -86,6 +87,62 @@ async def test_the_board_waits_for_what_an_open_transaction_hides(context: Worke
     async with asyncio.timeout(SECONDS):
         await waiting
     assert "r1" in context.board.sessions
+
+
+@pytest.mark.parametrize("held", ["checkpoints", "status"])
+async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_read(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    monkeypatch.setattr("replay_app.compacted.OBSTACLE_SECONDS", 0.5)
+    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.5)
+    monkeypatch.setattr("replay_app.compacted.HELD_SECONDS", 3.0)
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 3.0)
+    topic = getattr(context.topics, held).name
+    token = Token(replay_id="r1", epoch=1, kind="emit")
+    checkpoint = Checkpoint.of_shard(token, Origin(0, 0), None, ShardProgress(state="stopped"))
+    await commit(context.settings, context.topics.checkpoints.name, checkpoint.encode(), b"r1/0")
+    partition = WorkPartition(context, 0)
+    with open_transactions(context.settings.kafka, {topic: 1}):
+        partition.open()
+        async with asyncio.timeout(SECONDS):
+            while not context.obstacles:
+                await asyncio.sleep(0.05)
+        (why,) = context.obstacles.values()
+        assert why.startswith(f"partition 0 of {context.topics.work.name} cannot be opened: ")
+        assert f"partition 0 of {topic!r} stands still at offset" in why
+        assert "open transaction of producer id" in why
+        assert not await partition.is_open_within(0.1)
+    async with asyncio.timeout(SECONDS):
+        await partition.wait_until_open()
+    assert not context.obstacles
+    assert set(partition.checkpoints.newest) == {"r1/0"}
+    await partition.close()
+
+
+async def test_no_step_of_a_session_is_taken_before_the_newest_session_is_known(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.5)
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 3.0)
+    agent = SessionPartitions(context, {}, lambda: True)
+    await agent.assign([0])
+    command = Start(replay_id="r1").model_dump_json().encode()
+    with open_transactions(context.settings.kafka, {context.topics.status.name: 1}):
+        handling = asyncio.create_task(agent.handle_request(0, 1, command))
+        async with asyncio.timeout(SECONDS):
+            while not context.obstacles:
+                await asyncio.sleep(0.05)
+        (why,) = context.obstacles.values()
+        assert "is not read to its end within 3 s" in why
+        assert "open transaction of producer id" in why
+        assert not handling.done()
+    async with asyncio.timeout(SECONDS):
+        await handling
+    assert not context.obstacles
+    async with asyncio.timeout(SECONDS):
+        while "r1" not in context.board.sessions:
+            await asyncio.sleep(0.05)
+    await agent.revoke()
 
 
 # The end of a replay

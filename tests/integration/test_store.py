@@ -440,7 +440,24 @@ async def test_events_may_tie_where_nothing_keeps_their_ids_unique(
     store: EventStore, events: Collection[Document], options: dict[str, Any], *, may_tie: bool
 ) -> None:
     events.database.create_collection("events", **options)
-    assert await store.may_tie() == may_tie
+    assert (await store.identify()).may_tie == may_tie
+
+
+async def test_a_collection_has_the_same_identity_until_it_is_dropped(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    assert (await store.identify()).uuid == ""  # there is no collection yet
+    found = []
+    for _ in range(2):
+        events.insert_one({"_id": 1})
+        first = (await store.identify()).uuid
+        events.delete_many({})
+        events.create_index("timestamp")
+        assert (await store.identify()).uuid == first
+        assert str(uuid.UUID(first)) == first
+        found.append(first)
+        events.drop()
+    assert found[0] != found[1]
 
 
 async def test_a_reader_of_a_view_ends_its_pages_with_whole_ties(

@@ -9,7 +9,14 @@ import struct
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
-from support import create_topics, read_topic, unique_name, wait_until
+from support import (
+    create_topics,
+    delete_topics,
+    open_transactions,
+    read_topic,
+    unique_name,
+    wait_until,
+)
 
 from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import InvalidSettings, Unavailable
@@ -186,6 +193,151 @@ async def test_a_worker_may_prime_beside_one_that_has_joined(settings: Settings)
         assert await ensure_topics(settings) == []
     finally:
         member.close()
+
+
+# Two installations
+
+
+def other_of(settings: Settings, changed: str) -> Settings:
+    """Return the settings of an installation that differs in its app id or in its prefix."""
+    value = unique_name("other")
+    return settings.model_copy(
+        update={"app_id": value} if changed == "app id" else {"topic_prefix": f"{value}."}
+    )
+
+
+@pytest.mark.parametrize("changed", ["app id", "prefix"])
+async def test_a_second_installation_is_refused_with_both_names_and_creates_nothing(
+    settings: Settings, changed: str
+) -> None:
+    await ensure_topics(settings)
+    other = other_of(settings, changed)
+    for _ in range(2):
+        with pytest.raises(InvalidSettings) as refused:
+            await ensure_topics(other)
+        mine, theirs = (
+            (other.app_id, settings.app_id)
+            if changed == "app id"
+            else (other.topic_prefix, settings.topic_prefix)
+        )
+        told = str(refused.value)
+        assert mine in told
+        assert theirs in told
+        assert "choose another" in told
+    counts = await partition_counts(settings, settings.kafka, names(other))
+    assert counts.keys() <= set(names(settings))
+    assert await ensure_topics(settings) == []
+
+
+@pytest.mark.parametrize("changed", ["app id", "prefix"])
+async def test_of_two_installations_that_start_at_the_same_moment_one_wins_for_ever(
+    settings: Settings, changed: str
+) -> None:
+    both = [settings, other_of(settings, changed)]
+    for _ in range(2):
+        answers = await asyncio.gather(*map(ensure_topics, both), return_exceptions=True)
+        won = [isinstance(answer, list) for answer in answers]
+        assert sorted(won) == [False, True], answers
+        assert isinstance(answers[won.index(False)], InvalidSettings)
+        # The winner goes on in the other place, too.
+        both = [both[won.index(False)], both[won.index(True)]]
+        assert isinstance(await ensure_topics(both[1]), list)
+
+
+async def test_an_installation_without_its_record_gets_the_record_from_the_next_worker(
+    settings: Settings,
+) -> None:
+    # As an older version left the topics.
+    create_topics(settings.kafka, dict.fromkeys(names(settings), 3))
+    produce(settings, Topics.of(settings).status.name, 0, *[b"a session"] * 1000)
+    assert await ensure_topics(settings) == []
+    with pytest.raises(InvalidSettings, match="belongs to"):
+        await ensure_topics(other_of(settings, "app id"))
+
+
+async def test_a_strangers_record_claims_nothing(settings: Settings) -> None:
+    status = Topics.of(settings).status.name
+    create_topics(settings.kafka, {status: 3})
+    producer = Producer({"bootstrap.servers": settings.kafka})
+    other = b'{"app_id":"b","topic_prefix":"c."}'
+    for key, value in (
+        (b"/installation/a/b.", other),
+        (b"/installation/a/b.", None),
+        (b"/installation/a/b.", b"[]"),
+        (b"r", other),
+        (None, other),
+    ):
+        producer.produce(status, value, key, partition=0)
+    assert producer.flush(SECONDS) == 0
+    await ensure_topics(settings)
+    with pytest.raises(InvalidSettings, match=f"belongs to REPLAY_APP_ID={settings.app_id}"):
+        await ensure_topics(other_of(settings, "app id"))
+
+
+async def test_an_open_transaction_does_not_hold_up_the_start(settings: Settings) -> None:
+    status = Topics.of(settings).status.name
+    create_topics(settings.kafka, {status: 3})
+    with open_transactions(settings.kafka, {status: 3}):
+        await ensure_topics(settings)
+        assert await ensure_topics(settings) == []
+
+
+async def test_another_cluster_for_the_events_says_whose_checkpoints_it_has(
+    settings: Settings,
+) -> None:
+    # Two names of one broker stand for two clusters.
+    apart = settings.model_copy(
+        update={"target_kafka": settings.kafka.replace("127.0.0.1", "localhost")}
+    )
+    assert apart.target_bootstrap != apart.kafka
+    await ensure_topics(apart)
+    delete_topics(settings.kafka, [Topics.of(settings).status.name])
+    with pytest.raises(InvalidSettings, match="checkpoints' belongs to"):
+        await ensure_topics(other_of(apart, "app id"))
+
+
+# Topics that were deleted and created again
+
+
+async def test_offsets_of_a_topic_before_it_was_created_anew_are_replaced(
+    settings: Settings,
+) -> None:
+    # A worker that still ran has committed the offset of the deleted topic.
+    await ensure_topics(settings)
+    work = Topics.of(settings).work
+    delete_topics(settings.kafka, [work.name])
+    create_topics(settings.kafka, {work.name: 3})
+    produce(settings, work.name, 1, b"new")
+    consumer = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
+    consumer.commit(
+        offsets=[TopicPartition(work.name, n, 57) for n in range(3)], asynchronous=False
+    )
+    consumer.close()
+    await ensure_topics(settings)
+    offsets = committed_offsets(settings, [work])
+    assert (offsets[work.name, 0], offsets[work.name, 2]) == (1, 1)
+    assert unread_values(settings, work.name) == [b"new"]
+
+
+async def test_a_new_topic_waits_until_the_workers_that_do_not_know_it_have_left(
+    settings: Settings,
+) -> None:
+    await ensure_topics(settings)
+    topics = Topics.of(settings)
+    member = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.app_id})
+    try:
+        member.subscribe([topics.requests.name])
+        wait_until(lambda: member.poll(0.1) or member.assignment(), SECONDS, "it never joined")
+        delete_topics(settings.kafka, [topics.work.name])
+        create_topics(settings.kafka, {topics.work.name: 3})
+        produce(settings, topics.work.name, 0, b"token")
+        for _ in range(3):  # the token is not copied again and again
+            with pytest.raises(Unavailable, match=f"do not know {topics.work.name} yet"):
+                await ensure_topics(settings)
+    finally:
+        member.close()
+    await ensure_topics(settings)
+    assert unread_values(settings, topics.work.name) == [b"token"]
 
 
 async def test_partition_counts_are_of_the_topics_that_exist(settings: Settings) -> None:

@@ -1,0 +1,82 @@
+"""Where a replay's events come from, and how they become records: the same from plan to end.
+
+A cursor is a place in one collection, read with one mapping. A worker that is pointed at another
+collection would go on behind this place, and leave out what lies before. So the plan keeps what
+counts, and every worker compares before it reads. Hosts, users and passwords do not count: the
+members of a replica set may change during a replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from replay_app.exceptions import ReplayFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from replay_app.settings import Settings
+
+MAX_VALUE = 200
+"""Characters of a value. A longer one is kept as its hash."""
+UUID = "UUID of the collection"
+"""Under which name a plan keeps the identity of the collection. A view has none."""
+_SETTINGS = (
+    "mongo_database",
+    "mongo_collection",
+    "timestamp_type",
+    "exclude_fields",
+    "topics",
+    "topic_template",
+)
+
+
+def source_of(settings: Settings) -> dict[str, str]:
+    """Return the settings that must stay the same while a replay lasts, by variable, as text."""
+    values = settings.model_dump(include={*_SETTINGS, *_field_settings(settings)})
+    return {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
+
+
+def _field_settings(settings: Settings) -> set[str]:
+    return {name for name in type(settings).model_fields if name.startswith("field_")}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True)
+    elif isinstance(value, tuple):
+        value = ",".join(sorted(value))
+    if len(value) <= MAX_VALUE:
+        return str(value)
+    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
+
+
+def with_uuid(source: Mapping[str, str], uuid: str) -> dict[str, str]:
+    """Return a source with the identity of the collection, if the store tells one."""
+    return {**source, UUID: uuid} if uuid else dict(source)
+
+
+def require_same_source(planned: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compare what a replay was planned with, and what a worker has now.
+
+    What only one of them knows is not compared: another version may have written the plan.
+
+    Raises
+    ------
+    ReplayFailed
+        When they differ. The message has both values, and what to do.
+
+    """
+    differences = [
+        f"{name} was {planned[name]!r}, and is {value!r} now"
+        for name, value in now.items()
+        if planned.get(name, value) != value
+    ]
+    if differences:
+        msg = (
+            f"the replay was planned with another event store or mapping: {'; '.join(differences)}"
+            ". Point all workers back, then retry; or start a new replay"
+        )
+        raise ReplayFailed(msg)

@@ -1,0 +1,108 @@
+"""Looks, while a worker runs, whether its own topics are still those of its start.
+
+Faust and aiokafka know offsets, and no topics: in a topic that was deleted and created again, they
+pass over all records up to the offset that they have reached in the old one. So a worker whose
+topic is gone, or is another one under the same name, starts over: its start creates the missing
+topics and gives them their first offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaClient
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+
+from replay_app.internals import describe_topics
+from replay_app.kafka_internals import close_client
+from replay_app.topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from replay_app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 3.0
+"""Time between two looks."""
+GONE_SECONDS = 8.0
+"""A topic is gone when the broker has not known it for this time. A broker that has just started
+may not know all topics yet."""
+ANSWER_SECONDS = 10.0
+"""How long the broker may take to answer a look."""
+OBSTACLE = "topics"
+"""Under which name the worker shows what a look has found."""
+
+
+class TopicWatch:
+    """The topics of one worker, and the ids that they had when the worker started."""
+
+    def __init__(self, settings: Settings, obstacles: MutableMapping[str, str]) -> None:
+        self._settings = settings
+        self._obstacles = obstacles
+        """What holds the worker up, in words, by the thing that is held up."""
+        self.ids: dict[str, str] = {}
+        """By topic: the id at the first look. A broker before Kafka 2.8 has no ids."""
+        self._missing_since: dict[str, float] = {}
+        """By topic: monotonic seconds."""
+
+    async def until_lost(self) -> str:
+        """Look until a topic is lost. Return what has happened, in words."""
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    found = await self._find()
+            except (KafkaError, TimeoutError) as error:
+                logger.debug("the topics cannot be looked at: %r", error)
+            else:
+                if (lost := self._compare(found, time.monotonic())) is not None:
+                    return lost
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _find(self) -> dict[str, str | None]:
+        """Return the id of each topic, "" without an id; None: the broker does not know it."""
+        settings, found = self._settings, dict[str, str | None]()
+        declared = Topics.of(settings).all()
+        for bootstrap in {settings.kafka, settings.target_bootstrap}:
+            names = [
+                topic.name
+                for topic in declared
+                if (settings.target_bootstrap if topic.on_target else settings.kafka) == bootstrap
+            ]
+            client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+            try:
+                await client.bootstrap()
+                for topic in await describe_topics(client, names):
+                    if topic.error_code == UnknownTopicOrPartitionError.errno:
+                        found[topic.name] = None
+                    elif not topic.error_code:
+                        found[topic.name] = topic.topic_id
+            finally:
+                await close_client(client)
+        return found
+
+    def _compare(self, found: dict[str, str | None], now: float) -> str | None:
+        """Return what has happened, once a topic is lost; show what is missing meanwhile."""
+        for name, topic_id in found.items():
+            if topic_id is None:
+                self._missing_since.setdefault(name, now)
+                continue
+            self._missing_since.pop(name, None)
+            if topic_id != self.ids.setdefault(name, topic_id):
+                return f"topic {name!r} was deleted and created again"
+        missing = sorted(self._missing_since)
+        if not missing:
+            self._obstacles.pop(OBSTACLE, None)
+            return None
+        named = ", ".join(map(repr, missing))
+        gone = f"the broker does not know {named}: deleted while the worker runs?"
+        if OBSTACLE not in self._obstacles:
+            logger.warning("%s", gone)
+        self._obstacles[OBSTACLE] = gone
+        if now - min(self._missing_since.values()) >= GONE_SECONDS:
+            return f"{named} was deleted while the worker ran"
+        return None
