@@ -21,6 +21,8 @@ from replay_app.reports import MAX_INTERNAL_BYTES
 from replay_app.sessions_agent import SessionPartitions
 from replay_app.store import EventStore
 from replay_app.topics import Topic, Topics
+from replay_app.web.access import require_access
+from replay_app.web.server import HttpServer
 from replay_app.web.views import add_views
 from replay_app.work_agent import WorkPartitions
 
@@ -85,7 +87,22 @@ def create_app(settings: Settings, obstacles: dict[str, str] | None = None) -> f
     ):
         _add_agent(app, topic, name, handle, ready)
     add_views(app, context, table)
+    _limit_the_server(app, context)
     return app
+
+
+def _limit_the_server(app: faust.App, context: WorkerContext) -> None:
+    """Let our server listen in place of Faust's, which takes no limits."""
+    web: Any = app.web
+    settings = context.settings
+    server = HttpServer(
+        web.web_app,
+        require_access(settings),
+        context.metrics,
+        settings.bind_host,
+        settings.web_port,
+    )
+    web.start_server, web.stop_server = server.start, server.stop
 
 
 def _add_agent(

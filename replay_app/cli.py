@@ -116,7 +116,7 @@ def _worker(options: argparse.Namespace) -> int:
     chosen = {"web_port": options.web_port, "data_dir": options.data_dir}
     chosen["worker_id"] = options.worker_id
     settings = load_settings(**{name: v for name, v in chosen.items() if v is not None})
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, settings.secrets())
     try:
         if options.processes > 1:
             return run_workers(settings, options.processes)

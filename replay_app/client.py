@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidSettings, ReplayError, Unavailable
 from replay_app.sessions import TERMINAL
+from replay_app.settings import check_token, masked_uri
 
 REQUEST_SECONDS = 30.0
 """How long an answer may take; a plan counts events while the client waits."""
@@ -69,10 +70,19 @@ class Client:
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
+        if "@" in url.partition("?")[0]:
+            raise InvalidSettings(
+                f"{masked_uri(url)!r} (--url or REPLAY_URL) has a user or a password: leave them "
+                "out, and set REPLAY_API_TOKEN to the worker's token"
+            )
         if not url.startswith(("http://", "https://")):
             raise InvalidSettings(
                 f"{url!r} (--url or REPLAY_URL) does not start with http:// or https://"
             )
+        try:
+            check_token(token or "")
+        except ValueError as error:
+            raise InvalidSettings(f"REPLAY_API_TOKEN: {error}") from error
         self.url = url.rstrip("/")
         self._token = token
 
@@ -161,7 +171,8 @@ class Client:
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+            # urllib writes headers in Latin-1, and the worker reads UTF-8.
+            headers["Authorization"] = f"Bearer {self._token}".encode().decode("latin-1")
         data = None if body is None else json.dumps(body).encode()
         request = Request(self.url + path, data, headers, method=method)  # noqa: S310 - http(s), see __init__
         try:

@@ -6,9 +6,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import quote, quote_plus
 
 LogFormat = Literal["text", "json"]
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -112,9 +113,47 @@ class RateLimit(logging.Filter):
         return count < self._burst
 
 
-def configure_logging(level: str, form: LogFormat = "text") -> None:
-    """Write all logs to standard error, warnings of Python and errors that end the process too."""
-    writer = logging.StreamHandler(sys.stderr)
+MIN_SECRET = 4
+"""Characters of the shortest secret that is hidden: a shorter one is a part of common words."""
+
+
+class Writer(logging.StreamHandler[Any]):
+    """Writes the log, and hides secrets, whoever logs them: a library's error may quote one."""
+
+    def __init__(self, stream: Any, secrets: Iterable[str] = ()) -> None:
+        super().__init__(stream)
+        lines = {line for secret in secrets for line in secret.splitlines()}
+        forms = {form for line in lines if len(line) >= MIN_SECRET for form in _forms(line)}
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, with ``***`` for each secret."""
+        line = super().format(record)
+        for form in self._forms:
+            line = line.replace(form, "***")
+        return line
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the forms in which messages show a secret: as text, bytes, JSON, or in a URL."""
+    forms = {
+        secret,
+        repr(secret)[1:-1],
+        repr(secret.encode(errors="surrogateescape"))[2:-1],
+        quote(secret, safe="", errors="replace"),
+        quote_plus(secret, errors="replace"),
+    }
+    for _ in range(2):  # JSON inside a line that is JSON
+        forms |= {escaped(form) for form in forms} | {json.dumps(form)[1:-1] for form in forms}
+    return forms
+
+
+def configure_logging(level: str, form: LogFormat = "text", secrets: Iterable[str] = ()) -> None:
+    """Write all logs to standard error, warnings of Python and errors that end the process too.
+
+    No line shows one of the ``secrets``.
+    """
+    writer = Writer(sys.stderr, secrets)
     writer.setFormatter(JsonLines() if form == "json" else TextLines())
     limit = RateLimit()
     writer.addFilter(lambda record: not record.name.startswith("aiokafka") or limit.filter(record))

@@ -56,6 +56,14 @@ class Metrics:
         )
         for why in ("malformed", "conflict"):
             self.refused_commands.labels(why)
+        self.refused_requests = Counter(
+            "replay_http_refused",
+            "HTTP requests and connections refused before a view saw them, by cause.",
+            ["why"],
+            registry=registry,
+        )
+        for why in ("malformed", "unauthorized", "too_many"):
+            self.refused_requests.labels(why)
 
     def count_slice(self, kind: str, seconds: float, more: Counters, more_bytes: int) -> None:
         """Count a committed slice.

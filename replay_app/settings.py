@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_plus
 
 import pydantic
 from aiokafka.helpers import create_ssl_context
@@ -47,6 +48,7 @@ _LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """How the value of a Service's ``REPLAY_..._PORT`` begins."""
 INTERNAL: dict[str, Any] = {"internal": True}
 """Marks a setting that only tests and benchmarks change. docs/settings.md does not list it."""
+FIRST_PRINTABLE, DELETE = 0x20, 0x7F
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
 
 
@@ -222,6 +224,13 @@ class Settings(BaseSettings):
         # REPLAY_API_TOKEN= must not open the API to everybody who sends an empty token.
         return None if isinstance(value, str) and not value.strip() else value
 
+    @field_validator("api_token")
+    @classmethod
+    def _require_sendable_token(cls, token: pydantic.SecretStr | None) -> pydantic.SecretStr | None:
+        if token is not None:
+            check_token(token.get_secret_value())
+        return token
+
     @field_validator("topics")
     @classmethod
     def _require_topic_names(cls, topics: dict[str, str]) -> dict[str, str]:
@@ -285,6 +294,12 @@ class Settings(BaseSettings):
             topics=self.topics,
             topic_template=self.topic_template,
         )
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return all secrets, each as it is written and as it is meant."""
+        words = [one for one in (self.api_token, self.kafka_sasl_plain_password) if one]
+        in_uri = uri_secrets(self.mongo.get_secret_value())
+        return (*(word.get_secret_value() for word in words), *in_uri, *map(unquote_plus, in_uri))
 
     def kafka_security(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.
@@ -449,7 +464,28 @@ def _text(name: str, value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
+# In a malformed URI, nobody knows where the password ends: up to the last @, it may be everything.
+_PASSWORD = re.compile(r"(?P<before>^(?>(?:[^:@]*://)?)[^:]*:)(?P<secret>.*)(?=@)", re.DOTALL)
+_SECRET_OPTION = re.compile(
+    r"(?i)(?P<before>(?:password|authMechanismProperties)=)(?P<secret>[^&]*)"
+)
+
+
 def masked_uri(uri: str) -> str:
-    """Return a MongoDB URI with *** for each password, also in the URI's options."""
-    uri = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
-    return re.sub(r"(?i)(password|authMechanismProperties)=[^&]*", r"\1=***", uri)
+    """Return a URI with *** for each password, also in the options of a MongoDB URI."""
+    for pattern in (_PASSWORD, _SECRET_OPTION):
+        uri = pattern.sub(r"\g<before>***", uri)
+    return uri
+
+
+def uri_secrets(uri: str) -> list[str]:
+    """Return what `masked_uri` hides."""
+    found = (match["secret"] for p in (_PASSWORD, _SECRET_OPTION) for match in p.finditer(uri))
+    return [secret for secret in found if secret]
+
+
+def check_token(token: str) -> None:
+    """Raise ValueError for a token that no HTTP header can carry."""
+    if any(ord(character) < FIRST_PRINTABLE or ord(character) == DELETE for character in token):
+        msg = "has a line break or another control character; remove it"
+        raise ValueError(msg)

@@ -36,6 +36,7 @@ from replay_app.events import LENIENT, STRICT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
 from replay_app.pages import DECODE_ERRORS
+from replay_app.settings import uri_secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -100,8 +101,14 @@ class EventStore:
                 uuidRepresentation="standard",
             )
         except (InvalidURI, ConfigurationError, ValueError) as error:
-            msg = f"REPLAY_MONGO is not a usable MongoDB URI: {error}"
-            raise InvalidSettings(msg) from error
+            # The driver's words may quote any part of a malformed URI.
+            told = "" if uri_secrets(settings.mongo.get_secret_value()) else f": {error}"
+            msg = (
+                f"REPLAY_MONGO is not a usable MongoDB URI ({type(error).__name__}{told}); write "
+                "mongodb://USER:PASSWORD@HOST:27017, and % with two digits for each other "
+                "character than letters and digits in user and password"
+            )
+            raise InvalidSettings(msg) from None
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
         self._reads_secondaries = self._client.read_preference != ReadPreference.PRIMARY

@@ -12,6 +12,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+from _pytest.capture import CaptureResult
+from secret_values import MARK, assert_no_secret
 from workers import Cluster
 from xdist.workermanage import WorkerController
 
@@ -28,6 +30,39 @@ hypothesis.settings.load_profile("no-deadline")
 
 # The brokers of the tests live for minutes: the second compiler costs more than it saves.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_in_any_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Search the logs of all worker processes of this run for secrets of the tests, at the end."""
+    yield
+    for log in tmp_path_factory.getbasetemp().rglob("*.log"):
+        if log.is_file():
+            assert_no_secret(log.read_text(errors="replace"), str(log))
+
+
+@pytest.fixture
+def capsys(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    """Search what a test takes of its output. `pytest_runtest_makereport` searches the rest."""
+    taken = capsys.readouterr
+
+    def readouterr() -> CaptureResult[str]:
+        output = taken()
+        assert_no_secret(output.out + output.err, "the output")
+        return output
+
+    capsys.readouterr = readouterr  # type: ignore[method-assign]
+    return capsys
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail each test whose captured output or log shows a secret."""
+    report = yield
+    if report.passed and any(MARK in text for _, text in report.sections):
+        report.outcome = "failed"
+        report.longrepr = "the captured output shows a secret of the tests (secret_values.py)"
+    return report
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

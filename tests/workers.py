@@ -20,6 +20,7 @@ import pymongo
 from confluent_kafka import Producer
 from oracle import Ordering, assert_published_exactly
 from prometheus_client.parser import text_string_to_metric_families
+from secret_values import assert_no_secret
 from support import Record, create_topics, read_topic, unique_name, wait_until
 
 from replay_app.demo.shop import SHOP_TOPICS, seed_store
@@ -77,9 +78,13 @@ class Api:
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
-                return answer.status, _parse_json(answer.read())
+                return answer.status, self._json(answer.headers, answer.read())
         except urllib.error.HTTPError as error:
-            return error.code, _parse_json(error.read())
+            return error.code, self._json(error.headers, error.read())
+
+    def _json(self, headers: Any, body: bytes) -> Any:
+        assert_no_secret(f"{headers}{body!r}", f"an answer of {self.url}")
+        return _parse_json(body)
 
     def metrics(self) -> dict[tuple[str, str], float]:
         """Return the samples of /metrics, by name and the value of the first label, if any."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,9 +45,10 @@ from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_sessio
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
-from replay_app.web.access import STATIC_PREFIX, require_access
+from replay_app.web.access import STATIC_PREFIX
 from replay_app.web.openapi import openapi
-from replay_app.web.problems import Problem, answer_problems, problem
+from replay_app.web.problems import Problem, problem
+from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).parent / "static"
 KEEPALIVE_SECONDS = 15.0
 """The longest silence on a stream of events."""
+GONE_SECONDS = 1.0
+"""Interval at which a stream looks whether its client has left."""
 RECONNECT_MS = 2000
 OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
@@ -68,15 +72,6 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 @dataclass
@@ -87,6 +82,8 @@ class _Shared:
     context: WorkerContext
     table: TableT[bytes, bytes]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    streams: int = 0
+    """Streams of events that are open now."""
 
     def missing(self) -> list[str]:
         """Return what the worker waits for, in words; nothing if the worker is ready."""
@@ -112,11 +109,11 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     """Add every path to the app's web server."""
     web_app: web.Application = app.web.web_app  # type: ignore[attr-defined]
     shared = web_app[_SHARED] = _Shared(app, context, table)
+    web_app[LIMITS] = Limits.of_this_process()
 
     async def end_streams(_: web.Application) -> None:
         shared.stopping.set()
 
-    web_app.middlewares.extend([answer_problems, require_access(context.settings)])
     web_app.on_response_prepare.append(_add_headers)
     web_app.on_shutdown.append(end_streams)
 
@@ -309,36 +306,55 @@ class Events(_View):
             session.revision
         ):
             return web.Response(status=HTTPStatus.NO_CONTENT)  # tells EventSource to stop
+        limits = request.app[LIMITS]
+        if shared.streams >= limits.streams:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{limits.streams} streams of events are open, as many as a worker has; "
+                f"ask GET /replays/{replay_id} instead, or another worker",
+            )
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
-        await response.prepare(request)
-        if request.method == "HEAD":
-            return response
-        with suppress(ConnectionError):  # the client has left
-            await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
-            async for text in _event_texts(shared, replay_id):
-                await response.write(text.encode())
+        shared.streams += 1
+        try:
+            await response.prepare(request)
+            if request.method == "HEAD":
+                return response
+            # TimeoutError: the client does not read.
+            with suppress(ConnectionError, TimeoutError):
+                await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
+                async for text in _event_texts(shared, replay_id, request):
+                    await _write(response, text, limits)
+        finally:
+            shared.streams -= 1
         return response
 
 
-async def _event_texts(shared: _Shared, replay_id: str) -> AsyncIterator[str]:
+async def _write(response: web.StreamResponse, text: str, limits: Limits) -> None:
+    async with asyncio.timeout(limits.answer_seconds):
+        await response.write(text.encode())
+
+
+async def _event_texts(shared: _Shared, replay_id: str, request: web.Request) -> AsyncIterator[str]:
     changes = shared.context.board.changes(replay_id)
     stopping = asyncio.ensure_future(shared.stopping.wait())
     change = asyncio.ensure_future(anext(changes))
+    heard = time.monotonic()
     try:
-        while not stopping.done():
+        while not stopping.done() and request.transport is not None:  # None: the client has left
             await asyncio.wait(
-                {change, stopping},
-                timeout=KEEPALIVE_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
+                {change, stopping}, timeout=GONE_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             if not change.done():
-                yield ": still here\n\n"
+                if time.monotonic() - heard >= KEEPALIVE_SECONDS:
+                    heard = time.monotonic()
+                    yield ": still here\n\n"
                 continue
             session = change.result()
             if session is None:  # the replay is forgotten
                 return
+            heard = time.monotonic()
             yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
             if session.state in TERMINAL:
                 return
@@ -379,26 +395,9 @@ async def _read_start(request: web.Request) -> Start:
 
 async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> Command:
     """Read a command from the body. The body of a plain verb may be empty."""
-    body = await _read_body(request)
+    body = await read_body(request, MAX_COMMAND_BYTES)
     verb = members.get("fixed", {}).get("command")
     return parse_command(body or (b"{}" if verb in PLAIN_VERBS else b""), **members)
-
-
-async def _read_body(request: web.Request) -> bytes:
-    chunks, size = [], 0
-    if (request.content_length or 0) <= MAX_COMMAND_BYTES:
-        async for chunk in request.content.iter_any():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_COMMAND_BYTES:
-                break
-        else:
-            return b"".join(chunks)
-    raise Problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"a command has at most {MAX_COMMAND_BYTES} bytes; to name more events, use a wider "
-        "filter or several replays",
-    )
 
 
 async def _accept(shared: _Shared, command: Command) -> web.Response:
@@ -516,5 +515,4 @@ def _list_options(request: web.Request) -> tuple[set[str], int]:
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    for name, value in SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
+    add_security_headers(response)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 from oracle import assert_published_exactly
+from secret_values import assert_no_secret
 from support import create_topics, unique_name, wait_until
 from workers import Cluster, Worker, outside_environment
 
@@ -61,6 +62,7 @@ class CommandLine:
                 code = run(arguments)
             finally:
                 aiokafka.setLevel(level)  # a command that asks Kafka silences Kafka's client
+        assert_no_secret(output.getvalue(), f"{arguments}")
         return code, output.getvalue()
 
     def __call__(self, *arguments: str, code: int = 0) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+from secret_values import SECRET_TOKEN
 from support import unique_name
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
@@ -19,7 +20,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-TOKEN = "s3cret"  # noqa: S105 - of this test's worker
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_without_its_worker_the_page_says_so_and_recovers(
 
 
 def test_the_page_asks_for_the_token_and_uses_it(browser: Browser, cluster: Cluster) -> None:
-    cluster.environment |= {"REPLAY_API_TOKEN": TOKEN, "REPLAY_WEB_HOST": "127.0.0.1"}
+    cluster.environment |= {"REPLAY_API_TOKEN": SECRET_TOKEN, "REPLAY_WEB_HOST": "127.0.0.1"}
     worker = cluster.start_worker().wait_until_ready()
     page = browser.new_page()
     page.goto(worker.url)
@@ -227,7 +227,7 @@ def test_the_page_asks_for_the_token_and_uses_it(browser: Browser, cluster: Clus
     field.fill("wrong")
     field.press("Enter")
     expect(field).to_be_visible()
-    field.fill(TOKEN)
+    field.fill(SECRET_TOKEN)
     field.press("Enter")
     expect(page.locator("#connection")).to_have_text("live")
     expect(field).to_be_hidden()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from secret_values import SECRET_TOKEN
 from support import unique_name, wait_until
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
@@ -248,10 +249,10 @@ def test_every_answer_forbids_foreign_scripts(worker: Worker) -> None:
 
 
 def test_a_worker_with_a_token_asks_for_it(cluster: Cluster) -> None:
-    cluster.environment |= {"REPLAY_API_TOKEN": "s3cret", "REPLAY_WEB_HOST": "127.0.0.1"}
+    cluster.environment |= {"REPLAY_API_TOKEN": SECRET_TOKEN, "REPLAY_WEB_HOST": "127.0.0.1"}
     worker = cluster.start_worker()
     worker.wait_until_ready()  # the probes need no token
-    right = {"Authorization": "Bearer s3cret"}
+    right = {"Authorization": f"Bearer {SECRET_TOKEN}"}
     for method, path in (("GET", "/replays"), ("GET", "/replays/x"), ("POST", "/plans")):
         status, problem = worker.request(method, path, {} if method == "POST" else None)
         assert status == 401

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from secret_values import SECRET_WORD
 from support import forwarding, topic_names, unique_name
 
 from replay_app.brokers import prepare_topics
@@ -111,7 +112,7 @@ async def test_a_broker_that_never_comes_is_given_up_with_the_reason(
     assert len(ours) == 1, "said again too soon"
 
 
-LOGIN = {"kafka_sasl_plain_username": "ana", "kafka_sasl_plain_password": "hunter2"}
+LOGIN = {"kafka_sasl_plain_username": "ana", "kafka_sasl_plain_password": SECRET_WORD}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ async def test_a_wrong_setting_is_refused_without_waiting(
             await running.enter_async_context(listening(port, answer))
         with pytest.raises(InvalidSettings, match=message) as refused:
             await prepare_topics(load_settings(**given))
-    assert "hunter2" not in str(refused.value)
+    assert SECRET_WORD not in str(refused.value)
     assert "waiting" not in caplog.text
 
 

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any
 
 import pytest
 from pydantic_settings import BaseSettings
+from secret_values import MARK, SECRET_TOKEN, SECRET_WORD
 
 from replay_app import client, terminal
 from replay_app.cli import EXIT_CODES, NONE_REPLAYED, _parser, run
 from replay_app.commands import MAX_COMMAND_BYTES, command_of
-from replay_app.settings import Settings
+from replay_app.exceptions import InvalidSettings
+from replay_app.settings import Settings, load_settings
 from replay_app.start_options import start_body
+from replay_app.store import EventStore
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -366,12 +371,12 @@ def test_a_command_asks_the_worker_with_the_token(
     serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("REPLAY_API_TOKEN", "secret")
+    monkeypatch.setenv("REPLAY_API_TOKEN", SECRET_TOKEN)
     server = serve((202, {"replay_id": "r-1"}))
     assert run(arguments) == 0
-    expected = [(method, path, body, "Bearer secret")]
+    expected = [(method, path, body, f"Bearer {SECRET_TOKEN}")]
     if "retry" in arguments:  # it returns once the replay is not failed any more
-        expected.append(("GET", "/replays?state=failed&limit=1000", None, "Bearer secret"))
+        expected.append(("GET", "/replays?state=failed&limit=1000", None, f"Bearer {SECRET_TOKEN}"))
     assert server.asked == expected
 
 
@@ -542,12 +547,12 @@ def test_settings_are_printed_with_their_sources_and_without_secrets(
 ) -> None:
     (tmp_path / ".env").write_text("REPLAY_PARTITIONS=3\nREPLAY_APP_ID=from-file\n")
     monkeypatch.setenv("REPLAY_APP_ID", "from-environment")
-    monkeypatch.setenv("REPLAY_API_TOKEN", "secret-token")
-    monkeypatch.setenv("REPLAY_MONGO", "mongodb://ana:secret-word@db/?tls=true")
-    monkeypatch.setenv("REPLAY_KAFKA_SASL_PLAIN_PASSWORD", "secret-sasl")
+    monkeypatch.setenv("REPLAY_API_TOKEN", SECRET_TOKEN)
+    monkeypatch.setenv("REPLAY_MONGO", f"mongodb://ana:{SECRET_WORD}@db/?tls=true")
+    monkeypatch.setenv("REPLAY_KAFKA_SASL_PLAIN_PASSWORD", SECRET_WORD)
     assert run(["settings", "--json"]) == 0
     text = capsys.readouterr().out
-    assert "secret-" not in text
+    assert MARK not in text
     shown = json.loads(text)
     assert len(shown) == len(Settings.model_fields)
     assert shown["REPLAY_PARTITIONS"] == {"value": "3", "source": ".env"}
@@ -558,8 +563,85 @@ def test_settings_are_printed_with_their_sources_and_without_secrets(
 
     assert run(["settings"]) == 0
     text = capsys.readouterr().out
-    assert "secret-" not in text
+    assert MARK not in text
     assert all(f"REPLAY_{name.upper()} " in text for name in Settings.model_fields)
+
+
+URIS = [
+    f"mongodb://ana:{SECRET_WORD}/x@db",
+    f"mongodb://ana:x/{SECRET_WORD}@db",
+    f"mongodb://ana:x:{SECRET_WORD}@db",
+    f"mongodb://ana:{SECRET_WORD}%zz@db",
+    f"mongodb://ana:{SECRET_WORD}@db:{SECRET_WORD}@db",
+    f"mongodb://ana:x?{SECRET_WORD}=1@db",
+    f"mongodb//ana:{SECRET_WORD}@db",
+    f"ana:{SECRET_WORD}@db",
+    f"mongodb://ana:{SECRET_WORD}@",
+    f"mongodb://ana:{SECRET_WORD}@db:port",
+    f"mongodb://ana:{SECRET_WORD}@db/?tls=perhaps",
+    f"mongodb://db/?tlsCertificateKeyFilePassword={SECRET_WORD}&authMechanism=odd",
+    f"mongodb+srv://ana:{SECRET_WORD}@db:27017",
+]
+
+
+@pytest.mark.parametrize("uri", URIS, ids=range(len(URIS)))
+def test_a_wrong_store_address_is_refused_without_its_password(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            EventStore(load_settings(mongo=uri)).close()
+        except InvalidSettings as refused:
+            assert "REPLAY_MONGO is not a usable MongoDB URI" in str(refused)  # noqa: PT017
+            assert MARK not in "".join(traceback.format_exception(refused))  # noqa: PT017
+        else:
+            assert warned  # the driver passes a wrong option over
+    assert MARK not in "".join(map(str, warned))
+    monkeypatch.setenv("REPLAY_MONGO", uri)
+    assert run(["settings"]) == 0
+    assert MARK not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variables", "options"),
+    [
+        ({"REPLAY_URL": f"http://ana:{SECRET_WORD}@127.0.0.1:9"}, []),
+        ({"REPLAY_URL": f"http//ana:{SECRET_WORD}@127.0.0.1:9"}, []),
+        ({}, ["--url", f"ana:{SECRET_WORD}@127.0.0.1:9"]),
+        ({"REPLAY_API_TOKEN": f"{SECRET_TOKEN}\nx"}, []),
+        ({"REPLAY_API_TOKEN": f"{SECRET_TOKEN}\0"}, []),
+    ],
+    ids=range(5),
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_wrong_address_or_token_is_refused_without_its_secret(
+    variables: dict[str, str],
+    options: list[str],
+    more: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if any("\0" in value for value in variables.values()):  # no environment can hold it
+        with pytest.raises(InvalidSettings) as refused:
+            client.Client(NOWHERE, variables["REPLAY_API_TOKEN"])
+        assert MARK not in str(refused.value)
+        return
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(["list", *options, *more]) == 2
+    said = capsys.readouterr()
+    assert MARK not in said.out + said.err
+    assert "REPLAY_URL" in said.err or "REPLAY_API_TOKEN" in said.err
+
+
+def test_a_token_may_have_any_letters(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAY_API_TOKEN", f"{SECRET_TOKEN}-ü")
+    server = serve((200, {"replays": []}))
+    assert run(["list"]) == 0
+    ((_, _, _, header),) = server.asked
+    assert header is not None
+    assert header.encode("latin-1").decode() == f"Bearer {SECRET_TOKEN}-ü"
 
 
 def test_the_endpoint_is_read_from_a_file_too(tmp_path: Path) -> None:

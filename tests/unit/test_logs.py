@@ -8,8 +8,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
+from secret_values import MARK, SECRET_WORD
 
 from replay_app.logs import JsonLines, RateLimit, TextLines, configure_logging, escaped
 
@@ -120,6 +123,27 @@ def test_text_from_outside_is_shown_escaped() -> None:
     assert escaped("plain, ü, \N{SMILING FACE WITH SUNGLASSES}") == (
         "plain, ü, \N{SMILING FACE WITH SUNGLASSES}"
     )
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("secret", [SECRET_WORD, f"{MARK} ü\n'\"\\@/+%41", f"{MARK}\x1b\0"])
+def test_no_line_shows_a_secret_in_any_form(
+    form: Any, secret: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("DEBUG", form, [secret, "pw"])
+    logger = logging.getLogger("replay_app.x")
+    logger.debug("as text %s, as its repr %r, as bytes %r", secret, secret, secret.encode())
+    logger.info("in a URL mongodb://ana:%s@db, as a form %s", quote(secret, ""), quote_plus(secret))
+    logger.warning(json.dumps({"password": secret}), extra={"reason": secret})
+    try:
+        raise ValueError(secret)  # noqa: TRY301
+    except ValueError:
+        logger.exception("failed")
+    sys.excepthook(ValueError, ValueError(secret), None)
+    written = capsys.readouterr().err
+    assert MARK not in written
+    assert written.count("***") >= 8
 
 
 def failure(message: str) -> logging.LogRecord:

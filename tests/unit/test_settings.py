@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from secret_values import SECRET_WORD
 
 from replay_app.exceptions import InvalidSettings
-from replay_app.settings import OTHER_VARIABLES, Settings, load_settings, masked_uri
+from replay_app.settings import OTHER_VARIABLES, Settings, load_settings, masked_uri, uri_secrets
 
-SECRET = "hunter2"  # noqa: S105 - opens nothing
+SECRET = SECRET_WORD
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +165,11 @@ def test_a_refusal_shows_no_secret() -> None:
         ("mongodb://ana@db:27017/x", "mongodb://ana@db:27017/x"),
         ("mongodb+srv://ana:p:w@db/x", "mongodb+srv://ana:***@db/x"),
         ("mongodb://ana:p@w@db,db2:1/x", "mongodb://ana:***@db,db2:1/x"),
+        ("mongodb://ana:p/w?d#@db/x", "mongodb://ana:***@db/x"),
+        ("mongodb://ana@home:pw@db", "mongodb://ana@home:***@db"),
+        ("mongodb//ana:pw@db", "mongodb//ana:***@db"),
+        ("mongodb:/ana:pw@db", "mongodb:***@db"),
+        ("ana:pw@db", "ana:***@db"),
         (
             "mongodb://db/?tlsCertificateKeyFilePassword=pw&a=b",
             "mongodb://db/?tlsCertificateKeyFilePassword=***&a=b",
@@ -176,6 +182,25 @@ def test_a_refusal_shows_no_secret() -> None:
 )
 def test_a_store_address_is_shown_without_passwords(uri: str, masked: str) -> None:
     assert masked_uri(uri) == masked
+
+
+def test_all_secrets_are_known_as_written_and_as_meant() -> None:
+    settings = load_settings(
+        mongo="mongodb://ana:p%40w@db/?tlsCertificateKeyFilePassword=key%2Bword",
+        api_token="the token",  # noqa: S106 - opens nothing
+        kafka_sasl_plain_password="sasl",  # noqa: S106
+    )
+    assert set(settings.secrets()) == {
+        *("the token", "sasl", "p%40w", "p@w", "key%2Bword", "key+word"),
+    }
+    assert load_settings().secrets() == ()
+    assert uri_secrets("mongodb://ana@db:27017") == []
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a\n", "a\0", "\x7f"])
+def test_a_token_that_no_header_can_carry_is_refused_without_its_text(token: str) -> None:
+    message = refusal(api_token=token)
+    assert message == ("REPLAY_API_TOKEN: has a line break or another control character; remove it")
 
 
 def test_settings_cannot_be_changed() -> None:
