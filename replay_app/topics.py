@@ -10,9 +10,11 @@ from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     for_code,
 )
 
@@ -305,7 +307,12 @@ async def _admin(settings: Settings, bootstrap: str) -> AIOKafkaAdminClient:
     return admin
 
 
-def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:
+def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable | InvalidSettings:
+    if isinstance(error, TopicAuthorizationFailedError | GroupAuthorizationFailedError):
+        return InvalidSettings(
+            f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: {error}; "
+            "grant the rights that docs/operations.md lists (Access control)"
+        )
     what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
     return Unavailable(f"{cluster_name(settings, bootstrap)} {what}: {error}")
 
