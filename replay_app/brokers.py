@@ -8,6 +8,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING
 
+from aiokafka import AIOKafkaClient
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -17,11 +18,14 @@ from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaError,
     SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
 )
 
 from replay_app.exceptions import InvalidSettings, Unavailable
-from replay_app.topics import cluster_name, ensure_topics
+from replay_app.internals import describe_topics
+from replay_app.kafka_internals import close_client
+from replay_app.topics import Topics, cluster_name, ensure_topics
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -34,6 +38,8 @@ ASK_AGAIN_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 """How long one broker may take to answer."""
+RIGHTS = {"Read": 1 << 3, "Write": 1 << 4}
+"""The bits of operations among the rights on a topic (Java's AclOperation)."""
 COORDINATOR_SECONDS = 10.0
 COORDINATOR_POLL_SECONDS = 0.1
 _REFUSED_LOGINS = (
@@ -45,7 +51,7 @@ _REFUSED_LOGINS = (
 
 
 async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until the brokers answer, then create the missing topics.
+    """Wait until the brokers answer, create the missing topics, and look at the rights on them.
 
     While the worker waits, its log says why every `SAY_AGAIN_SECONDS`.
 
@@ -53,7 +59,7 @@ async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_
     ------
     InvalidSettings
         When waiting would not help: a broker refuses the login or its certificate cannot be
-        trusted, or `ensure_topics` finds a wrong setting.
+        trusted, `ensure_topics` finds a wrong setting, or the worker lacks a right.
     Unavailable
         When the brokers do not answer within ``patience_seconds``.
 
@@ -65,6 +71,7 @@ async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_
                 await _greet(settings, bootstrap)
             await _await_coordinator(settings)
             await ensure_topics(settings)
+            await _require_rights(settings)
         except Unavailable as error:
             now = time.monotonic()
             left = began + patience_seconds - now
@@ -151,6 +158,46 @@ async def _await_coordinator(settings: Settings) -> None:
         raise Unavailable(f"{cluster} has no coordinator for the group: {_text(error)}") from error
     finally:
         await admin.close()
+
+
+async def _require_rights(settings: Settings) -> None:
+    """Check that the worker may read and write its own topics, where the brokers tell.
+
+    Without the check, most missing rights show when a replay runs, and some never: Faust only logs
+    that a row of the table is not in the changelog.
+    """
+    topics = Topics.of(settings)
+    for bootstrap in dict.fromkeys((settings.kafka, settings.target_bootstrap)):
+        own = [
+            topic.name
+            for topic in topics.all()
+            if bootstrap == (settings.target_bootstrap if topic.on_target else settings.kafka)
+        ]
+        client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await client.bootstrap()
+                described = await describe_topics(client, own)
+        except (KafkaError, TimeoutError) as error:
+            cluster = cluster_name(settings, bootstrap)
+            raise Unavailable(f"{cluster} does not describe the topics: {_text(error)}") from error
+        finally:
+            await close_client(client)
+        lacking = [
+            f"{right} on {topic.name!r}"
+            for topic in described
+            for right, bit in RIGHTS.items()
+            if topic.error_code == TopicAuthorizationFailedError.errno
+            or (topic.operations is not None and not topic.operations & bit)
+            if (right, topic.name) != ("Read", topics.dead_letters.name)
+        ]
+        if lacking:
+            msg = (
+                f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: "
+                f"{', '.join(lacking)}; grant the rights that docs/operations.md lists (Access "
+                "control)"
+            )
+            raise InvalidSettings(msg)
 
 
 def _text(error: object) -> str:

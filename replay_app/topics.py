@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     for_code,
 )
 
@@ -399,7 +401,12 @@ async def _answers(settings: Settings, bootstrap: str, seconds: float) -> AsyncI
         raise _unavailable(settings, bootstrap, error) from error
 
 
-def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable:
+def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable | InvalidSettings:
+    if isinstance(error, TopicAuthorizationFailedError | GroupAuthorizationFailedError):
+        return InvalidSettings(
+            f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: {error}; "
+            "grant the rights that docs/operations.md lists (Access control)"
+        )
     what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
     return Unavailable(f"{cluster_name(settings, bootstrap)} {what}: {error}")
 
