@@ -56,12 +56,22 @@ def capsys(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail each test whose captured output or log shows a secret."""
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail each test whose captured output or log shows a secret; show why a test failed.
+
+    The logs of the workers of a failed test become a part of the report: where the tests run by
+    themselves, nobody can look at the files.
+    """
     report = yield
     if report.passed and any(MARK in text for _, text in report.sections):
         report.outcome = "failed"
         report.longrepr = "the captured output shows a secret of the tests (secret_values.py)"
+    if report.failed and report.when == "call":
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Cluster):
+                report.sections.append(("logs of the workers", value.logs()))
     return report
 
 
@@ -73,19 +83,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if rust_answers():
             pytest.fail("the native encoder is not installed: run `make native`")
         pytest.skip("the native encoder is not installed, and there is no Rust to build it")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the logs of a failed test's workers: where tests run by themselves, no file outlives."""
-    report = yield
-    if report.when == "call" and report.failed:
-        for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Cluster):
-                report.sections.append(("logs of the workers", value.logs()))
-    return report
 
 
 def rust_answers() -> bool:
