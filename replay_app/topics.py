@@ -60,6 +60,7 @@ PRIME_SECONDS = 60.0
 """How long the broker may take to give every partition its first offset."""
 NEW_SECONDS = 600.0
 """A topic whose first record is younger than this was created while older workers still ran."""
+LEADERS_POLL_SECONDS = 0.1
 STOP_SECONDS = 5.0
 """How long a client may take to disconnect."""
 
@@ -254,9 +255,21 @@ async def _create_missing(
                 "right to create topics"
             )
             raise InvalidSettings(msg)
+    await _await_leaders(settings, bootstrap, [topic.name for topic in missing])
     if created:
         logger.info("created topics %s", ", ".join(created))
     return created
+
+
+async def _await_leaders(settings: Settings, bootstrap: str, names: list[str]) -> None:
+    """Wait until new topics can be used. Before, aiokafka's clients log errors about them."""
+    async with _admin(settings, bootstrap) as admin:
+        while True:
+            topics = await admin.describe_topics(names)
+            parts = [topic["partitions"] for topic in topics if not topic["error_code"]]
+            if len(parts) == len(names) and not any(p["error_code"] for ps in parts for p in ps):
+                return
+            await asyncio.sleep(LEADERS_POLL_SECONDS)
 
 
 async def _prime(settings: Settings, topics: list[Topic]) -> None:
