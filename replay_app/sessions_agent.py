@@ -362,7 +362,7 @@ class SessionPartitions:
             stall, retention = self._limits()
             await owned.apply(
                 report.replay_id,
-                lambda session, now: on_nudge(session, now, stall, retention),
+                lambda session, now: on_nudge(session, now, stall, retention, report.reason),
                 flush=True,
             )
             return
