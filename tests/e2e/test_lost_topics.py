@@ -53,8 +53,16 @@ def delete_in_mid_run(cluster: Cluster, topic: str, **body: str) -> str:
     cluster.wait_for("paused", "paused")
     name = full_name(cluster, topic)
     delete_topics(cluster.stack.kafka, [name])
-    for worker in cluster.workers:
-        wait_until(partial(names_missing, worker, name), A_MINUTE, f"{name} is not missed")
+    seen: set[str] = set()
+
+    def everybody_says_so() -> bool:
+        seen.update(one.url for one in cluster.workers if names_missing(one, name))
+        session = cluster.session("r")
+        if session and f"the broker does not know '{name}'" in (session["reason"] or ""):
+            seen.add("reason")
+        return len(seen) == len(cluster.workers) + 1
+
+    wait_until(everybody_says_so, A_MINUTE, f"{name} is not missed by all")
     for worker in cluster.workers:
         wait_until(partial(has_started_over, worker), A_MINUTE, "not said")
         worker.wait_until_ready()
