@@ -139,6 +139,10 @@ class TopicGone(Refused):
         """Return that the topic is at fault."""
         return Kind.TOPIC
 
+    def __str__(self) -> str:
+        """Return which topic is gone."""
+        return f"topic {self.topic!r} is gone"
+
 
 def explain(error: BaseException) -> str:
     """Return an error as text. An error of aiokafka's sender is explained by its cause."""

@@ -167,8 +167,9 @@ def lost_progress(checkpoint: Checkpoint | None, heard: ShardProgress) -> str | 
         return None
     return (
         f"its checkpoints are lost: {heard.counters.read:,} events of the shard were read, and the "
-        f"newest checkpoint knows of {known:,}. The topic of the checkpoints was deleted, or has "
-        "lost records. To go on would publish events again: cancel the replay, and start a new one"
+        f"newest checkpoint knows of {known:,}. To go on would publish events again. If "
+        "REPLAY_TARGET_KAFKA was changed, set it back, then retry. If the topic of the checkpoints "
+        "was deleted, or has lost records: cancel the replay, and start a new one"
     )
 
 

@@ -54,6 +54,8 @@ class Destination:
     """Replicas in sync of the partition that has the fewest."""
     config: Mapping[str, str] = field(default_factory=dict)
     """The topic's settings, by Kafka's names. Empty if the broker does not tell."""
+    topic_id: str = ""
+    """Another one after the topic was deleted and created again. Empty if the broker has none."""
 
     @property
     def batch_bytes(self) -> int | None:
@@ -161,6 +163,7 @@ async def _describe(client: AIOKafkaClient, names: list[str]) -> dict[str, Desti
                 may_write=topic.operations is None or bool(topic.operations & WRITE),
                 in_sync=topic.in_sync,
                 config=configs.get(topic.name, {}),
+                topic_id=topic.topic_id,
             )
     return found
 

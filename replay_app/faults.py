@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from replay_app.broker_errors import TopicGone, explain, explain_topic
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from replay_app.checkpoints import Token
 
 PASSING_SECONDS = 300.0
@@ -47,20 +49,25 @@ Verdict = Literal["run", "tell", "fail"]
 class Faults:
     """The failures of one partition's producer, by the keys of the tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_topics: Collection[str] = ()) -> None:
+        self._own_topics = own_topics
+        """Topics of this program. A worker that has lost one starts over, and creates the topic
+        again: the replay need not fail."""
         self._faults: dict[str, Fault] = {}
 
     def note(self, token: Token, attempt: int, error: BaseException, now: float) -> None:
         """Remember why a token could not be run."""
         old = self._of(token, attempt)
-        is_final = isinstance(error, TopicGone)
+        gone = None
+        if isinstance(error, TopicGone) and error.topic not in self._own_topics:
+            gone = explain_topic(error)
         self._faults[token.key] = Fault(
             epoch=token.epoch,
             attempt=attempt,
             since=old.since if old else now,
             times=old.times + 1 if old else 1,
-            error=explain_topic(error) if isinstance(error, TopicGone) else explain(error),
-            is_final=is_final,
+            error=gone or explain(error),
+            is_final=gone is not None,
         )
 
     def judge(self, token: Token, attempt: int, now: float) -> tuple[Verdict, str]:

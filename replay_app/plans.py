@@ -31,6 +31,7 @@ from replay_app.reports import Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import StoreChecks, is_customized
+from replay_app.topics import Topics
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
@@ -133,7 +134,16 @@ class Planner:
             warnings=tuple(warnings),
             shards=tuple(shards),
             source=source,
+            dead_letters=await self._dead_letters(),
         )
+
+    async def _dead_letters(self) -> str:
+        """Return the id of the topic that takes the dead letters; empty without such a topic."""
+        if self._start.on_error != "dead-letter":
+            return ""
+        name = Topics.of(self._settings).dead_letters.name
+        found = await self._describe([name])
+        return found[name].topic_id if name in found else ""
 
     async def count_again(self, plan: Plan) -> int | None:
         """Return how many events match now, up to a plan's bound. None if counting took too long.

@@ -131,6 +131,8 @@ class Plan(Record):
     """Partition count of each destination topic at planning."""
     warnings: Texts = ()
     shards: ShardPlans = ()
+    dead_letters: str = ""
+    """The id of the topic that takes the dead letters. Empty if the replay writes none."""
     source: Source = Field(default_factory=dict)
     """Which events were planned, and with which mapping: settings by their variables, and the
     collection's identity. Empty in plans of older versions."""
@@ -152,8 +154,8 @@ class Report(Record):
     """The first shards of the plan, while the worker still counts events."""
     error: str | None = None
     reason: str | None = None
-    """Why a step waits. Of a shard: why consumers do not see all of its records; the shard goes on,
-    and has in ``progress`` why it waits itself."""
+    """Why a step waits. Of a nudge: why a worker cannot begin. Of a shard: why consumers do not see
+    all of its records; the shard goes on, and has in ``progress`` why it waits itself."""
     warnings: Texts = ()
     """What a slice or a finish step found, and what stays true to the end of the replay."""
 

@@ -242,7 +242,7 @@ class SessionPartition:
         """Return the session of the table. None if the row is missing, or is no such session."""
         try:
             row = decode_session(self._table.get(replay_id.encode()))
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 - RocksDB's error about a damaged row has no class
             # The row is a cache: the board has the session.
             self._context.ignored.add(TABLE, self._partition, 0, error)
             return None
@@ -392,7 +392,7 @@ class SessionPartitions:
 
         def decide(session: Session | None, now: datetime) -> Step:
             if report.kind == "nudge":
-                return on_nudge(session, now, stall, retention)
+                return on_nudge(session, now, stall, retention, report.reason)
             return on_report(session, report, now)
 
         with suppress(CommandConflict):  # the log and /readyz say why
@@ -437,7 +437,12 @@ class SessionPartitions:
         """Let the rows that are newer than the board be published: the status topic was lost."""
         unhealed, self._unhealed = self._unhealed, set()
         progress, board = self._context.topics.progress, self._context.board
-        for value in list(self._table.values()):
+        try:
+            values = list(self._table.values())
+        except Exception as error:  # noqa: BLE001 - as in `_row`
+            logger.warning("the local rows cannot be read: %s; lost sessions stay lost", error)
+            return
+        for value in values:
             try:
                 row = decode_session(value)
             except ValueError:  # also the record that says to which installation the topic belongs

@@ -161,6 +161,7 @@ class Steps:
             if dropped := known and await find_dropped_records(settings, known):
                 raise ReplayFailed(explain_dropped(dropped))
             warnings = await audit(session, self._context)
+            warnings += await lost_dead_letters(session, self._context)
         await self._announce(session, token.outcome, producer)
         return Checkpoint.of_step(token, origin, "done", warnings=warnings)
 
@@ -272,6 +273,29 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     warning = (
         f"{numbers}, and the store now has {now:,}: events were stored, changed or deleted during "
         "the replay, and some of them may be missing"
+    )
+    return (warning,)
+
+
+async def lost_dead_letters(session: Session, context: WorkerContext) -> tuple[str, ...]:
+    """Return a warning if the topic of the dead letters is not the one that the plan found.
+
+    Raises
+    ------
+    Unavailable
+        When the broker does not answer.
+
+    """
+    planned = session.plan.dead_letters if session.plan else ""
+    if not planned or not session.counters.dead_lettered:
+        return ()
+    name = context.topics.dead_letters.name
+    found = await context.describe([name])
+    if name in found and found[name].topic_id == planned:
+        return ()
+    warning = (
+        f"topic {name!r} was deleted during the replay: dead letters may be lost with it. The "
+        "receipt lists the first failed events"
     )
     return (warning,)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 5.0
 """Time between two looks."""
 GONE_SECONDS = 8.0
 """A topic is gone when the broker has not known it for this time. A broker that has just started

@@ -225,7 +225,8 @@ def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
     if old is None:
         shards = tuple(Shard(heard_at=now) for _ in plan.shards)
     else:
-        plan = plan.model_copy(update={"end": old.end, "shards": old.shards})
+        kept = {"end": old.end, "shards": old.shards, "dead_letters": old.dead_letters}
+        plan = plan.model_copy(update=kept)
     found = (*session.planned_matches, old and old.matched, plan.matched)
     totals = tuple(dict.fromkeys(total for total in found if total is not None))
     if len(totals) > 1:
@@ -357,9 +358,16 @@ def _must_answer(session: Session, shard: Shard) -> bool:
 
 
 def on_nudge(
-    session: Session | None, now: datetime, stall: timedelta, retention: timedelta
+    session: Session | None,
+    now: datetime,
+    stall: timedelta,
+    retention: timedelta,
+    reason: str | None = None,
 ) -> Step:
-    """Apply the passing of time: repair a silent replay, forget an old session."""
+    """Apply the passing of time: repair a silent replay, forget an old session.
+
+    ``reason`` is why a worker cannot begin with the replay's work, if one says so.
+    """
     if session is None or session.state == "paused":
         return Step.nothing(session)
     if session.state in TERMINAL or session.state == "failed":
@@ -367,9 +375,12 @@ def on_nudge(
         return Step(None, _forget_tokens(session)) if old else Step.nothing(session)
     stalled = session.state != "waiting" and now - session.progressed_at >= stall
     silence = now - _last_heard(session)
+    is_told = reason is not None and reason != session.reason
+    if is_told:
+        session = session.model_copy(update={"reason": reason, "updated_at": now})
     if silence < stall * min(2**session.repairs, MAX_SILENCE_FACTOR):
         if stalled == session.stalled:
-            return Step.nothing(session)
+            return Step(session) if is_told else Step.nothing(session)
         return Step(_flag_stall(session, now, stalled=stalled))
     session = _flag_stall(session, now, stalled=stalled).model_copy(
         update={
@@ -377,7 +388,8 @@ def on_nudge(
             "repairs": session.repairs + 1,
             "heard_at": now,
             "shards": _hear_shards(session, now),
-            "reason": f"no worker was heard for {silence.total_seconds():.0f} s; the work was "
+            "reason": reason
+            or f"no worker was heard for {silence.total_seconds():.0f} s; the work was "
             "sent out again. Are enough workers running?",
         }
     )

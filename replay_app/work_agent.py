@@ -84,7 +84,8 @@ class WorkPartitions:
         await asyncio.gather(*(partition.close() for partition in owned.values()))
 
     def _open(self, partition: int, delay_seconds: float = 0.0) -> WorkPartition:
-        faults = self._faults.setdefault(partition, Faults())
+        own = [topic.name for topic in self._context.topics.all()]
+        faults = self._faults.setdefault(partition, Faults(own))
         opening = self._owned[partition] = WorkPartition(self._context, partition, faults)
         opening.open(delay_seconds)
         return opening

@@ -29,13 +29,13 @@ from replay_app.delays import (
 )
 from replay_app.dropped_slices import LastSlices
 from replay_app.emit import EmitSlice
-from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.faults import Faults
+from replay_app.exceptions import ReplayError, ReplayFailed, Unavailable
+from replay_app.faults import TRIES_BEFORE_REASON, Faults
 from replay_app.installations import is_installation
 from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
-from replay_app.reports import MAX_INTERNAL_BYTES, Report
+from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, Report, shorten
 from replay_app.sources import require_same_source, source_of
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
@@ -49,6 +49,10 @@ logger = logging.getLogger(__name__)
 REFUSED_ROUNDS = 10
 """How often one token starts its slice again because the broker refuses events. Then the next token
 goes on: a token must be short."""
+
+
+TELL_SECONDS = 2.0
+"""How long the broker may take for the record that says why a partition cannot be opened."""
 
 
 class WorkPartition:
@@ -100,18 +104,21 @@ class WorkPartition:
 
     async def _open(self, delay_seconds: float) -> None:
         await asyncio.sleep(delay_seconds)
+        failures = 0
         while True:
             try:
                 await self.producer.start()  # first fence, then read: nothing comes in between
                 self.checkpoints = await self._read_checkpoints()
                 await self._read_sessions()
             except Exception as error:  # noqa: BLE001 - tokens wait for the opening: it must not fail
-                logger.warning("partition %d cannot be opened: %s", self.partition, explain(error))
-                self.context.obstacles[self._name] = (
-                    f"{self._name} cannot be opened: {explain(error)}"
-                )
+                failures += 1
+                why = f"{self._name} cannot be opened: {explain(error)}"
+                logger.warning("%s", why)
+                self.context.obstacles[self._name] = why
                 await self.producer.discard()
                 self.producer = self.producer.renewed()
+                if failures >= TRIES_BEFORE_REASON:
+                    await self._tell(why)
                 await asyncio.sleep(BACKOFF_SECONDS[2])
             else:
                 break
@@ -142,6 +149,20 @@ class WorkPartition:
         finally:
             await reader.stop()
         return found
+
+    async def _tell(self, why: str) -> None:
+        """Let the replays that wait for this partition show why they wait."""
+        outbox, topics = self.context.outbox, self.context.topics
+        reason = shorten(why, MAX_ERROR)
+        for session in list(self.context.board.sessions.values()):
+            keys = [token.key for token in first_tokens(session)]
+            waits = any(topics.work.partition(key) == self.partition for key in keys)
+            if waits and session.reason != reason:
+                nudge = Report(replay_id=session.replay_id, kind="nudge", reason=reason)
+                with contextlib.suppress(ReplayError):  # the next try says so again
+                    await outbox.try_send(
+                        topics.progress, session.replay_id, nudge.encode(), TELL_SECONDS
+                    )
 
     async def _read_sessions(self) -> None:
         """Wait until the board has the newest session of each checkpoint."""

@@ -370,7 +370,7 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(missing))
     try:
         row = decode_session(shared.table[replay_id.encode()])
-    except (KeyError, ValueError):  # the row is a cache: the board has the session
+    except Exception:  # noqa: BLE001 - missing or damaged; the row is a cache: the board has the session
         row = None
     published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):

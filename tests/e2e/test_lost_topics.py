@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from functools import partial
 
 import pytest
-from support import delete_topics, topic_names, wait_until
+from support import delete_topics, read_topic, topic_names, wait_until
 from workers import Cluster, Worker
 
 EVENTS = 1_500
@@ -40,21 +41,28 @@ def has_started_over(worker: Worker) -> bool:
     return ": starting over" in worker.log.read_text()
 
 
-def delete_in_mid_run(cluster: Cluster, topic: str) -> str:
+def delete_in_mid_run(cluster: Cluster, topic: str, **body: str) -> str:
     """Delete an internal topic while the replay r runs and the replay "paused" is paused."""
-    cluster.seed(EVENTS)
     for _ in range(2):
         cluster.start_worker()
     for name in ("r", "paused"):
-        cluster.command(name, rate=100)
+        cluster.command(name, rate=100, **body)
     for name in ("r", "paused"):
         wait_until(partial(read, cluster, name), A_MINUTE)
     cluster.command("paused", "pause")
     cluster.wait_for("paused", "paused")
     name = full_name(cluster, topic)
     delete_topics(cluster.stack.kafka, [name])
-    for worker in cluster.workers:
-        wait_until(partial(names_missing, worker, name), A_MINUTE, f"{name} is not missed")
+    seen: set[str] = set()
+
+    def everybody_says_so() -> bool:
+        seen.update(one.url for one in cluster.workers if names_missing(one, name))
+        session = cluster.session("r")
+        if session and f"the broker does not know '{name}'" in (session["reason"] or ""):
+            seen.add("reason")
+        return len(seen) == len(cluster.workers) + 1
+
+    wait_until(everybody_says_so, A_MINUTE, f"{name} is not missed by all")
     for worker in cluster.workers:
         wait_until(partial(has_started_over, worker), A_MINUTE, "not said")
         worker.wait_until_ready()
@@ -62,12 +70,11 @@ def delete_in_mid_run(cluster: Cluster, topic: str) -> str:
     return name
 
 
-@pytest.mark.parametrize(
-    "topic", ["requests", "work", "progress", "status", "dead-letters", "sessions-changelog"]
-)
+@pytest.mark.parametrize("topic", ["requests", "work", "progress", "status", "sessions-changelog"])
 def test_a_topic_deleted_in_mid_run_is_created_again_and_every_replay_is_exact(
     cluster: Cluster, topic: str
 ) -> None:
+    cluster.seed(EVENTS)
     delete_in_mid_run(cluster, topic)
     cluster.wait_for("paused", "paused")
     for name, command in (("r", "set-rate"), ("paused", "set-rate")):
@@ -80,9 +87,29 @@ def test_a_topic_deleted_in_mid_run_is_created_again_and_every_replay_is_exact(
     cluster.assert_exact("r", "paused", "new")
 
 
+def test_deleted_dead_letters_are_a_warning_of_the_replays_that_wrote_some(
+    cluster: Cluster,
+) -> None:
+    cluster.seed(EVENTS)
+    # The first event has no type.
+    cluster.insert([{"_id": 0, "event_id": "bad", "timestamp": dt.datetime(2026, 1, 1)}])  # noqa: DTZ001 - as stored
+    name = delete_in_mid_run(cluster, "dead-letters", on_error="dead-letter")
+    cluster.command("paused", "resume")
+    for replay_id in ("r", "paused"):
+        cluster.command(replay_id, "set-rate", rate=None)
+        session = cluster.wait_for(replay_id, "completed_with_errors")
+        counters = session["counters"]
+        assert (counters["published"], counters["dead_lettered"]) == (EVENTS, 1)
+        assert f"topic '{name}' was deleted during the replay" in session["warnings"][-1]
+    session = cluster.run("new", on_error="dead-letter")
+    assert (session["state"], session["warnings"]) == ("completed_with_errors", [])
+    assert [one.headers["replay-id"] for one in read_topic(cluster.stack.kafka, name)] == [b"new"]
+
+
 def test_deleted_checkpoints_fail_the_replays_and_nothing_is_published_again(
     cluster: Cluster,
 ) -> None:
+    cluster.seed(EVENTS)
     delete_in_mid_run(cluster, "checkpoints")
     cluster.command("paused", "resume")
     for name in ("r", "paused"):

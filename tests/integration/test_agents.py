@@ -1,4 +1,4 @@
-"""The sessions agent when it cannot write its rows."""
+"""The sessions agent when it cannot write, or read, its rows."""
 
 from __future__ import annotations
 
@@ -52,4 +52,30 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
     assert "replay r1: new -> pending, requested by ana" in caplog.text
     assert "replay r1: pending -> paused" in caplog.text
     assert worker.board.rejections == {}
+    await agent.revoke()
+
+
+class DamagedRows(dict[bytes, bytes]):
+    """A table whose rows are damaged on the disk, as RocksDB says it."""
+
+    def get(self, *_: object) -> NoReturn:
+        msg = "Corruption: block checksum mismatch"
+        raise Exception(msg)  # noqa: TRY002 - RocksDB's errors have no class
+
+
+async def test_a_command_for_a_replay_with_a_damaged_row_finds_the_session_on_the_board(
+    start_worker: Callable[..., Awaitable[WorkerContext]],
+) -> None:
+    worker = await start_worker(EventStore, Outbox)
+    following = asyncio.create_task(worker.board.follow())
+    agent = SessionPartitions(worker, DamagedRows(), lambda: True)
+    await agent.assign([0])
+    for offset, command in enumerate([Start(replay_id="r"), Pause(replay_id="r")]):
+        await agent.handle_request(0, offset, command.model_dump_json().encode())
+    async with asyncio.timeout(10):
+        while (session := worker.board.sessions.get("r")) is None or session.revision < 2:
+            await asyncio.sleep(0.05)
+    assert session.state == "paused"
+    following.cancel()
+    await asyncio.wait([following])
     await agent.revoke()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pymongo.collection import Collection
-from support import create_topics, open_transactions, unique_name
+from support import create_topics, open_transactions, read_topic, unique_name, wait_until
 
 from replay_app import steps
 from replay_app.checkpoints import Checkpoint, Origin, Token
@@ -20,7 +20,7 @@ from replay_app.demo.stack import Stack, free_port
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
 from replay_app.publisher import FencedProducer
-from replay_app.reports import Counters, Failure, Offsets, ShardProgress
+from replay_app.reports import Counters, Failure, Offsets, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
 from replay_app.sessions_agent import SessionPartitions
 from replay_app.settings import Settings
@@ -72,21 +72,31 @@ async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
 async def test_the_board_waits_for_what_an_open_transaction_hides(context: WorkerContext) -> None:
     topic = context.topics.status.name
     with open_transactions(context.settings.kafka, {topic: 1}):
-        session = Session(
-            replay_id="r1",
-            start=Start(replay_id="r1"),
-            created_at=T0,
-            updated_at=T0,
-            progressed_at=T0,
-            heard_at=T0,
-        )
-        await commit(context.settings, topic, session.encode(), b"r1")
+        await commit(context.settings, topic, new_session().encode(), b"r1")
         waiting = asyncio.create_task(context.board.caught_up(0))
         await asyncio.wait([waiting], timeout=1)
         assert not waiting.done()
     async with asyncio.timeout(SECONDS):
         await waiting
     assert "r1" in context.board.sessions
+
+
+def new_session() -> Session:
+    return Session(
+        replay_id="r1",
+        start=Start(replay_id="r1"),
+        created_at=T0,
+        updated_at=T0,
+        progressed_at=T0,
+        heard_at=T0,
+    )
+
+
+def nudge_of(context: WorkerContext) -> str | None:
+    """Return the reason of the last nudge."""
+    records = read_topic(context.settings.kafka, context.topics.progress.name)
+    reports = [decode_report(record.value) for record in records]
+    return next((one.reason for one in reports[::-1] if one and one.kind == "nudge"), None)
 
 
 @pytest.mark.parametrize("held", ["checkpoints", "status"])
@@ -101,6 +111,7 @@ async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_rea
     token = Token(replay_id="r1", epoch=1, kind="emit")
     checkpoint = Checkpoint.of_shard(token, Origin(0, 0), None, ShardProgress(state="stopped"))
     await commit(context.settings, context.topics.checkpoints.name, checkpoint.encode(), b"r1/0")
+    context.board.sessions["r1"] = new_session()
     partition = WorkPartition(context, 0)
     with open_transactions(context.settings.kafka, {topic: 1}):
         partition.open()
@@ -112,6 +123,8 @@ async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_rea
         assert f"partition 0 of {topic!r} stands still at offset" in why
         assert "open transaction of producer id" in why
         assert not await partition.is_open_within(0.1)
+        reason = await asyncio.to_thread(wait_until, lambda: nudge_of(context), SECONDS)
+        assert reason.startswith(f"partition 0 of {context.topics.work.name} cannot be opened: ")
     async with asyncio.timeout(SECONDS):
         await partition.wait_until_open()
     assert not context.obstacles

@@ -113,6 +113,7 @@ async def test_a_topic_with_another_partition_count_is_named(settings: Settings)
     assert str(refused.value).startswith(
         f"topic '{requests}' has 5 partitions, but REPLAY_PARTITIONS is 3"
     )
+    assert "by itself (auto.create.topics.enable), delete it" in str(refused.value)
     assert await partition_counts(settings, settings.kafka, names(settings)) == {requests: 5}
 
 

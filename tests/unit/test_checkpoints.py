@@ -15,6 +15,7 @@ from replay_app.checkpoints import (
     decode_checkpoint,
     decode_token,
     judge,
+    lost_progress,
 )
 from replay_app.reports import Counters, Report, ShardProgress, decode_report
 from replay_app.topics import NOOP
@@ -162,3 +163,31 @@ def test_a_tombstone_is_no_checkpoint_and_an_unreadable_one_is_an_error() -> Non
 def test_counters_add_up() -> None:
     one = Counters(read=10, published=7, skipped=2, dead_lettered=1)
     assert one + one == Counters(read=20, published=14, skipped=4, dead_lettered=2)
+
+
+@pytest.mark.parametrize(
+    ("heard", "known", "is_lost"),
+    [
+        (0, None, False),  # nothing was read yet
+        (5, None, True),  # the topic was deleted
+        (5, 4, True),  # the topic has lost records
+        (5, 5, False),
+        (5, 9, False),  # the session has not heard of the last slice
+        (0, 9, False),
+    ],
+)
+def test_a_session_that_has_heard_more_than_the_checkpoint_knows_has_lost_checkpoints(
+    heard: int, known: int | None, *, is_lost: bool
+) -> None:
+    def progress(read: int) -> ShardProgress:
+        return ShardProgress(counters=Counters(read=read, published=read))
+
+    newest = None
+    if known is not None:
+        newest = Checkpoint.of_shard(token(), HERE, None, progress(known))
+    why = lost_progress(newest, progress(heard))
+    assert (why is not None) == is_lost
+    if why is not None:
+        told = f"5 events of the shard were read, and the newest checkpoint knows of {known or 0}"
+        assert told in why
+        assert "start a new one" in why

@@ -31,6 +31,15 @@ def test_a_topic_that_is_gone_fails_the_replay_at_once() -> None:
     assert error.startswith("topic 'orders' is gone")
 
 
+def test_a_topic_of_the_program_itself_that_is_gone_fails_no_replay() -> None:
+    faults = Faults(["replay.checkpoints"])
+    for _ in range(2):
+        faults.note(token(), 1, TopicGone("replay.checkpoints"), 0.0)
+    verdict, reason = faults.judge(token(), 1, 0.0)
+    assert verdict == "tell"
+    assert reason == "the broker fails, trying again: topic 'replay.checkpoints' is gone"
+
+
 @pytest.mark.parametrize(("epoch", "attempt"), [(2, 1), (2, 2)], ids=["resumed", "retried"])
 def test_after_a_resume_or_a_retry_the_topic_may_be_there_again(epoch: int, attempt: int) -> None:
     faults = Faults()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from replay_app.settings import Settings
+from replay_app.worker import STOP_SECONDS, THREADS_SECONDS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "k8s").rglob("*.yaml"))
@@ -169,3 +170,7 @@ def _selectors(part: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(part, list):
         for value in part:
             yield from _selectors(value)
+
+
+def test_kubernetes_waits_longer_for_the_end_than_a_worker_needs() -> None:
+    assert pod()["terminationGracePeriodSeconds"] > STOP_SECONDS + THREADS_SECONDS + 10

@@ -934,6 +934,20 @@ def test_a_nudge_in_time_changes_nothing(state: str) -> None:
     assert on_nudge(None, at(20), STALL, RETENTION) == Step.nothing(None)
 
 
+def test_why_a_worker_cannot_begin_is_shown_until_it_reports() -> None:
+    session = running()
+    told = on_nudge(session, at(20), STALL, RETENTION, "no right")
+    assert told.session is not None
+    assert (told.session.reason, told.urgent, told.tokens) == ("no right", True, ())
+    assert not on_nudge(told.session, at(21), STALL, RETENTION, "no right").changed
+    repaired = on_nudge(told.session, at(100), STALL, RETENTION, "no right")
+    assert repaired.tokens
+    assert repaired.session is not None
+    assert repaired.session.reason == "no right"
+    paused = session.model_copy(update={"state": "paused"})
+    assert not on_nudge(paused, at(20), STALL, RETENTION, "no right").changed
+
+
 @pytest.mark.parametrize(
     ("state", "tokens"),
     [
