@@ -48,8 +48,8 @@ REPLAY_ID_RULE = (
     "1 to 128 letters, digits, dots, dashes or underscores, the first a letter or digit"
 )
 _TOPIC = r"[A-Za-z0-9._-]{1,249}"
-TOPIC_NAME = re.compile(_TOPIC + r"\Z")
-TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes"
+TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}\Z){_TOPIC}\Z")
+TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes, and not '.' or '..'"
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
 MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
 MAX_AFTER = 100
@@ -177,6 +177,15 @@ class Target(_Body):
     """Event type to topic; an entry here overrides ``topic``."""
     prefix: TopicName | None = None
     """Prepended to the name of the original topic."""
+
+    @field_validator("topic", "topics")
+    @classmethod
+    def _may_exist(cls, named: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for topic in named.values() if isinstance(named, dict) else (named,):
+            if topic in {".", ".."}:  # JSON Schema's patterns cannot say this simply
+                msg = f"{topic!r} is not a topic name: {TOPIC_RULE}"
+                raise ValueError(msg)
+        return named
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:

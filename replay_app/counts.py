@@ -6,6 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import bson
+
+from replay_app.elements import UNDEFINED, StoredValue
+from replay_app.events import STRICT, EventMapping, destination, encode_json, is_text
+from replay_app.exceptions import EventError
+from replay_app.pages import DECODE_ERRORS
 from replay_app.queries import all_of, compile_filter, in_time, time_keys, time_range, untimed
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import WARNING_SECONDS
@@ -13,9 +19,14 @@ from replay_app.store_checks import WARNING_SECONDS
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from replay_app.commands import Start
+    from replay_app.commands import Start, Target
     from replay_app.settings import Settings
     from replay_app.store import EventStore
+
+MAX_NAMED_TYPES = 5
+"""Types that a warning names."""
+MAX_SHOWN = 100
+"""Characters of a type that a warning shows."""
 
 
 @dataclass
@@ -122,3 +133,65 @@ async def _count_misfits(
             f"{misfits.total()} matching events have no {mapping.timestamp_type} in "
             f"{mapping.field_timestamp!r}; they are in no time range and are left out"
         )
+
+
+@dataclass
+class Refused:
+    """The counted events that no topic takes, by type."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reason: str = ""
+    """Why the events of the first type have no topic."""
+
+    def add(self, type_name: str, count: int, error: EventError) -> None:
+        """Add the events of one group."""
+        self.reason = self.reason or f"of the type {type_name[:MAX_SHOWN]!r}: {error}"
+        self.counts[type_name] += count
+
+    def warnings(self, on_error: str) -> tuple[str, ...]:
+        """Return a warning that names the types and says how many events they have."""
+        if not self.counts:
+            return ()
+        named = [
+            f"{name[:MAX_SHOWN]!r} ({count:,})"
+            for name, count in self.counts.most_common(MAX_NAMED_TYPES)
+        ]
+        more = len(self.counts) - len(named)
+        named += [f"and {more:,} more types"] if more > 0 else []
+        warning = (
+            f"{self.counts.total():,} events have no topic, and each of them fails under "
+            f"on_error={on_error}: of the types {', '.join(named)}. For example, an event "
+            f"{self.reason}"
+        )
+        return (warning,)
+
+
+def topic_of_group(event_type: Any, own_topic: Any, mapping: EventMapping, target: Target) -> str:
+    """Return the topic of counted events, by the values of their type and of their topic field.
+
+    Raises
+    ------
+    EventError
+        When each of these events fails: the message says why.
+
+    """
+    if not (is_text(event_type) and event_type):
+        msg = "it has no type"
+        raise EventError(msg)
+    if not is_text(own_topic):
+        if own_topic is not None:
+            _require_published(own_topic)
+        own_topic = None  # to the encoders too
+    return destination(event_type, own_topic, mapping, target)
+
+
+def _require_published(value: Any) -> None:
+    """Raise `EventError` if an event with this value in a field fails."""
+    if isinstance(value, StoredValue):
+        if value.kind == UNDEFINED:
+            raise EventError(str(value))
+        try:
+            value = bson.decode(value.under(b""), codec_options=STRICT)[""]
+        except DECODE_ERRORS as error:
+            raise EventError(str(error)) from error
+    encode_json({"": value})

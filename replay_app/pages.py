@@ -239,11 +239,11 @@ def _place(document: bytes, spec: EncodeSpec, unplaced: list[list[Any]]) -> list
     """
     try:
         found = [values_at(document, path) for path in spec.cursor_fields]
-    except ValueError as error:
+        if any(None in values for values in found):
+            require_bson(document)  # only a whole document says that a field is missing
+    except (ValueError, RecursionError) as error:
         msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
         raise ReplayFailed(msg) from error
-    if any(None in values for values in found):
-        decode_leniently(document)  # only a good document says that a field is missing
     if math.prod(map(len, found)) > MAX_PLACES:
         msg = (
             f"an event has the sort fields {', '.join(spec.cursor_fields)} too many times; correct "
@@ -270,18 +270,21 @@ def make_failure(
 ) -> FailedEvent:
     """Return what is known of a raw document that could not be encoded."""
     try:
-        identity = event_id(_readable(document), mapping)
-    except (EventError, ReplayFailed):
+        identity = event_id(readable(document), mapping)
+    except EventError:
         identity = None
     missing_topic = error.topic if isinstance(error, MissingTopic) else None
     return FailedEvent(index, identity, str(error), document, missing_topic)
 
 
-def _readable(document: bytes) -> Document:
-    """Return a document, if need be without the fields that the driver cannot decode."""
+def readable(document: bytes) -> Document:
+    """Return a document, if need be without the fields that the driver cannot decode.
+
+    U+FFFD replaces invalid UTF-8.
+    """
     try:
-        return decode_leniently(document)
-    except ReplayFailed:
+        return bson.decode(document, codec_options=LENIENT)
+    except DECODE_ERRORS:
         fields: Document = {}
         with contextlib.suppress(ValueError, RecursionError):
             require_bson(document)
@@ -289,19 +292,3 @@ def _readable(document: bytes) -> Document:
                 with contextlib.suppress(*DECODE_ERRORS):
                     fields |= bson.decode(value.under(name), codec_options=LENIENT)
         return fields
-
-
-def decode_leniently(document: bytes) -> Document:
-    """Return a raw document; U+FFFD replaces invalid UTF-8.
-
-    Raises
-    ------
-    ReplayFailed
-        When the bytes are not a BSON document.
-
-    """
-    try:
-        return bson.decode(document, codec_options=LENIENT)
-    except DECODE_ERRORS as error:
-        msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
-        raise ReplayFailed(msg) from error

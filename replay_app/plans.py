@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
-from replay_app.counts import Counts, count_events
+from replay_app.counts import Counts, Refused, count_events, topic_of_group
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
-from replay_app.elements import StoredValue
-from replay_app.events import destination, event_time
+from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
     Query,
@@ -116,7 +115,8 @@ class Planner:
             counting.cancel()
         counts, warnings = found.timed, found.warnings
         warnings += await self._check(found, end)
-        topics, by_type = self._destinations(found)
+        topics, by_type, refused = self._destinations(found)
+        warnings += refused
         destinations = await self._require_topics(topics)
         if counts != {}:
             warnings += index_warnings
@@ -180,7 +180,7 @@ class Planner:
         Where the counts prove that the mapping fits, the store is not asked again.
         """
         checks, warnings = self._checks, []
-        has_types = any(isinstance(kind, str) for kind, *_ in found.timed or {})
+        has_types = any(is_text(kind) for kind, *_ in found.timed or {})
         if not has_types or is_customized(self._mapping):
             await checks.require_mapping()
         if self._mapping.timestamp_type == "iso":
@@ -199,8 +199,8 @@ class Planner:
 
     # Topics
 
-    def _destinations(self, found: Counts) -> tuple[Counter[str], Counter[str]]:
-        """Return the events for each topic and of each type.
+    def _destinations(self, found: Counts) -> tuple[Counter[str], Counter[str], tuple[str, ...]]:
+        """Return the events for each topic and of each type, and a warning of those without topic.
 
         Events without a usable time count by type only: each of them fails. Without counts: the
         topics that the command names, without numbers.
@@ -210,18 +210,17 @@ class Planner:
         target = self._start.target
         if found.timed is None:
             named = [*target.topics.values(), *([target.topic] if target.topic else [])]
-            return Counter(dict.fromkeys(named, 0)), types
+            return Counter(dict.fromkeys(named, 0)), types, ()
         for event_type, count in (found.misfits or Counter()).items():
             types[_type_name(event_type)] += count
+        refused = Refused()
         for (event_type, topic), count in found.timed.items():
             types[_type_name(event_type)] += count
-            if isinstance(event_type, StoredValue) or isinstance(topic, StoredValue):
-                continue  # unreadable: these events fail too
             try:
-                topics[destination(event_type, topic, self._mapping, target)] += count
-            except EventError:
-                continue  # these events fail one by one, under the replay's on_error
-        return topics, types
+                topics[topic_of_group(event_type, topic, self._mapping, target)] += count
+            except EventError as error:  # these events fail one by one
+                refused.add(_type_name(event_type), count, error)
+        return topics, types, refused.warnings(self._start.on_error)
 
     async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
         """Return the topics, or raise `ReplayFailed` if one is missing."""
@@ -271,10 +270,8 @@ class Planner:
         )
         spans: dict[str, tuple[datetime, datetime]] = {}
         for (event_type, own_topic), values in groups.items():
-            if isinstance(event_type, StoredValue) or isinstance(own_topic, StoredValue):
-                continue  # unreadable: these events fail too
             try:
-                topic = destination(event_type, own_topic, mapping, self._start.target)
+                topic = topic_of_group(event_type, own_topic, mapping, self._start.target)
                 low, high = (self._time_of(value) for value in values)
             except EventError:
                 continue  # these events fail one by one, under the replay's on_error
@@ -369,7 +366,7 @@ class Planner:
 
 
 def _type_name(event_type: Any) -> str:
-    return event_type if isinstance(event_type, str) else f"({event_type})"
+    return event_type if is_text(event_type) else f"({event_type})"
 
 
 def _shard(match: Query, *fields: str) -> ShardPlan:
@@ -391,6 +388,8 @@ def _aggregate_type(value: Any) -> str | None:
     """Return the BSON type of an aggregate id; None for NaN and for types that are no id."""
     if value != value:  # noqa: PLR0124 - only NaN is not equal to itself
         return None
+    if isinstance(value, str) and not is_text(value):
+        return None  # PyMongo's `Code` is a str, and cannot be a key of a dict
     return next(
         (kind for kind, types in _AGGREGATE_TYPES.items() if isinstance(value, types)), None
     )

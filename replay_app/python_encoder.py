@@ -140,9 +140,6 @@ class PythonEncoder:
             ("replay-delivery-id", spec.replay_id.encode() + b":" + delivered),
         ]
         topic = self._topic(kind, field_at(document, mapping.field_topic))
-        count = spec.partitions.get(topic)
-        if count is None:
-            raise MissingTopic(topic)
         key = event_key(document, mapping, identity)
         value = event_value(document, mapping)
         size = len(key) + len(value) + len(delivered) + self._overhead_bytes
@@ -153,6 +150,10 @@ class PythonEncoder:
                 "broker's message.max.bytes"
             )
             raise EventError(msg)
+        # After all that is the event's own fault: a missing topic stops the whole replay.
+        count = spec.partitions.get(topic)
+        if count is None:
+            raise MissingTopic(topic)
         if size > spec.batch_bytes.get(topic, size):
             self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers

@@ -32,10 +32,10 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from replay_app.elements import UNDEFINED, values_at
-from replay_app.events import LENIENT, STRICT
+from replay_app.events import STRICT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
-from replay_app.pages import DECODE_ERRORS
+from replay_app.pages import DECODE_ERRORS, readable
 from replay_app.settings import uri_secrets
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], int]:
         """Return the number of matching events for each combination of the values of ``keys``.
 
-        ``keys`` are aggregation expressions. What Python cannot hold stays a
-        `StoredValue`.
+        ``keys`` are aggregation expressions. What Python cannot hold, or cannot use as a key, stays
+        a `StoredValue`.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class EventStore:
         rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
         counts: Counter[tuple[Any, ...]] = Counter()
         for row in rows:  # added up, because to Python true, 1 and 1.0 are one value
-            group = tuple(_hashable(_value_at(row, f"_id.{name}")) for name in names)
+            group = tuple(_group_value(row, f"_id.{name}") for name in names)
             counts[group] += _value_at(row, "count")
         return dict(counts)
 
@@ -216,8 +216,8 @@ class EventStore:
     ) -> dict[tuple[Any, ...], tuple[Any, Any]]:
         """Return the lowest and the highest value of a field, for each combination of ``keys``.
 
-        ``keys`` are aggregation expressions; the values are as stored. What Python cannot hold
-        stays a `StoredValue`.
+        ``keys`` are aggregation expressions; the values are as stored. What Python cannot hold, or
+        cannot use as a key, stays a `StoredValue`.
 
         Raises
         ------
@@ -230,7 +230,7 @@ class EventStore:
         pipeline = [{"$match": query}, {"$group": {"_id": names, **span}}]
         rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
         return {
-            tuple(_hashable(_value_at(row, f"_id.{name}")) for name in names): (
+            tuple(_group_value(row, f"_id.{name}") for name in names): (
                 _value_at(row, "low"),
                 _value_at(row, "high"),
             )
@@ -270,7 +270,7 @@ class EventStore:
     async def documents(
         self, pipeline: Sequence[dict[str, Any]], seconds: float
     ) -> list[dict[str, Any]]:
-        """Return the few documents of a pipeline. U+FFFD replaces invalid UTF-8.
+        """Return the few documents of a pipeline, each as `readable` shows it.
 
         Raises
         ------
@@ -278,7 +278,8 @@ class EventStore:
             When the store needs longer than ``seconds``.
 
         """
-        return await self._aggregate(pipeline, seconds, codec_options=LENIENT)
+        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
+        return [readable(bytes(row.raw)) for row in rows]
 
     async def has_index(self, fields: Sequence[str]) -> bool:
         """Return whether an ascending index on exactly these fields covers all events."""
@@ -432,8 +433,13 @@ def _value_at(row: RawBSONDocument, path: str) -> Any:
     return stored if isinstance(value, DatetimeMS) else value
 
 
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, Hashable) else str(value)
+def _group_value(row: RawBSONDocument, path: str) -> Any:
+    """Return `_value_at`, and a `StoredValue` also for what Python cannot use as a key."""
+    value = _value_at(row, path)
+    if isinstance(value, Hashable):
+        return value
+    *_, stored = values_at(bytes(row.raw), path)
+    return stored
 
 
 def _collect_stages(plan: Any, stages: set[str]) -> None:

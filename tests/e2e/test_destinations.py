@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 from oracle import event_id_of
 from support import create_topics, read_topic, unique_name, wait_until
@@ -56,3 +57,38 @@ def test_a_topic_that_grows_in_mid_run_is_a_warning_told_once(shop: Cluster) -> 
     records = read_topic(shop.stack.kafka, topic)
     assert len({event_id_of(record) for record in records}) == len(records) == SHOP_EVENTS
     assert {record.partition for record in records} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("on_error", ["skip", "dead-letter", "fail"])
+def test_types_without_a_legal_topic_name_fail_one_by_one(shop: Cluster, on_error: str) -> None:
+    good = unique_name("good")
+    create_topics(shop.stack.kafka, {good: 2})
+    types = [good, "a b/c", good, "x" * 300, good, ".", "..", "größe", good]
+    first = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    shop.insert(
+        {
+            "_id": f"{good}-{number}",
+            "event_id": f"e-{number}",
+            "event_type": kind,
+            "timestamp": first + dt.timedelta(seconds=number),
+            "run": good,
+        }
+        for number, kind in enumerate(types)
+    )
+    session = shop.run(good, filter={"fields": {"run": good}}, target={}, on_error=on_error)
+    (warning,) = [one for one in session["warnings"] if "have no topic" in one]
+    assert warning.startswith("5 events have no topic, and each of them fails under")
+    assert "'a b/c' (1)" in warning
+    names = [event_id_of(record) for record in read_topic(shop.stack.kafka, good)]
+    if on_error == "fail":
+        assert session["state"] == "failed"
+        assert "event 'e-1': its topic would be 'a b/c', which is not a topic" in session["error"]
+        assert names == ["e-0"]
+        return
+    assert session["state"] == "completed_with_errors", session["error"]
+    assert sorted(names) == ["e-0", "e-2", "e-4", "e-8"]
+    counters = session["counters"]
+    assert (counters["read"], counters["published"]) == (9, 4)
+    assert counters["skipped" if on_error == "skip" else "dead_lettered"] == 5
+    failures = [one for shard in session["shards"] for one in shard["progress"]["failures"]]
+    assert [one["event_id"] for one in failures] == ["e-1", "e-3", "e-5", "e-6", "e-7"]

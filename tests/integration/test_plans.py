@@ -150,6 +150,56 @@ async def test_events_without_a_usable_topic_do_not_stop_the_plan(
     assert plan.by_type == {"orders": 2, "(None)": 1}
 
 
+TYPES_WITHOUT_TOPIC = {"a b/c": 3, "x" * 300: 2, ".": 1, "..": 1, "größe": 1, "\n": 1}
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+async def test_types_without_a_legal_topic_name_are_named_with_their_numbers(
+    store: EventStore, settings: Settings, events: Collection[Document], on_error: Any
+) -> None:
+    types = Counter({"orders": 4} | TYPES_WITHOUT_TOPIC)
+    events.insert_many(
+        event(number, event_type=kind) for number, kind in enumerate(types.elements())
+    )
+    plan = await plan_of(store, settings, on_error=on_error)
+    assert (plan.matched, plan.by_topic) == (13, {"orders": 4})
+    assert sum(plan.by_type.values()) == 13
+    (warning,) = [one for one in plan.warnings if "have no topic" in one]
+    assert warning.startswith("9 events have no topic, and each of them fails under on_error=")
+    assert f"on_error={on_error}: of the types 'a b/c' (3), '{'x' * 100}' (2), " in warning
+    assert ", and 1 more types. For example, an event of the type '" in warning
+    assert "which is not a topic name" in warning
+
+
+@pytest.mark.parametrize(
+    ("target", "refused"),
+    [
+        ({"topics": dict.fromkeys(TYPES_WITHOUT_TOPIC, "named")}, 1),  # only the topic field
+        ({"topic": "rebuild"}, 0),
+        ({"prefix": "p"}, 8),  # "p." and "p.." are legal
+    ],
+)
+async def test_the_target_decides_which_types_have_a_topic(
+    store: EventStore,
+    settings: Settings,
+    events: Collection[Document],
+    target: dict[str, Any],
+    refused: int,
+) -> None:
+    types = list(Counter(TYPES_WITHOUT_TOPIC).elements())
+    events.insert_many(event(number, event_type=kind) for number, kind in enumerate(types))
+    events.insert_one(event(99, topic="no topic"))
+
+    async def every(names: Iterable[str]) -> dict[str, Destination]:
+        return {name: Destination(1, config=CONFIG) for name in names}
+
+    start = Start(replay_id="r1", target=Target(**target))
+    plan = await Planner(start, settings, store, every).plan()
+    told = [int(one.split()[0]) for one in plan.warnings if "have no topic" in one]
+    assert told == ([refused] if refused else [])
+    assert sum(plan.by_topic.values()) == 10 - refused
+
+
 async def test_a_missing_collection_is_no_empty_history(
     store: EventStore, settings: Settings
 ) -> None:

@@ -270,6 +270,8 @@ def test_times_in_reverse_are_refused(end: str) -> None:
         ({"filters": {}}, "filters: unknown field"),
         ({"target": {"topic": "a", "prefix": "b"}}, "target: a target has either a topic or a"),
         ({"target": {"topic": "a b"}}, "target.topic: String should match pattern"),
+        ({"target": {"topic": ".."}}, "target.topic: '..' is not a topic name"),
+        ({"target": {"topics": {"t": "."}}}, "target.topics: '.' is not a topic name"),
         ({"target": {"topic": "a/b"}}, "target.topic: String should match pattern"),
         ({"target": {"topics": {"t": ""}}}, "target.topics.t: String should match pattern"),
         ({"target": {"topics": ["t"]}}, "target.topics: Input should be"),

@@ -272,7 +272,7 @@ def test_the_first_rule_that_gives_a_topic_wins(
     assert destination("order_placed", own_topic, mapping, target) == topic
 
 
-@pytest.mark.parametrize("kind", ["order placed", "größe", "a/b", "x" * 250])
+@pytest.mark.parametrize("kind", ["order placed", "größe", "a/b", "x" * 250, ".", ".."])
 def test_what_is_no_topic_name_is_an_error(kind: str) -> None:
     with pytest.raises(EventError, match="which is not a topic name"):
         destination(kind, None, MAPPING, Target())
