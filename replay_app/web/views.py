@@ -68,6 +68,8 @@ PRODUCE_SECONDS = 5.0
 BOARD_SECONDS = 1.0
 """How long an answer waits until the board has the newest session."""
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+MAX_NAMED = 10
+"""Unreadable checkpoints that `/readyz` names."""
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
@@ -99,6 +101,17 @@ class _Shared:
         """Return what holds the worker's partitions up, in words."""
         sending = self.context.outbox.obstacle
         return [*self.context.obstacles.values(), *([sending] if sending else [])]
+
+    def unreadable(self) -> str | None:
+        """Return which shards cannot go on because of their checkpoints; None if there are none."""
+        keys = [key for part in self.context.unreadable().values() for key in part]
+        if not keys:
+            return None
+        more = ", ..." if len(keys) > MAX_NAMED else ""
+        return (
+            f"{len(keys)} checkpoints cannot be read, so these shards cannot go on: "
+            f"{', '.join(keys[:MAX_NAMED])}{more}; the errors of their replays say what to do"
+        )
 
 
 _SHARED = web.AppKey("shared", _Shared)
@@ -215,6 +228,8 @@ class Ready(_View):
                 warnings.append(str(trouble))  # the first event creates the collection
             elif trouble is not None:
                 missing.append(str(trouble))
+        if unreadable := shared.unreadable():
+            warnings.append(unreadable)
         body: dict[str, Any] = {"status": "not ready" if missing else "ready", "missing": missing}
         if warnings:
             body["warnings"] = warnings
