@@ -45,7 +45,7 @@ from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_sessio
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX
-from replay_app.web.openapi import openapi
+from replay_app.web.openapi import EXCLUDABLE, openapi
 from replay_app.web.problems import Problem, problem
 from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
 
@@ -222,7 +222,11 @@ class Ready(_View):
         """
         shared, warnings = _shared(request), []
         missing = [*shared.missing(), *shared.obstacles()]
-        if "store" not in request.query.getall("exclude", []):
+        excluded = set(request.query.getall("exclude", []))
+        if unknown := excluded - set(EXCLUDABLE):
+            msg = f"exclude: {min(unknown)!r} is not one of {', '.join(EXCLUDABLE)}"
+            raise InvalidCommand(msg)
+        if "store" not in excluded:
             trouble = await shared.context.store_health.problem()
             if isinstance(trouble, NoCollection):
                 warnings.append(str(trouble))  # the first event creates the collection
@@ -249,9 +253,11 @@ class Metrics(_View):
 class Description(_View):
     """The API's description."""
 
-    async def get(self, _: web.Request) -> web.Response:
-        """Answer with the OpenAPI document."""
-        return web.json_response(openapi())
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer with the OpenAPI document of this worker."""
+        settings = _shared(request).context.settings
+        document = openapi(token=settings.api_token is not None, public_reads=settings.public_reads)
+        return web.json_response(document)
 
 
 class Replays(_View):
