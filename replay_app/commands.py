@@ -51,6 +51,8 @@ _TOPIC = r"[A-Za-z0-9._-]{1,249}"
 TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}\Z){_TOPIC}\Z")
 TOPIC_RULE = "1 to 249 letters, digits, dots, underscores or dashes, and not '.' or '..'"
 WRITTEN_TIME = re.compile(r"\d{4}-\d\d-\d\d.")
+_OTHER_YEAR = re.compile(r"(?:[+-]\d+|\d{5,}|0000)-\d\d-\d\d")
+OTHER_YEAR = "the time lies outside the years 1 to 9999 in UTC; for no limit, leave the member out"
 MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
 MAX_AFTER = 100
 """Replays that one replay can wait for."""
@@ -68,6 +70,8 @@ def _check_replay_id(value: str) -> str:
 
 
 def _check_written_time(value: object) -> object:
+    if isinstance(value, str) and _OTHER_YEAR.match(value):
+        raise ValueError(OTHER_YEAR)
     # Pydantic would read 2026, with or without quotation marks, as seconds after 1970.
     if isinstance(value, datetime) or (isinstance(value, str) and WRITTEN_TIME.match(value)):
         return value
@@ -80,8 +84,7 @@ def in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        msg = "the time lies outside the years 1 to 9999"
-        raise ValueError(msg) from None
+        raise ValueError(OTHER_YEAR) from None
 
 
 def _either(what: str) -> WrapValidator:

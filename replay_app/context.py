@@ -44,6 +44,8 @@ class WorkerContext:
     )
     """By partition of ``replay.work``. Here, so that they outlive a producer that was given up."""
     ignored: IgnoredRecords = field(default_factory=IgnoredRecords)
+    unreadable: Callable[[], dict[int, tuple[str, ...]]] = dict
+    """The keys of unreadable checkpoints by owned partition; the work agent tells."""
     watch: ConsumerWatch = field(init=False)
     store_health: StoreHealth = field(init=False)
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)

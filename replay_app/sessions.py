@@ -321,11 +321,16 @@ def decode_session(value: bytes | None) -> Session | None:
 
     Raises
     ------
-    pydantic.ValidationError
-        When the value is not a session.
+    ValueError
+        When the value is not a session, or a session that cannot be written, and so not be shown:
+        for example, the sums of its counters are too large.
 
     """
-    return None if value is None else Session.model_validate_json(value)
+    if value is None:
+        return None
+    session = Session.model_validate_json(value)
+    session.model_dump_json()
+    return session
 
 
 def make_receipt(session: Session, now: datetime) -> Receipt:

@@ -47,6 +47,7 @@ class WorkPartitions:
         self._faults: dict[int, Faults] = {}
         """By partition: they outlive a partition that is opened again."""
         context.board.on_session(self._on_session)
+        context.unreadable = self.unreadable
         context.metrics.show_unreadable(lambda: sum(map(len, self.unreadable().values())))
 
     def _on_session(self, session: Session) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -10,11 +12,23 @@ from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
 from replay_app.board import Rejection
-from replay_app.commands import PLAIN_VERBS, REPLAY_ID_RULE, VERBS, Rate, ShortText, Start
+from replay_app.commands import (
+    PLAIN_VERBS,
+    REPLAY_ID,
+    REPLAY_ID_RULE,
+    VERBS,
+    WRITTEN_TIME,
+    Rate,
+    ShortText,
+    Start,
+)
 from replay_app.reports import Plan
 from replay_app.sessions import Session, State
+from replay_app.web.access import OPEN_PATHS
 from replay_app.web.problems import CONTENT_TYPE
 
+EXCLUDABLE = ("store",)
+"""What ``/readyz?exclude=`` may leave out."""
 JSON = "application/json"
 
 Schema = dict[str, Any]
@@ -83,19 +97,36 @@ class ProblemBody(BaseModel):
 
 
 _ERRORS = {
-    400: "The body or a parameter is wrong; the detail has a sentence for each field.",
+    400: "The request, its body or a parameter is wrong; the detail has a sentence for each fault.",
     401: "The bearer token is missing or wrong.",
+    403: "The request comes from a foreign web page or uses a foreign host name.",
     404: "The replay does not exist.",
-    409: "The replay's state does not allow the command.",
+    408: "The body did not come in time.",
+    409: "The replay's state does not allow the command, or the id is used with another body.",
     413: "The body is too large.",
+    414: "The first line of the request is too long.",
     422: "The replay could not succeed; the detail says what is missing.",
+    431: "The headers are too large, or too many.",
+    500: "A fault of the worker; its log says more.",
     503: "The worker, the store or the broker is not ready; try again after Retry-After seconds.",
 }
+_ANYWHERE = (400, 403, 414, 431, 500)
+"""What any request may be answered with."""
+_WITH_BODY = (408, 413)
+_PATH = r"[^.$\u0000][^.\u0000]*"
+"""A part of the dotted path of a field, as a pattern of JSON Schema."""
+
+
+def _pattern(expression: re.Pattern[str]) -> str:
+    return f"^{expression.pattern.removesuffix(chr(92) + 'Z')}$"
 
 
 @cache
-def openapi() -> Schema:
-    """Return the OpenAPI document."""
+def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
+    """Return the OpenAPI document of a worker.
+
+    ``token`` says whether the worker has a token, ``public_reads`` whether reads need none.
+    """
     references, definitions = models_json_schema(
         [
             (Start, "validation"),
@@ -119,8 +150,19 @@ def openapi() -> Schema:
     schemas = {model.__name__: schema for (model, _), schema in references.items()}
     components: Schema = definitions["$defs"]
     start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
-    start["required"] = [name for name in start.get("required", ()) if name != "replay_id"]
-    start["properties"]["replay_id"]["description"] = f"Default: a new id. {REPLAY_ID_RULE}."
+    _tell_the_rules(start, components)
+    paths = _paths(schemas)
+    for path, item in paths.items():
+        for method, operation in item.items():
+            if method not in {"get", "post", "patch"}:
+                continue
+            is_open = path in OPEN_PATHS or (public_reads and method == "get")
+            operation["security"] = [{"bearer": []}] if token and not is_open else []
+            also = [*_ANYWHERE, *([401] if token and not is_open else [])]
+            also += _WITH_BODY if "requestBody" in operation else []
+            for status in also:
+                problem = _answer(_ERRORS[status], schemas["ProblemBody"], CONTENT_TYPE)
+                operation["responses"].setdefault(str(status), problem)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -128,8 +170,7 @@ def openapi() -> Schema:
             "version": __version__,
             "description": "Starts, watches and controls replays of stored events to Kafka.",
         },
-        "security": [{"bearer": []}, {}],
-        "paths": _paths(schemas),
+        "paths": paths,
         "components": {
             "schemas": components,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -137,21 +178,51 @@ def openapi() -> Schema:
     }
 
 
+def _tell_the_rules(start: Schema, components: Schema) -> None:
+    """Add what the models' validators check, as far as JSON Schema can say it."""
+    members = start["properties"]
+    start["required"] = [name for name in start.get("required", ()) if name != "replay_id"]
+    members["replay_id"] |= {
+        "pattern": _pattern(REPLAY_ID),
+        "description": f"Default: a new id. {REPLAY_ID_RULE}.",
+    }
+    members["after"]["items"] = {"type": "string", "pattern": _pattern(REPLAY_ID)}
+    start["allOf"] = [
+        _if("shards", {"ordering": {"const": "aggregate"}}, required=["ordering"]),
+        _if("max_events", {"ordering": {"const": "global"}}),
+    ]
+    chosen = components[members["filter"]["$ref"].rpartition("/")[2]]["properties"]
+    for name in ("start", "end"):
+        (time,) = [one for one in chosen[name]["anyOf"] if one["type"] == "string"]
+        time["pattern"] = f"^(?!0000){WRITTEN_TIME.pattern}"
+    chosen["fields"]["propertyNames"] = {"pattern": rf"^{_PATH}(\.{_PATH})*$"}
+    target = components[members["target"]["$ref"].rpartition("/")[2]]
+    target["allOf"] = [_if("topic", {"prefix": {"const": None}})]
+
+
+def _if(name: str, then: Schema, required: Sequence[str] = ()) -> Schema:
+    """Return the rule that a member which is not null asks for other members."""
+    present = {"properties": {name: {"not": {"const": None}}}, "required": [name]}
+    return {"if": present, "then": {"properties": then, "required": list(required)}}
+
+
 def _paths(schemas: dict[str, Schema]) -> Schema:
     def answers(description: str, name: str, *errors: int, status: int = 200) -> Schema:
-        problems = {
+        return {str(status): _answer(description, schemas[name])} | problems(*errors)
+
+    def problems(*errors: int) -> Schema:
+        return {
             str(error): _answer(_ERRORS[error], schemas["ProblemBody"], CONTENT_TYPE)
-            for error in sorted(errors)
+            for error in errors
         }
-        return {str(status): _answer(description, schemas[name])} | problems
 
     def body(name: str, *, required: bool = True) -> Schema:
         return {"required": required, "content": {JSON: {"schema": schemas[name]}}}
 
     def accepted(*errors: int) -> Schema:
-        return answers("The command is accepted.", "Accepted", *errors, 401, 409, 503, status=202)
+        return answers("The command is accepted.", "Accepted", *errors, 409, 503, status=202)
 
-    one = [_parameter("replay_id", "path", {"type": "string"})]
+    one = [_parameter("replay_id", "path", {"type": "string", "pattern": _pattern(REPLAY_ID)})]
     listed = [
         _parameter(
             "state",
@@ -166,54 +237,61 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "get": {
                 "summary": "List the newest replays; the list may be a moment old",
                 "parameters": listed,
-                "responses": answers("The replays.", "ReplayList", 400, 401),
+                "responses": answers("The replays.", "ReplayList")
+                | {"304": {"description": "The list has the ETag of If-None-Match."}},
             },
             "post": {
                 "summary": "Start a replay; a second start with the same body changes nothing",
                 "requestBody": body("Start"),
-                "responses": accepted(400, 413),
+                "responses": accepted(),
             },
         },
         "/replays/{replay_id}": {
             "parameters": one,
             "get": {
                 "summary": "Get a replay",
-                "responses": answers("The session.", "Session", 401, 404, 503),
+                "responses": answers("The session.", "Session", 404, 503),
             },
             "patch": {
                 "summary": VERBS["set-rate"],
                 "requestBody": body("NewRate"),
-                "responses": accepted(400, 404, 413),
+                "responses": accepted(404),
             },
         },
         "/replays/{replay_id}/events": {
             "parameters": one,
-            "get": _plain(
-                "Follow a replay until it has ended",
-                "Server-sent events: each change sends the session as data, its revision as id.",
-                "text/event-stream",
-            ),
+            "get": {
+                "summary": "Follow a replay until it has ended",
+                "responses": {
+                    "200": _answer(
+                        "Server-sent events: each change sends the session as data, its revision "
+                        "as id.",
+                        _event(schemas["Session"]),
+                        "text/event-stream",
+                    ),
+                    "204": {"description": "The replay has ended at the revision Last-Event-ID."},
+                }
+                | problems(404, 503),
+            },
         },
         "/plans": {
             "post": {
                 "summary": "Plan a replay without starting it",
                 "requestBody": body("Start"),
-                "responses": answers("The plan.", "Plan", 400, 401, 413, 422, 503),
+                "responses": answers("The plan.", "Plan", 422, 503),
             }
         },
         "/healthz": {
             "get": {
                 "summary": "Liveness",
-                "security": [{}],
                 "responses": answers("The worker is alive.", "Health"),
             }
         },
         "/readyz": {
             "get": {
                 "summary": "Readiness",
-                "security": [{}],
                 "parameters": [
-                    _parameter("exclude", "query", {"type": "string", "enum": ["store"]})
+                    _parameter("exclude", "query", {"type": "string", "enum": list(EXCLUDABLE)})
                 ],
                 "responses": {
                     "200": _answer("Ready.", schemas["Readiness"]),
@@ -221,7 +299,13 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 },
             }
         },
-        "/openapi.json": {"get": _plain("This document", "The document.", JSON)},
+        "/metrics": {"get": _plain("Metrics in Prometheus' text format", "Metrics.", "text/plain")},
+        "/openapi.json": {
+            "get": {
+                "summary": "This document",
+                "responses": {"200": _answer("The document.", {"type": "object"})},
+            }
+        },
     }
     for verb in PLAIN_VERBS:
         paths[f"/replays/{{replay_id}}/{verb}"] = {
@@ -229,7 +313,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "post": {
                 "summary": VERBS[verb],
                 "requestBody": body("Requested", required=False),
-                "responses": accepted(400, 404, 413),
+                "responses": accepted(404),
             },
         }
     return paths
@@ -239,10 +323,16 @@ def _answer(description: str, schema: Schema, content_type: str = JSON) -> Schem
     return {"description": description, "content": {content_type: {"schema": schema}}}
 
 
+def _event(session: Schema) -> Schema:
+    """Return the schema of one event of a stream."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": session}
+    return {"type": "object", "properties": {"id": {"type": "string"}, "data": data}}
+
+
 def _plain(summary: str, description: str, content_type: str) -> Schema:
     return {
         "summary": summary,
-        "responses": {"200": _answer(description, {}, content_type)},
+        "responses": {"200": _answer(description, {"type": "string"}, content_type)},
     }
 
 

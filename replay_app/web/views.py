@@ -46,7 +46,7 @@ from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX
-from replay_app.web.openapi import openapi
+from replay_app.web.openapi import EXCLUDABLE, openapi
 from replay_app.web.problems import Problem, problem
 from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
 
@@ -69,6 +69,8 @@ PRODUCE_SECONDS = 5.0
 BOARD_SECONDS = 1.0
 """How long an answer waits until the board has the newest session."""
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+MAX_NAMED = 10
+"""Unreadable checkpoints that `/readyz` names."""
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
@@ -100,6 +102,17 @@ class _Shared:
         """Return what holds the worker's partitions up, in words."""
         sending = self.context.outbox.obstacle
         return [*self.context.obstacles.values(), *([sending] if sending else [])]
+
+    def unreadable(self) -> str | None:
+        """Return which shards cannot go on because of their checkpoints; None if there are none."""
+        keys = [key for part in self.context.unreadable().values() for key in part]
+        if not keys:
+            return None
+        more = ", ..." if len(keys) > MAX_NAMED else ""
+        return (
+            f"{len(keys)} checkpoints cannot be read, so these shards cannot go on: "
+            f"{', '.join(keys[:MAX_NAMED])}{more}; the errors of their replays say what to do"
+        )
 
 
 _SHARED = web.AppKey("shared", _Shared)
@@ -210,12 +223,18 @@ class Ready(_View):
         """
         shared, warnings = _shared(request), []
         missing = [*shared.missing(), *shared.obstacles()]
-        if "store" not in request.query.getall("exclude", []):
+        excluded = set(request.query.getall("exclude", []))
+        if unknown := excluded - set(EXCLUDABLE):
+            msg = f"exclude: {min(unknown)!r} is not one of {', '.join(EXCLUDABLE)}"
+            raise InvalidCommand(msg)
+        if "store" not in excluded:
             trouble = await shared.context.store_health.problem()
             if isinstance(trouble, NoCollection):
                 warnings.append(str(trouble))  # the first event creates the collection
             elif trouble is not None:
                 missing.append(str(trouble))
+        if unreadable := shared.unreadable():
+            warnings.append(unreadable)
         body: dict[str, Any] = {"status": "not ready" if missing else "ready", "missing": missing}
         if warnings:
             body["warnings"] = warnings
@@ -235,9 +254,11 @@ class Metrics(_View):
 class Description(_View):
     """The API's description."""
 
-    async def get(self, _: web.Request) -> web.Response:
-        """Answer with the OpenAPI document."""
-        return web.json_response(openapi())
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer with the OpenAPI document of this worker."""
+        settings = _shared(request).context.settings
+        document = openapi(token=settings.api_token is not None, public_reads=settings.public_reads)
+        return web.json_response(document)
 
 
 class Replays(_View):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from oracle import event_id_of
-from support import unique_name
+from support import unique_name, wait_until
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
+
+from replay_app.settings import load_settings
+from replay_app.topics import ensure_topics
 
 HUGE = 2**62
 NAIVE = "2026-01-01T00:00:00"
@@ -52,6 +56,10 @@ def _sessions_of_strangers(session: dict[str, Any]) -> Iterator[tuple[str, bytes
         replay_id = unique_name("stranger")
         whole = {**session, "replay_id": replay_id, name: value}
         yield replay_id, json.dumps(whole).encode()
+    # Each counter is within its bounds, and their sum is not.
+    shard = {"progress": {"counters": {"read": 2**53}}}
+    replay_id = unique_name("sum")
+    yield replay_id, json.dumps({**session, "replay_id": replay_id, "shards": [shard] * 2}).encode()
     yield unique_name("other-key"), json.dumps(session).encode()
 
 
@@ -116,6 +124,8 @@ def test_records_of_strangers_are_passed_over_and_counted(
     ids = {one["replay_id"] for one in listed["replays"]}
     assert {running, other} <= ids
     assert not ids & {key for key, _ in strangers}
+    for replay_id, _ in strangers:
+        assert worker.request("GET", f"/replays/{replay_id}/events")[0] == 404
 
     def ignored(topic: str) -> float:
         sample = "replay_ignored_records_total", f"{shop.prefix}{topic}"
@@ -126,3 +136,34 @@ def test_records_of_strangers_are_passed_over_and_counted(
     assert ignored("work") >= len(GARBAGE)
     assert ignored("progress") >= len(GARBAGE)
     assert ignored("requests") >= len(GARBAGE)
+
+
+def test_readyz_warns_of_checkpoints_that_cannot_be_read(cluster: Cluster) -> None:
+    settings = load_settings(
+        kafka=cluster.stack.kafka,
+        app_id=cluster.name,
+        topic_prefix=cluster.prefix,
+        partitions=cluster.partitions,
+    )
+    asyncio.run(ensure_topics(settings))
+    keys = [f"bad-{number}/0" for number in range(12)]
+    for key in keys:
+        cluster.produce(b"{", key.encode(), "checkpoints")
+    cluster.seed(10)
+    worker = cluster.start_worker()
+    worker.wait_until_ready()
+
+    def warnings() -> list[str]:
+        status, body = worker.request("GET", "/readyz")
+        assert (status, body["missing"]) == (200, []), body
+        return body.get("warnings", [])  # type: ignore[no-any-return]
+
+    def tells_all() -> bool:  # each partition opens by itself
+        return any(one.startswith("12 checkpoints cannot be read") for one in warnings())
+
+    wait_until(tells_all, 30)
+    (warning,) = warnings()
+    assert sum(key in warning for key in keys) == 10
+    assert "the errors of their replays say what to do" in warning
+    assert worker.metrics()["replay_unreadable_checkpoints", ""] == 12
+    assert cluster.run("good", dry_run=True, filter={"event_types": ["order_placed"]})["matched"]

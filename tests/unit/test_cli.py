@@ -19,8 +19,8 @@ from secret_values import MARK, SECRET_TOKEN, SECRET_WORD
 
 from replay_app import client, terminal
 from replay_app.cli import EXIT_CODES, NONE_REPLAYED, _parser, run
-from replay_app.commands import MAX_COMMAND_BYTES, command_of
-from replay_app.exceptions import InvalidSettings
+from replay_app.commands import MAX_COMMAND_BYTES, command_of, parse_command
+from replay_app.exceptions import InvalidCommand, InvalidSettings
 from replay_app.settings import Settings, load_settings
 from replay_app.start_options import start_body
 from replay_app.store import EventStore
@@ -633,6 +633,37 @@ def test_a_wrong_address_or_token_is_refused_without_its_secret(
     said = capsys.readouterr()
     assert MARK not in said.out + said.err
     assert "REPLAY_URL" in said.err or "REPLAY_API_TOKEN" in said.err
+
+
+@pytest.mark.parametrize("way", [[], ["--kafka"]])
+@pytest.mark.parametrize(
+    ("option", "time"),
+    [
+        ("--start", "0000-01-01T00:00:00Z"),
+        ("--start", "0001-01-01T00:00:00+01:00"),
+        ("--end", "10000-01-01T00:00:00Z"),
+        ("--end", "9999-12-31T23:59:59-01:00"),
+    ],
+)
+def test_a_time_that_no_calendar_has_is_refused_by_name(
+    way: list[str],
+    option: str,
+    time: str,
+    serve: Serve,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    member = f"filter.{option.removeprefix('--')}"
+    serve((400, {"detail": refused_by_a_worker({member.removeprefix("filter."): time})}))
+    assert run(["start", "--event-type", "a", option, time, *way]) == 3
+    said = capsys.readouterr().err
+    assert f"{member}: the time lies outside the years 1 to 9999 in UTC; for no limit" in said
+
+
+def refused_by_a_worker(filter_: dict[str, str]) -> str:
+    body = {"replay_id": "r", "command": "start", "filter": filter_}
+    with pytest.raises(InvalidCommand) as refused:
+        parse_command(json.dumps(body).encode())
+    return str(refused.value)
 
 
 def test_a_token_may_have_any_letters(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

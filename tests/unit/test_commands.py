@@ -13,6 +13,7 @@ from hypothesis import example, given
 
 from replay_app.commands import (
     MAX_COMMAND_BYTES,
+    OTHER_YEAR,
     REPLAY_ID,
     Cancel,
     Filter,
@@ -218,8 +219,14 @@ def test_a_plain_name_is_a_replay_id(replay_id: str) -> None:
         ({"$date": 1}, "a time is written as"),
         ("2026-02-30T00:00:00Z", "Input should be a valid datetime"),
         ("2026-01-01T25:00:00Z", "Input should be a valid datetime"),
-        ("0001-01-01T00:00:00+01:00", "the time lies outside the years 1 to 9999"),
-        ("9999-12-31T23:59:59-01:00", "the time lies outside the years 1 to 9999"),
+        ("0001-01-01T00:00:00+01:00", OTHER_YEAR),
+        ("9999-12-31T23:59:59-01:00", OTHER_YEAR),
+        ("10000-01-01T00:00:00Z", OTHER_YEAR),
+        ("+10000-01-01T00:00:00Z", OTHER_YEAR),
+        ("292278994-08-17T07:12:55.807Z", OTHER_YEAR),
+        ("0000-01-01T00:00:00Z", OTHER_YEAR),
+        ("0000-12-31", OTHER_YEAR),
+        ("-0001-01-01T00:00:00Z", OTHER_YEAR),
     ],
 )
 def test_a_time_that_is_none_is_refused(name: str, written: object, message: str) -> None:

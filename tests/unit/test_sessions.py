@@ -924,6 +924,13 @@ def test_a_session_survives_its_record() -> None:
     assert decode_session(None) is None
 
 
+def test_a_session_that_cannot_be_shown_is_no_session() -> None:
+    shard = {"progress": {"counters": {"read": 2**53}}}  # the sum of two is too large
+    odd = json.loads(SESSIONS["running"]().encode()) | {"shards": [shard, shard]}
+    with pytest.raises(ValueError, match="read"):
+        decode_session(json.dumps(odd).encode())
+
+
 # Nudges
 
 

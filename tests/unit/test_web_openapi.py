@@ -7,12 +7,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
+import pytest
+
 from replay_app.app import create_app
+from replay_app.commands import parse_command
+from replay_app.exceptions import InvalidCommand
 from replay_app.settings import Settings
+from replay_app.web.access import OPEN_PATHS
 from replay_app.web.openapi import openapi
 
-NOT_DESCRIBED = {"/static", "/metrics"}
-"""The files of the status page, and the metrics, which are not JSON."""
+NOT_DESCRIBED = {"/static"}
+"""The files of the status page."""
 
 
 def test_every_reference_leads_to_a_schema() -> None:
@@ -43,6 +49,85 @@ def test_a_start_over_http_needs_no_replay_id() -> None:
     body = openapi()["paths"]["/replays"]["post"]["requestBody"]["content"]["application/json"]
     name = body["schema"]["$ref"].rpartition("/")[2]
     assert "replay_id" not in openapi()["components"]["schemas"][name]["required"]
+
+
+@pytest.mark.parametrize(
+    ("options", "guarded"),
+    [
+        ({}, set()),
+        ({"token": True}, {"get", "post", "patch"}),
+        ({"token": True, "public_reads": True}, {"post", "patch"}),
+    ],
+)
+def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) -> None:
+    for path, item in openapi(**options)["paths"].items():
+        for method in {"get", "post", "patch"} & set(item):
+            needs = method in guarded and path not in OPEN_PATHS
+            assert item[method]["security"] == ([{"bearer": []}] if needs else []), path
+            assert ("401" in item[method]["responses"]) is needs, path
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "statuses"),
+    [
+        ("/replays", "get", "200 304 400 403 414 431 500"),
+        ("/replays", "post", "202 400 403 408 409 413 414 431 500 503"),
+        ("/replays/{replay_id}", "get", "200 400 403 404 414 431 500 503"),
+        ("/replays/{replay_id}", "patch", "202 400 403 404 408 409 413 414 431 500 503"),
+        ("/replays/{replay_id}/pause", "post", "202 400 403 404 408 409 413 414 431 500 503"),
+        ("/replays/{replay_id}/events", "get", "200 204 400 403 404 414 431 500 503"),
+        ("/plans", "post", "200 400 403 408 413 414 422 431 500 503"),
+        ("/readyz", "get", "200 400 403 414 431 500 503"),
+        ("/metrics", "get", "200 400 403 414 431 500"),
+    ],
+)
+def test_it_names_every_answer(path: str, method: str, statuses: str) -> None:
+    answers = openapi()["paths"][path][method]["responses"]
+    assert sorted(answers) == statuses.split()
+    for status, answer in answers.items():
+        assert answer["description"]
+        if status not in {"204", "304"}:
+            (content,) = answer["content"].values()
+            assert content["schema"]
+
+
+@pytest.mark.parametrize(
+    ("body", "is_valid"),
+    [
+        ({}, True),
+        ({"replay_id": "a b"}, False),
+        ({"after": ["../a"]}, False),
+        ({"shards": 2, "ordering": "aggregate"}, True),
+        ({"shards": 2}, False),
+        ({"shards": None}, True),
+        ({"max_events": 2}, True),
+        ({"max_events": 2, "ordering": "aggregate"}, False),
+        ({"target": {"topic": "a", "prefix": None}}, True),
+        ({"target": {"topic": "a", "prefix": "b"}}, False),
+        ({"filter": {"fields": {"a.b": 1}}}, True),
+        ({"filter": {"fields": {"a..b": 1}}}, False),
+        ({"filter": {"fields": {"$where": 1}}}, False),
+        ({"filter": {"fields": {"a.$b": 1}}}, False),
+        ({"filter": {"fields": {"a\0": 1}}}, False),
+        ({"filter": {"start": "0000-01-01T00:00:00Z"}}, False),
+        ({"filter": {"start": "10000-01-01T00:00:00Z"}}, False),
+        ({"filter": {"start": "2026-01-01T00:00:00Z"}}, True),
+    ],
+)
+def test_the_schema_of_a_start_says_what_the_parser_checks(body: Any, is_valid: bool) -> None:
+    document = openapi()
+    schema = document["paths"]["/replays"]["post"]["requestBody"]["content"]["application/json"]
+    validator = jsonschema_rs.validator_for({**document, **schema["schema"]})
+    assert validator.is_valid(body) is is_valid
+    # Each body has a condition, whatever the parser asks of a filter.
+    filter_ = {"event_types": ["placed"], **body.get("filter", {})}
+    whole = {"replay_id": "r", **body, "filter": filter_, "command": "start"}
+    try:
+        parse_command(json.dumps(whole).encode())
+    except InvalidCommand:
+        assert not is_valid
+    else:
+        assert is_valid
 
 
 def test_it_is_json() -> None:
