@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from replay_app import __version__
 from replay_app.board import Rejection
 from replay_app.commands import (
+    CHOICE_RULE,
     PLAIN_VERBS,
     REPLAY_ID,
     REPLAY_ID_RULE,
@@ -151,6 +152,15 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
     components: Schema = definitions["$defs"]
     start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
     _tell_the_rules(start, components)
+    # Sessions of older versions have starts without a filter; a new one must say which events.
+    components["NewStart"] = {
+        "allOf": [schemas["Start"]],
+        "required": ["filter"],
+        "properties": {
+            "filter": {"description": f"{CHOICE_RULE}.", "anyOf": _all_or_conditions(components)}
+        },
+    }
+    schemas["NewStart"] = {"$ref": "#/components/schemas/NewStart"}
     paths = _paths(schemas)
     for path, item in paths.items():
         for method, operation in item.items():
@@ -200,6 +210,28 @@ def _tell_the_rules(start: Schema, components: Schema) -> None:
     target["allOf"] = [_if("topic", {"prefix": {"const": None}})]
 
 
+def _all_or_conditions(components: Schema) -> list[Schema]:
+    """Return the two ways to choose events (CHOICE_RULE): all of them, or by conditions."""
+    members = components["Filter"]["properties"]
+    absent: dict[str, Schema] = {}
+    present: dict[str, Schema] = {}
+    for name in members.keys() - {"all"}:
+        match members[name].get("type"):
+            case "array":
+                absent[name], present[name] = {"maxItems": 0}, {"minItems": 1}
+            case "object":
+                absent[name], present[name] = {"maxProperties": 0}, {"minProperties": 1}
+            case _:  # a time, or null
+                absent[name], present[name] = {"const": None}, {"not": {"const": None}}
+    conditions = [
+        {"properties": {name: rule}, "required": [name]} for name, rule in sorted(present.items())
+    ]
+    return [
+        {"properties": {"all": {"const": True}, **absent}, "required": ["all"]},
+        {"properties": {"all": {"const": False}}, "anyOf": conditions},
+    ]
+
+
 def _if(name: str, then: Schema, required: Sequence[str] = ()) -> Schema:
     """Return the rule that a member which is not null asks for other members."""
     present = {"properties": {name: {"not": {"const": None}}}, "required": [name]}
@@ -242,7 +274,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             },
             "post": {
                 "summary": "Start a replay; a second start with the same body changes nothing",
-                "requestBody": body("Start"),
+                "requestBody": body("NewStart"),
                 "responses": accepted(),
             },
         },
@@ -277,7 +309,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/plans": {
             "post": {
                 "summary": "Plan a replay without starting it",
-                "requestBody": body("Start"),
+                "requestBody": body("NewStart"),
                 "responses": answers("The plan.", "Plan", 422, 503),
             }
         },

@@ -17,6 +17,7 @@ from replay_app.settings import Settings
 from replay_app.web.access import OPEN_PATHS
 from replay_app.web.openapi import openapi
 
+EVERY = {"all": True}
 NOT_DESCRIBED = {"/static"}
 """The files of the status page."""
 
@@ -94,16 +95,24 @@ def test_it_names_every_answer(path: str, method: str, statuses: str) -> None:
 @pytest.mark.parametrize(
     ("body", "is_valid"),
     [
-        ({}, True),
-        ({"replay_id": "a b"}, False),
-        ({"after": ["../a"]}, False),
-        ({"shards": 2, "ordering": "aggregate"}, True),
-        ({"shards": 2}, False),
-        ({"shards": None}, True),
-        ({"max_events": 2}, True),
-        ({"max_events": 2, "ordering": "aggregate"}, False),
-        ({"target": {"topic": "a", "prefix": None}}, True),
-        ({"target": {"topic": "a", "prefix": "b"}}, False),
+        ({}, False),
+        ({"filter": {}}, False),
+        ({"filter": {"all": False}}, False),
+        ({"filter": {"event_ids": [], "fields": {}, "end": None}}, False),
+        ({"filter": {"all": True, "event_ids": [], "fields": {}, "end": None}}, True),
+        ({"filter": {"all": True, "event_ids": ["e"]}}, False),
+        ({"filter": {"all": True, "end": "2026-01-01T00:00:00Z"}}, False),
+        ({"filter": {"all": False, "exclude_event_types": ["e"]}}, True),
+        ({"filter": EVERY}, True),
+        ({"filter": EVERY, "replay_id": "a b"}, False),
+        ({"filter": EVERY, "after": ["../a"]}, False),
+        ({"filter": EVERY, "shards": 2, "ordering": "aggregate"}, True),
+        ({"filter": EVERY, "shards": 2}, False),
+        ({"filter": EVERY, "shards": None}, True),
+        ({"filter": EVERY, "max_events": 2}, True),
+        ({"filter": EVERY, "max_events": 2, "ordering": "aggregate"}, False),
+        ({"filter": EVERY, "target": {"topic": "a", "prefix": None}}, True),
+        ({"filter": EVERY, "target": {"topic": "a", "prefix": "b"}}, False),
         ({"filter": {"fields": {"a.b": 1}}}, True),
         ({"filter": {"fields": {"a..b": 1}}}, False),
         ({"filter": {"fields": {"$where": 1}}}, False),
@@ -119,9 +128,7 @@ def test_the_schema_of_a_start_says_what_the_parser_checks(body: Any, is_valid: 
     schema = document["paths"]["/replays"]["post"]["requestBody"]["content"]["application/json"]
     validator = jsonschema_rs.validator_for({**document, **schema["schema"]})
     assert validator.is_valid(body) is is_valid
-    # Each body has a condition, whatever the parser asks of a filter.
-    filter_ = {"event_types": ["placed"], **body.get("filter", {})}
-    whole = {"replay_id": "r", **body, "filter": filter_, "command": "start"}
+    whole = {"replay_id": "r", **body, "command": "start"}
     try:
         parse_command(json.dumps(whole).encode())
     except InvalidCommand:
