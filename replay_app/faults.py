@@ -87,6 +87,11 @@ class Faults:
             return "tell", f"the broker fails, trying again: {fault.error}"
         return "run", ""
 
+    def error(self, token: Token, attempt: int) -> str | None:
+        """Return why a token cannot be run, if it failed TRIES_BEFORE_REASON times in a row."""
+        fault = self._of(token, attempt)
+        return fault.error if fault is not None and fault.times >= TRIES_BEFORE_REASON else None
+
     def told(self, token: Token) -> None:
         """Note that the replay shows the reason: the next run is a real one."""
         fault = self._faults.get(token.key)

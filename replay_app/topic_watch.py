@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaClient
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from replay_app.internals import describe_topics
 from replay_app.kafka_internals import close_client
@@ -56,7 +56,7 @@ class TopicWatch:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     found = await self._find()
-            except (KafkaError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - a look that fails must not end the watch
                 logger.debug("the topics cannot be looked at: %r", error)
             else:
                 if (lost := self._compare(found, time.monotonic())) is not None:

@@ -375,11 +375,14 @@ async def _copy_to_the_end(
 ) -> None:
     consumer.seek(tp, 0)
     while await consumer.position(tp) < end:
-        for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, []):
-            if record.offset < end and record.value != NOOP:
-                await producer.send_and_wait(
-                    tp.topic, record.value, key=record.key, partition=tp.partition
-                )
+        records = (await consumer.getmany(tp, timeout_ms=1000)).get(tp, [])
+        # Not one by one: PRIME_SECONDS must be enough for all.
+        acks = [
+            await producer.send(tp.topic, one.value, key=one.key, partition=tp.partition)
+            for one in records
+            if one.offset < end and one.value != NOOP
+        ]
+        await asyncio.gather(*acks)
 
 
 @contextlib.asynccontextmanager

@@ -114,14 +114,19 @@ class WorkPartitions:
                 raise
             logger.warning("partition %d gives a token back: %s", partition, explain(error))
             if not await owned.give_up(token, origin):
-                self._note(owned, token, error)
+                await self._note(owned, token, error)
                 self._context.metrics.requeued_tokens.inc()
                 await owned.requeue(token, origin)
             if self._owned.get(partition) is owned:
                 self._open(partition, delay_seconds=REOPEN_SECONDS)
             await owned.close()
 
-    def _note(self, owned: WorkPartition, token: Token, error: BaseException) -> None:
+    async def _note(self, owned: WorkPartition, token: Token, error: BaseException) -> None:
         session = self._context.board.sessions.get(token.replay_id)
-        if session is not None and not isinstance(error, asyncio.CancelledError):
-            owned.faults.note(token, session.attempt, error, time.monotonic())
+        if session is None or isinstance(error, asyncio.CancelledError):
+            return
+        owned.faults.note(token, session.attempt, error, time.monotonic())
+        why = owned.faults.error(token, session.attempt)
+        # A stop is tried as long as the worker lives: the pause, or the cancel, says why it waits.
+        if token.kind == "stop" and why is not None and session.wants(token):
+            await owned.tell(session, f"shard {token.shard} cannot be stopped, trying again: {why}")

@@ -118,7 +118,7 @@ class WorkPartition:
                 await self.producer.discard()
                 self.producer = self.producer.renewed()
                 if failures >= TRIES_BEFORE_REASON:
-                    await self._tell(why)
+                    await self._tell_all(why)
                 await asyncio.sleep(BACKOFF_SECONDS[2])
             else:
                 break
@@ -150,19 +150,24 @@ class WorkPartition:
             await reader.stop()
         return found
 
-    async def _tell(self, why: str) -> None:
+    async def _tell_all(self, why: str) -> None:
         """Let the replays that wait for this partition show why they wait."""
-        outbox, topics = self.context.outbox, self.context.topics
-        reason = shorten(why, MAX_ERROR)
+        work = self.context.topics.work
         for session in list(self.context.board.sessions.values()):
             keys = [token.key for token in first_tokens(session)]
-            waits = any(topics.work.partition(key) == self.partition for key in keys)
-            if waits and session.reason != reason:
-                nudge = Report(replay_id=session.replay_id, kind="nudge", reason=reason)
-                with contextlib.suppress(ReplayError):  # the next try says so again
-                    await outbox.try_send(
-                        topics.progress, session.replay_id, nudge.encode(), TELL_SECONDS
-                    )
+            if any(work.partition(key) == self.partition for key in keys):
+                await self.tell(session, why)
+
+    async def tell(self, session: Session, why: str) -> None:
+        """Let a replay show why it waits, although no slice can be committed."""
+        reason, progress = shorten(why, MAX_ERROR), self.context.topics.progress
+        if session.reason == reason:
+            return
+        nudge = Report(replay_id=session.replay_id, kind="nudge", reason=reason)
+        with contextlib.suppress(ReplayError):  # the next try says so again
+            await self.context.outbox.try_send(
+                progress, session.replay_id, nudge.encode(), TELL_SECONDS
+            )
 
     async def _read_sessions(self) -> None:
         """Wait until the board has the newest session of each checkpoint."""

@@ -250,3 +250,31 @@ def test_sigterm_ends_a_worker_whose_broker_is_away(creating: Cluster, topic: st
     creating.start_worker(0).wait_until_ready()
     creating.command(replay_id, "set-rate", rate=None)
     assert creating.wait_for(replay_id, "completed")["counters"]["published"] == EVENTS
+
+
+# Checkpoints that the broker refuses
+
+
+def test_a_pause_that_cannot_be_written_says_why_until_it_can(cluster: Cluster) -> None:
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "200", "REPLAY_PAGE_EVENTS": "100"}
+    cluster.seed(EVENTS)
+    cluster.start_worker()
+    cluster.command("r", rate=1)
+    wait_until(partial(read, cluster, "r"), A_MINUTE)
+    checkpoints = cluster.prefix + "checkpoints"
+    # Room for a transaction's marker, and for no checkpoint.
+    alter_topic(cluster.stack.kafka, checkpoints, "max.message.bytes", "100")
+    cluster.command("r", "pause")
+
+    def reason() -> str:
+        session = cluster.session("r")
+        return (session["reason"] or "") if session and session["state"] == "pausing" else ""
+
+    wait_until(lambda: "shard 0 cannot be stopped, trying again: " in reason(), A_MINUTE)
+    assert "MESSAGE_TOO_LARGE" in reason()
+    alter_topic(cluster.stack.kafka, checkpoints, "max.message.bytes", "1000000")
+    assert cluster.wait_for("r", "paused")["reason"] is None
+    cluster.command("r", "set-rate", rate=None)
+    cluster.command("r", "resume")
+    cluster.wait_for("r", "completed")
+    cluster.assert_exact("r")

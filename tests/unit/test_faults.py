@@ -31,6 +31,17 @@ def test_a_topic_that_is_gone_fails_the_replay_at_once() -> None:
     assert error.startswith("topic 'orders' is gone")
 
 
+def test_a_stop_is_tried_again_and_its_error_is_known_after_the_second_time() -> None:
+    faults, stop = Faults(), token(kind="stop")
+    assert faults.error(stop, 1) is None
+    faults.note(stop, 1, PASSING, 0.0)
+    assert faults.error(stop, 1) is None
+    faults.note(stop, 1, PASSING, 1.0)
+    assert faults.error(stop, 1) == "NOT_ENOUGH_REPLICAS (too few replicas)"
+    assert faults.error(stop, 2) is None
+    assert judged(faults, PASSING_SECONDS + 1.0, stop) == "run"
+
+
 def test_a_topic_of_the_program_itself_that_is_gone_fails_no_replay() -> None:
     faults = Faults(["replay.checkpoints"])
     for _ in range(2):
