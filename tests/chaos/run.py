@@ -67,6 +67,7 @@ LONG = (
     Turn(scenarios.repeat_commands, 6),
     Turn(scenarios.fill_disk, 2),
     Turn(scenarios.jump_clock, 4),
+    Turn(scenarios.be_hostile, 5),
     Turn(scenarios.kill_transaction_coordinator, 8, brokers=3),
     Turn(scenarios.kill_group_coordinator, 8, brokers=3),
     Turn(scenarios.kill_leader, 8, brokers=3),

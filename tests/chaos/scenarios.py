@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chaos.toxiproxy import Toxiproxy, ToxiproxyMissing, server_command
-from chaos.trials import SESSION_TIMEOUT_SECONDS, Outcome, Trial
+from chaos.trials import RECOVERY_SECONDS, SESSION_TIMEOUT_SECONDS, Outcome, Trial
+from strangers import write_hostile_records
+from support import wait_until
 
 from replay_app.demo.stack import REPLICAS
 
@@ -218,6 +220,26 @@ def jump_clock(trial: Trial, times: int) -> Outcome:
         trial.await_recovery(struck_at, names, reviving=False)
         trial.go_on(3)
     return trial.outcome("clock of a worker jumps by an hour", times)
+
+
+def be_hostile(trial: Trial, times: int) -> Outcome:
+    """Write hostile records of every kind to every internal topic, then kill a worker.
+
+    The worker that starts in its place reads the records from the beginning of their topics.
+    """
+    trial.start()
+    for _ in range(times):
+        struck_at, names = trial.aim()
+        session = wait_until(lambda: trial.cluster.session(names[0]), RECOVERY_SECONDS)  # noqa: B023 - called at once
+        write_hostile_records(trial.cluster, session)
+        trial.await_recovery(struck_at, names)
+        number = trial.rng.randrange(len(trial.cluster.workers))
+        struck_at, names = trial.aim()
+        trial.cluster.workers[number].kill()
+        trial.replace(number)
+        trial.await_recovery(struck_at, names)
+        trial.go_on(trial.rng.uniform(0, 1.5))
+    return trial.outcome("hostile records on every internal topic, and a kill", times)
 
 
 # A cluster of three brokers

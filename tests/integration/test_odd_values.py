@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bson import Binary, Decimal128, Int64, ObjectId
+from bson import Binary, Decimal128, ObjectId
 from pymongo.collection import Collection
 from store_proxy import rewritten_store
 
@@ -41,7 +41,16 @@ ODD = 3
 """The number of the odd event."""
 FIELDS = ("event_type", "topic", "aggregate_id", "event_id", "_id", "timestamp")
 ENCODERS = ("python", "native") if importlib.util.find_spec("replay_native") else ("python",)
-NO_IDS = {"array", "empty array", "regular expression", "undefined", "null", "MinKey", "MaxKey"}
+NO_IDS = {
+    "array",
+    "empty array",
+    "regular expression",
+    "undefined",
+    "null",
+    "MinKey",
+    "MaxKey",
+    "twice",
+}
 """Kinds that no _id has, in MongoDB or behind the proxy."""
 
 
@@ -86,7 +95,10 @@ def as_bytes(data: bytes, sent_kind: int, sent: bytes) -> OnTheWire:
 
 
 SUB_DOCUMENT = b"\x10\0\0\0\x02x\0\x03\0\0\0\xff\xfe\0\0\0"
+TWICE = object()
+"""Stands for a field that occurs twice, with another value the second time."""
 VALUES: dict[str, Any] = {
+    "twice": TWICE,
     "text that is not UTF-8": as_text("or~~s", 0x02, b"or\xff\xfes"),
     "symbol": as_text("or~~s", 0x0E, b"or~~s"),
     "code": as_text("or~~s", 0x0D, b"or~~s"),
@@ -108,16 +120,11 @@ VALUES: dict[str, Any] = {
     "empty array": [],
     "boolean": True,
     "int": 7,
-    "long": Int64(2**60),
-    "double": 1.5,
     "NaN": float("nan"),
-    "infinity": float("inf"),
     "Decimal128": Decimal128("1.10"),
     "Decimal128 NaN": Decimal128("NaN"),
     "ObjectId": ObjectId("65920080000001000000002a"),
     "UUID": Binary(bytes(16), 4),
-    "legacy UUID": Binary(bytes(16), 3),
-    "bytes": b"abc",
 }
 
 
@@ -156,6 +163,10 @@ def stored(
         changes = value.changes([field, "k0", "k1", "value", "low", "high"])
         asked = value.changes(["$eq", "$lt", "$gte", "$lte", "$literal", "1"])
         back = {new: old for old, new in asked.items()}
+    elif value is TWICE:
+        other = f"{field[:-1]}~"
+        documents[ODD][other] = event(ODD + 4)[field]
+        changes = {other.encode() + b"\0": field.encode() + b"\0"}
     else:
         documents[ODD][field] = value
     events.delete_many({})
@@ -235,6 +246,8 @@ async def test_an_odd_value_fails_its_event_alone(
 ) -> None:
     mapping = settings.mapping
     others = [number for number in range(EVENTS) if number != ODD]
+    # What the store cannot hold fails wherever it stands; a symbol is a text.
+    is_unfit = (isinstance(VALUES[kind], OnTheWire) and kind != "symbol") or kind == "twice"
     for field in FIELDS:
         if field == "_id" and kind in NO_IDS:
             continue
@@ -249,6 +262,8 @@ async def test_an_odd_value_fails_its_event_alone(
                 assert sorted(numbers) in ([*range(EVENTS)], others), what
                 assert numbers.count(ODD) == 1 or wanted, what
                 assert reasons.keys() <= {ODD}, what
+                if is_unfit and field != "_id" and ODD in numbers:  # _id is not published
+                    assert reasons, what
                 assert plan.matched == sum(plan.by_type.values()) == len(numbers), what
                 assert topics.total() == len(numbers) - len(reasons), what
                 assert topics.keys() <= plan.partitions.keys(), what
