@@ -17,7 +17,7 @@ from replay_app.settings import Settings
 from replay_app.web.access import OPEN_PATHS
 from replay_app.web.openapi import openapi
 
-NOT_DESCRIBED = {"/static"}
+NOT_DESCRIBED = {"/static/{name}"}
 """The files of the status page."""
 
 
