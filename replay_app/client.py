@@ -40,7 +40,9 @@ ENDED = TERMINAL | {"failed"}
 class Endpoint(BaseSettings):
     """The address and the token of the API: ``REPLAY_URL`` and ``REPLAY_API_TOKEN``."""
 
-    model_config = SettingsConfigDict(env_prefix="REPLAY_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="REPLAY_", env_file=".env", extra="ignore", hide_input_in_errors=True
+    )
 
     url: str = "http://127.0.0.1:6066"
     api_token: pydantic.SecretStr | None = None

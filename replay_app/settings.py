@@ -56,7 +56,11 @@ class Settings(BaseSettings):
     """One worker's settings. Every field is read from ``REPLAY_<NAME>``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="REPLAY_", env_file=".env", extra="ignore", frozen=True
+        env_prefix="REPLAY_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # also in a traceback
     )
 
     # Kafka

@@ -53,9 +53,10 @@ def problem(status: int, detail: str, **members: Any) -> web.Response:
         "detail": detail,
         **members,
     }
-    response = web.Response(
-        status=status, text=json.dumps(body, ensure_ascii=False), content_type=CONTENT_TYPE
-    )
+    text = json.dumps(body, ensure_ascii=False)
+    # The detail may quote a header or a path with bytes that are not UTF-8.
+    text = text.encode(errors="replace").decode()
+    response = web.Response(status=status, text=text, content_type=CONTENT_TYPE)
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

@@ -75,10 +75,11 @@ class Limits:
     Longer than the 15 s for which aiohttp's clients, so other workers, keep a connection."""
     body_seconds: float = 30.0
     """For a body to come, once a view reads the body."""
-    answer_seconds: float = 30.0
-    """For a client to take an answer, or one message of a stream."""
+    answer_seconds: float = 120.0
+    """For a client to take an answer, or one message of a stream; and for the last bytes of the
+    last answer."""
     close_seconds: float = 2.0
-    """For a client to take the rest of an answer, or to stop sending, before the end."""
+    """For a client that is refused to stop sending."""
 
     @classmethod
     def of_this_process(cls) -> Limits:
@@ -266,7 +267,7 @@ class _Connection(web.RequestHandler):
             await super().start()
         finally:
             loop = asyncio.get_running_loop()
-            loop.call_later(self._server.limits.close_seconds, transport.abort)
+            loop.call_later(self._server.limits.answer_seconds, transport.abort)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

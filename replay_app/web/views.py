@@ -139,7 +139,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/plans")(Plans)
     app.page("/replays/{replay_id}/events")(Events)
     app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(PLAIN_VERBS)}}}")(Verbs)
-    app.web.add_static(STATIC_PREFIX, STATIC)
+    app.page(f"{STATIC_PREFIX}{{name}}")(Static)
 
     @app.page("/replays/{replay_id}")
     class Replay(_View):
@@ -151,8 +151,10 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             if ROUTED in request.headers:
                 return await _session_answer(_shared(request), replay_id)
             headers = {ROUTED: "1"}
-            if "Authorization" in request.headers:
-                headers["Authorization"] = request.headers["Authorization"]
+            settings = _shared(request).context.settings
+            # The client's header is this token, or reads are public and the header is anything.
+            if settings.api_token is not None and not settings.public_reads:
+                headers["Authorization"] = f"Bearer {settings.api_token.get_secret_value()}"
             try:
                 async with asyncio.timeout(OWNER_SECONDS):
                     routed: Any = self.routed
@@ -201,6 +203,18 @@ class StatusPage(_View):
     async def get(self, _: web.Request) -> web.FileResponse:
         """Answer with the page; the page fetches the data itself."""
         return web.FileResponse(STATIC / "index.html")
+
+
+class Static(_View):
+    """The files of the status page, and nothing else: no name from outside reaches the disk."""
+
+    files = frozenset({"app.js", "icon.svg", "style.css"})
+
+    async def get(self, _: web.Request, name: str) -> web.FileResponse:
+        """Answer with a file."""
+        if name not in self.files:
+            raise web.HTTPNotFound
+        return web.FileResponse(STATIC / name)
 
 
 class Health(_View):

@@ -95,6 +95,48 @@ def test_streams_have_a_limit_and_leave_room_for_other_requests(
     shop.wait_for(replay_id, "cancelled")
 
 
+PATHS = ("/", "/replays", "/replays/x", "/replays/x/events", "/readyz", "/static/app.js", "/plans")
+HEADERS = (
+    *("Range: bytes=abc", "Range: bytes=9-1", "Range: bytes=-99999999999999999999"),
+    *("Range: pages=1", "If-Range: odd", "If-Match: odd", "If-Modified-Since: odd"),
+    *('If-None-Match: "', 'If-None-Match: odd,,"a"', "If-None-Match: *"),
+    "If-Modified-Since: Sat, 99 Foo 99999 99:99:99 GMT",
+    *("Cookie: odd;;=;\xff", "Accept: \xff", "Accept-Encoding: odd;q=x", "Last-Event-ID: \xff"),
+    *('Content-Type: odd/;;;charset="', "Content-Type: a/b; charset=odd", "Content-Type: \xff"),
+    *("Content-Encoding: br", "Connection: Upgrade\r\nUpgrade: websocket", "Expect: odd"),
+    *("Origin: \xff", "Origin: http://[", "Origin: null", "Authorization: Basic \xff"),
+    *("Host: [", "Host: \xff", "Host: localhost:99999", "Host: a:b:c", "Replay-Routed: 1"),
+)
+TARGETS = (
+    *("/static/" + "a" * 4000, "/static/" + "a/" * 2000, "/static/%00", "/static/", "/static/.."),
+    *("/static/%2e%2e%2fviews.py", "/static/..%5c", "/static/index.html", "/static/%FF"),
+    *("//replays", "/replays//", "/replays/%", "/replays/%zz", "/replays/%FF/events", "/*", "*"),
+    *("/replays?state=%00", "/replays?limit=%FF", "/replays?" + "state=running&" * 500),
+    *("/replays/" + "%41" * 1000, "/readyz?exclude=%00", "/replays#x", "http://[/", "http:///x"),
+)
+METHODS = ("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "TRACE", "ODD", "CONNECT")
+
+
+def test_no_odd_header_path_or_method_is_a_fault_of_the_worker(worker: Worker) -> None:
+    requests = [
+        (method, path, version, header)
+        for path in PATHS
+        for method in (["GET", "POST"] if path in {"/replays", "/plans"} else ["GET"])
+        for header in HEADERS
+        for version in ("1.1", "1.0")
+    ]
+    requests += [(method, target, "1.1", "X: y") for method in METHODS for target in TARGETS]
+    for method, target, version, header in requests:
+        host = "" if header.startswith("Host") else "Host: localhost\r\n"
+        sent = f"{method} {target} HTTP/{version}\r\n{host}{header}\r\nConnection: close\r\n\r\n"
+        answer = _answer(worker, sent.encode("latin-1"))
+        assert answer.startswith(b"HTTP/1."), (sent, answer)
+        assert 200 <= int(answer.split()[1]) < 500, (sent, answer)
+    text = worker.log.read_text()
+    assert "Traceback" not in text
+    assert "replay_app.web.server: the HTTP server failed" not in text
+
+
 def test_refused_requests_leave_neither_the_token_nor_a_line_each(cluster: Cluster) -> None:
     cluster.environment |= {
         "REPLAY_API_TOKEN": SECRET_TOKEN,

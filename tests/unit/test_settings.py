@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,11 @@ def test_secrets_are_not_shown() -> None:
 def test_a_refusal_shows_no_secret() -> None:
     assert SECRET not in refusal(**SECRETS, partitions=0)
     assert SECRET not in refusal(mongo=[SECRET], api_token=[SECRET])
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(
+            mongo=[SECRET], api_token=f"{SECRET}\n", kafka_sasl_plain_password={SECRET: 1}
+        )
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(

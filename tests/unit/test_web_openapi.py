@@ -18,7 +18,7 @@ from replay_app.web.access import OPEN_PATHS
 from replay_app.web.openapi import openapi
 
 EVERY = {"all": True}
-NOT_DESCRIBED = {"/static"}
+NOT_DESCRIBED = {"/static/{name}"}
 """The files of the status page."""
 
 

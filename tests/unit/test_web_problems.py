@@ -44,6 +44,12 @@ async def test_an_error_is_answered_with_its_status_and_sentence(
     assert body["title"]
 
 
+async def test_a_problem_may_quote_bytes_that_are_not_utf_8() -> None:
+    answer, body = await _answer(Problem(403, "pages of \udcff may not"))
+    assert answer.body is not None
+    assert body["detail"] == "pages of ? may not"
+
+
 async def test_a_problem_carries_its_members() -> None:
     _, body = await _answer(Problem(409, "it is paused", state="paused"))
     assert body["state"] == "paused"
