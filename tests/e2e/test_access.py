@@ -288,9 +288,19 @@ def test_the_documented_rights_are_enough_where_the_target_is_another_cluster(
     main: Guarded, target: Guarded, cluster: Cluster
 ) -> None:
     cluster.environment["REPLAY_TARGET_KAFKA"] = target.address
+    brokers = {"kafka": main, "target": target}
     for where, right in documented(cluster):
-        {"kafka": main, "target": target}[where].grant(right)
+        brokers[where].grant(right)
     run_with_dead_letter_and_resume(cluster, main, target)
+
+    # Once the topics exist, only Faust still asks to create one: the table's changelog.
+    for where, right in documented(cluster):
+        if right.operation == "Create" and not right.name.endswith("-changelog"):
+            brokers[where].take(right)
+    cluster.workers[0].terminate()
+    cluster.start_worker(0).wait_until_ready()
+    send(main, cluster, "again", "start", on_error="skip")
+    assert cluster.wait_for("again")["counters"]["published"] == EVENTS
 
 
 async def test_a_right_that_is_missing_at_the_start_is_named(
