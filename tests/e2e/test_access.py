@@ -193,7 +193,7 @@ def run_with_dead_letter_and_resume(cluster: Cluster, main: Guarded, target: Gua
 def send(main: Guarded, cluster: Cluster, replay_id: str, command: str, **body: Any) -> None:
     """Send a command over Kafka, as the client."""
     if command == "start":
-        body["target"] = {"prefix": cluster.target_prefix}
+        body |= {"filter": {"all": True}, "target": {"prefix": cluster.target_prefix}}
     value = json.dumps({"command": command, "replay_id": replay_id, **body})
     error = produce(main, "replay-client", f"{cluster.prefix}requests", value)
     assert error is None, error
