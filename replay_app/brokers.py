@@ -23,8 +23,8 @@ from aiokafka.errors import (
 )
 
 from replay_app.exceptions import InvalidSettings, Unavailable
-from replay_app.internals import describe_topics
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_requests import describe_topics
 from replay_app.topics import Topics, cluster_name, ensure_topics
 
 if TYPE_CHECKING:

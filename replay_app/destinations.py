@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.internals import describe_configs, describe_topics
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_requests import describe_configs, describe_topics
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings

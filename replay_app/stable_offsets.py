@@ -22,8 +22,8 @@ from aiokafka import AIOKafkaClient, AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from replay_app.exceptions import Unavailable
-from replay_app.internals import describe_producers
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_requests import describe_producers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

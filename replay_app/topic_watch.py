@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaClient
 from aiokafka.errors import UnknownTopicOrPartitionError
 
-from replay_app.internals import describe_topics
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_requests import describe_topics
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from aiokafka.errors import (
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.installations import TopicOwner
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_requests import request_types
 from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
@@ -194,9 +195,6 @@ async def partition_counts(
 
 
 async def _require_transactions(settings: Settings, bootstrap: str) -> None:
-    # Imported here: internals.py imports PyMongo, and most commands do not need PyMongo.
-    from replay_app.internals import request_types  # noqa: PLC0415
-
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
         async with _answers(settings, bootstrap, ANSWER_SECONDS):
