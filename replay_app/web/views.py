@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -23,15 +21,13 @@ import aiohttp
 import faust
 from aiohttp import web
 from faust.exceptions import NotReady
-from faust.web import View
-from faust.web.exceptions import ServiceUnavailable, WebError
+from faust.web.exceptions import ServiceUnavailable
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from replay_app import __version__
 from replay_app.commands import (
     MAX_COMMAND_BYTES,
     PLAIN_VERBS,
-    REPLAY_ID,
     Command,
     Start,
     new_replay_id,
@@ -41,87 +37,48 @@ from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
-from replay_app.sessions import SETTLED, TERMINAL, Session, State, decode_session
+from replay_app.sessions import SETTLED, Session, State, decode_session
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX
 from replay_app.web.openapi import EXCLUDABLE, openapi
-from replay_app.web.problems import Problem, problem
+from replay_app.web.problems import Problem
 from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
+from replay_app.web.shared import (
+    BOARD_SECONDS,
+    SHARED,
+    ApiView,
+    Shared,
+    catch_up,
+    json_answer,
+    require_session,
+    require_usable,
+    shared_of,
+)
+from replay_app.web.streams import Events
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from faust.types.tables import TableT
 
     from replay_app.board import Board
 
 STATIC = Path(__file__).parent / "static"
-KEEPALIVE_SECONDS = 15.0
-"""The longest silence on a stream of events."""
-GONE_SECONDS = 1.0
-"""Interval at which a stream looks whether its client has left."""
-RECONNECT_MS = 2000
 OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
 PRODUCE_SECONDS = 5.0
-BOARD_SECONDS = 1.0
-"""How long an answer waits until the board has the newest session."""
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
-MAX_NAMED = 10
-"""Unreadable checkpoints that `/readyz` names."""
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
 
 
-@dataclass
-class _Shared:
-    """What the views of one worker share."""
-
-    app: faust.App
-    context: WorkerContext
-    table: TableT[bytes, bytes]
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    streams: int = 0
-    """Streams of events that are open now."""
-
-    def missing(self) -> list[str]:
-        """Return what the worker waits for, in words; nothing if the worker is ready."""
-        missing = []
-        if self.app.rebalancing:
-            missing.append("the group is rebalancing")
-        elif not self.app.tables.actives_ready:
-            missing.append("the sessions table is being recovered")
-        if not self.context.board.is_complete:
-            missing.append("the sessions on the status topic are being read")
-        return missing
-
-    def obstacles(self) -> list[str]:
-        """Return what holds the worker's partitions up, in words."""
-        sending = self.context.outbox.obstacle
-        return [*self.context.obstacles.values(), *([sending] if sending else [])]
-
-    def unreadable(self) -> str | None:
-        """Return which shards cannot go on because of their checkpoints; None if there are none."""
-        keys = [key for part in self.context.unreadable().values() for key in part]
-        if not keys:
-            return None
-        more = ", ..." if len(keys) > MAX_NAMED else ""
-        return (
-            f"{len(keys)} checkpoints cannot be read, so these shards cannot go on: "
-            f"{', '.join(keys[:MAX_NAMED])}{more}; the errors of their replays say what to do"
-        )
-
-
-_SHARED = web.AppKey("shared", _Shared)
-
-
 def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes]) -> None:
     """Add every path to the app's web server."""
     web_app: web.Application = app.web.web_app  # type: ignore[attr-defined]
-    shared = web_app[_SHARED] = _Shared(app, context, table)
+    shared = web_app[SHARED] = Shared(app, context, table)
     web_app[LIMITS] = Limits.of_this_process()
 
     async def end_streams(_: web.Application) -> None:
@@ -142,16 +99,16 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page(f"{STATIC_PREFIX}{{name}}")(Static)
 
     @app.page("/replays/{replay_id}")
-    class Replay(_View):
+    class Replay(ApiView):
         """One replay."""
 
         async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
             """Answer with the session, from the worker that owns the replay."""
-            _require_usable(replay_id)
+            require_usable(replay_id)
             if ROUTED in request.headers:
-                return await _session_answer(_shared(request), replay_id)
+                return await _session_answer(shared_of(request), replay_id)
             headers = {ROUTED: "1"}
-            settings = _shared(request).context.settings
+            settings = shared_of(request).context.settings
             # The client's header is this token, or reads are public and the header is anything.
             if settings.api_token is not None and not settings.public_reads:
                 headers["Authorization"] = f"Bearer {settings.api_token.get_secret_value()}"
@@ -178,26 +135,18 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
         @app.table_route(table=table, match_info="replay_id")  # type: ignore[arg-type]
         async def routed(self, request: web.Request, replay_id: str) -> web.Response:
             """Answer with the session; Faust calls this on the owner only."""
-            return await _session_answer(_shared(request), replay_id)
+            return await _session_answer(shared_of(request), replay_id)
 
         async def patch(self, request: web.Request, replay_id: str) -> web.Response:
             """Change the rate."""
-            _require_usable(replay_id)
+            require_usable(replay_id)
             command = await _read_command(
                 request, fixed={"command": "set-rate", "replay_id": replay_id}
             )
-            return await _accept(_shared(request), command)
+            return await _accept(shared_of(request), command)
 
 
-class _View(View):
-    """A view whose errors are problems."""
-
-    async def on_request_error(self, request: Any, exc: WebError) -> Any:
-        """Answer a request that Faust itself refuses."""
-        return problem(exc.code, f"{request.path}: {exc.detail}")
-
-
-class StatusPage(_View):
+class StatusPage(ApiView):
     """The status page."""
 
     async def get(self, _: web.Request) -> web.FileResponse:
@@ -205,7 +154,7 @@ class StatusPage(_View):
         return web.FileResponse(STATIC / "index.html")
 
 
-class Static(_View):
+class Static(ApiView):
     """The files of the status page, and nothing else: no name from outside reaches the disk."""
 
     files = frozenset({"app.js", "icon.svg", "style.css"})
@@ -217,16 +166,16 @@ class Static(_View):
         return web.FileResponse(STATIC / name)
 
 
-class Health(_View):
+class Health(ApiView):
     """Liveness."""
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer with 200: a worker that answers is alive."""
-        encoder = encoder_name(_shared(request).context.settings.encoder)
+        encoder = encoder_name(shared_of(request).context.settings.encoder)
         return web.json_response({"status": "ok", "encoder": encoder, "version": __version__})
 
 
-class Ready(_View):
+class Ready(ApiView):
     """Readiness."""
 
     async def get(self, request: web.Request) -> web.Response:
@@ -235,7 +184,7 @@ class Ready(_View):
         ``?exclude=store`` leaves the store out: without the store this worker can plan and read
         nothing, but commands, lists and sessions need Kafka only.
         """
-        shared, warnings = _shared(request), []
+        shared, warnings = shared_of(request), []
         missing = [*shared.missing(), *shared.obstacles()]
         excluded = set(request.query.getall("exclude", []))
         if unknown := excluded - set(EXCLUDABLE):
@@ -256,31 +205,31 @@ class Ready(_View):
         return web.json_response(body, status=status)
 
 
-class Metrics(_View):
+class Metrics(ApiView):
     """Metrics."""
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer with the metrics in Prometheus' text format."""
-        body = _shared(request).context.metrics.exposition()
+        body = shared_of(request).context.metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-class Description(_View):
+class Description(ApiView):
     """The API's description."""
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer with the OpenAPI document of this worker."""
-        settings = _shared(request).context.settings
+        settings = shared_of(request).context.settings
         document = openapi(token=settings.api_token is not None, public_reads=settings.public_reads)
         return web.json_response(document)
 
 
-class Replays(_View):
+class Replays(ApiView):
     """All replays."""
 
     async def get(self, request: web.Request) -> web.Response:
         """List the newest replays and refused commands."""
-        board = _shared(request).context.board
+        board = shared_of(request).context.board
         states, limit = _list_options(request)
         sessions = [s for s in board.sessions.values() if not states or s.state in states]
         sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
@@ -301,105 +250,35 @@ class Replays(_View):
 
     async def post(self, request: web.Request) -> web.Response:
         """Start a replay."""
-        return await _accept(_shared(request), await _read_start(request))
+        return await _accept(shared_of(request), await _read_start(request))
 
 
-class Plans(_View):
+class Plans(ApiView):
     """Plans of replays that are not started."""
 
     async def post(self, request: web.Request) -> web.Response:
         """Plan a start without starting it."""
-        context = _shared(request).context
+        context = shared_of(request).context
         start = await _read_start(request)
         trouble = await context.store_health.problem()
         if isinstance(trouble, StoreUnavailable):  # the planner would wait longer to say so
             raise trouble
         planner = Planner(start, context.settings, context.store, context.describe)
         plan = await planner.plan()
-        return _json(plan.model_dump_json())
+        return json_answer(plan.model_dump_json())
 
 
-class Verbs(_View):
+class Verbs(ApiView):
     """The commands that need only a replay_id."""
 
     async def post(self, request: web.Request, replay_id: str, verb: str) -> web.Response:
         """Pause, resume, cancel or retry."""
-        _require_usable(replay_id)
+        require_usable(replay_id)
         command = await _read_command(request, fixed={"command": verb, "replay_id": replay_id})
-        return await _accept(_shared(request), command)
+        return await _accept(shared_of(request), command)
 
 
-class Events(_View):
-    """A replay as server-sent events."""
-
-    async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
-        """Send the whole session now and at each change, until a terminal state."""
-        shared = _shared(request)
-        _require_usable(replay_id)
-        session = await _require_session(shared, replay_id)
-        if session.state in TERMINAL and request.headers.get("Last-Event-ID") == str(
-            session.revision
-        ):
-            return web.Response(status=HTTPStatus.NO_CONTENT)  # tells EventSource to stop
-        limits = request.app[LIMITS]
-        if shared.streams >= limits.streams:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{limits.streams} streams of events are open, as many as a worker has; "
-                f"ask GET /replays/{replay_id} instead, or another worker",
-            )
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-        )
-        shared.streams += 1
-        try:
-            await response.prepare(request)
-            if request.method == "HEAD":
-                return response
-            # TimeoutError: the client does not read.
-            with suppress(ConnectionError, TimeoutError):
-                await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
-                async for text in _event_texts(shared, replay_id, request):
-                    await _write(response, text, limits)
-        finally:
-            shared.streams -= 1
-        return response
-
-
-async def _write(response: web.StreamResponse, text: str, limits: Limits) -> None:
-    async with asyncio.timeout(limits.answer_seconds):
-        await response.write(text.encode())
-
-
-async def _event_texts(shared: _Shared, replay_id: str, request: web.Request) -> AsyncIterator[str]:
-    changes = shared.context.board.changes(replay_id)
-    stopping = asyncio.ensure_future(shared.stopping.wait())
-    change = asyncio.ensure_future(anext(changes))
-    heard = time.monotonic()
-    try:
-        while not stopping.done() and request.transport is not None:  # None: the client has left
-            await asyncio.wait(
-                {change, stopping}, timeout=GONE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not change.done():
-                if time.monotonic() - heard >= KEEPALIVE_SECONDS:
-                    heard = time.monotonic()
-                    yield ": still here\n\n"
-                continue
-            session = change.result()
-            if session is None:  # the replay is forgotten
-                return
-            heard = time.monotonic()
-            yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
-            if session.state in TERMINAL:
-                return
-            change = asyncio.ensure_future(anext(changes))
-    finally:
-        stopping.cancel()
-        change.cancel()
-
-
-async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
+async def _session_answer(shared: Shared, replay_id: str) -> web.Response:
     """Answer with the row, or with the board's session if it is newer than the row."""
     if missing := shared.missing():
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(missing))
@@ -409,11 +288,11 @@ async def _session_answer(shared: _Shared, replay_id: str) -> web.Response:
         row = None
     published = shared.context.board.sessions.get(replay_id)
     if row is None or (published is not None and published.revision > row.revision):
-        row = published or await _require_session(shared, replay_id)
+        row = published or await require_session(shared, replay_id)
     sending = shared.context.obstacles.get(OBSTACLE) or shared.context.outbox.obstacle
     if sending is not None and row.state not in SETTLED:
         row = row.model_copy(update={"reason": sending})  # it cannot be published now
-    return _json(row.model_dump_json())
+    return json_answer(row.model_dump_json())
 
 
 # Commands
@@ -435,16 +314,16 @@ async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> C
     return parse_command(body or (b"{}" if verb in PLAIN_VERBS else b""), **members)
 
 
-async def _accept(shared: _Shared, command: Command) -> web.Response:
+async def _accept(shared: Shared, command: Command) -> web.Response:
     """Produce a command that the board's session allows, and answer with 202."""
     context, replay_id = shared.context, command.replay_id
     sessions = context.board.sessions
     if not isinstance(command, Start):
-        await _require_session(shared, replay_id)
+        await require_session(shared, replay_id)
     try:
         _judge(sessions.get(replay_id), command)
     except Problem:
-        await _catch_up(shared, replay_id)
+        await catch_up(shared, replay_id)
         _judge(sessions.get(replay_id), command)
     value = command.model_dump_json(exclude_unset=True).encode()
     try:
@@ -484,54 +363,6 @@ def _judge(session: Session | None, command: Command) -> None:
 
 
 # The parts
-
-
-def _shared(request: web.Request) -> _Shared:
-    return request.app[_SHARED]
-
-
-def _json(text: str) -> web.Response:
-    return web.Response(text=text, content_type="application/json")
-
-
-def _require_usable(replay_id: str) -> None:
-    """Refuse an id from the path that no replay can have."""
-    if not REPLAY_ID.match(replay_id):
-        raise _not_found(replay_id)
-
-
-def _not_found(replay_id: str) -> Problem:
-    return Problem(HTTPStatus.NOT_FOUND, f"there is no replay {replay_id!r}")
-
-
-async def _require_session(shared: _Shared, replay_id: str) -> Session:
-    """Return a published session.
-
-    Raises
-    ------
-    Problem
-        The replay does not exist, or the board is not complete yet.
-
-    """
-    board = shared.context.board
-    if replay_id not in board.sessions:
-        await _catch_up(shared, replay_id)
-    session = board.sessions.get(replay_id)
-    if session is not None:
-        return session
-    if not board.is_complete:
-        raise Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE, "the sessions on the status topic are being read"
-        )
-    raise _not_found(replay_id)
-
-
-async def _catch_up(shared: _Shared, replay_id: str) -> None:
-    """Wait for the board: on another worker, the client may have seen a newer session."""
-    partition = shared.context.topics.status.partition(replay_id)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(BOARD_SECONDS):
-            await shared.context.board.caught_up(partition)
 
 
 def _list_options(request: web.Request) -> tuple[set[str], int]:

@@ -1,0 +1,95 @@
+"""A replay as a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from replay_app.sessions import TERMINAL
+from replay_app.web.problems import Problem
+from replay_app.web.server import LIMITS, Limits
+from replay_app.web.shared import ApiView, Shared, require_session, require_usable, shared_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+KEEPALIVE_SECONDS = 15.0
+"""The longest silence on a stream of events."""
+GONE_SECONDS = 1.0
+"""Interval at which a stream looks whether its client has left."""
+RECONNECT_MS = 2000
+
+
+class Events(ApiView):
+    """A replay as server-sent events."""
+
+    async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
+        """Send the whole session now and at each change, until a terminal state."""
+        shared = shared_of(request)
+        require_usable(replay_id)
+        session = await require_session(shared, replay_id)
+        if session.state in TERMINAL and request.headers.get("Last-Event-ID") == str(
+            session.revision
+        ):
+            return web.Response(status=HTTPStatus.NO_CONTENT)  # tells EventSource to stop
+        limits = request.app[LIMITS]
+        if shared.streams >= limits.streams:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{limits.streams} streams of events are open, as many as a worker has; "
+                f"ask GET /replays/{replay_id} instead, or another worker",
+            )
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        )
+        shared.streams += 1
+        try:
+            await response.prepare(request)
+            if request.method == "HEAD":
+                return response
+            # TimeoutError: the client does not read.
+            with suppress(ConnectionError, TimeoutError):
+                await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
+                async for text in _event_texts(shared, replay_id, request):
+                    await _write(response, text, limits)
+        finally:
+            shared.streams -= 1
+        return response
+
+
+async def _write(response: web.StreamResponse, text: str, limits: Limits) -> None:
+    async with asyncio.timeout(limits.answer_seconds):
+        await response.write(text.encode())
+
+
+async def _event_texts(shared: Shared, replay_id: str, request: web.Request) -> AsyncIterator[str]:
+    changes = shared.context.board.changes(replay_id)
+    stopping = asyncio.ensure_future(shared.stopping.wait())
+    change = asyncio.ensure_future(anext(changes))
+    heard = time.monotonic()
+    try:
+        while not stopping.done() and request.transport is not None:  # None: the client has left
+            await asyncio.wait(
+                {change, stopping}, timeout=GONE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not change.done():
+                if time.monotonic() - heard >= KEEPALIVE_SECONDS:
+                    heard = time.monotonic()
+                    yield ": still here\n\n"
+                continue
+            session = change.result()
+            if session is None:  # the replay is forgotten
+                return
+            heard = time.monotonic()
+            yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
+            if session.state in TERMINAL:
+                return
+            change = asyncio.ensure_future(anext(changes))
+    finally:
+        stopping.cancel()
+        change.cancel()
