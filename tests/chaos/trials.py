@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
 import time
@@ -98,13 +100,15 @@ class Follower:
         self._consumer = consumer_from_start(bootstrap, dict.fromkeys(topics, partitions), options)
         self.counts: Counter[str] = Counter()
         self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._new: queue.SimpleQueue[TopicPartition] = queue.SimpleQueue()
+        """Partitions to read too. Only the thread that consumes may assign: librdkafka may hang."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
 
     def follow(self, topic: str, partition: int) -> None:
         """Read a new partition too, from its beginning."""
-        self._consumer.incremental_assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
+        self._new.put(TopicPartition(topic, partition, OFFSET_BEGINNING))
 
     def seen_after(self, replay_id: str, moment: float) -> float | None:
         """Return when the first record written after a moment became visible; epoch seconds."""
@@ -123,6 +127,8 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._consumer.incremental_assign([self._new.get_nowait()])
             try:
                 messages = self._consumer.consume(1_000, timeout=0.05)
             except KafkaException:
