@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from replay_app.exceptions import InvalidSettings, Unavailable
 
@@ -109,6 +109,13 @@ class TopicOwner:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await work
+        except TopicAuthorizationFailedError as error:
+            msg = (
+                f"Kafka at {self._connection['bootstrap_servers']} refuses rights to the worker's "
+                f"user on topic {self._partition.topic!r}: {error}; grant the rights that "
+                "docs/operations.md lists (Access control)"
+            )
+            raise InvalidSettings(msg) from error
         except (KafkaError, TimeoutError) as error:
             why = str(error) or f"no answer within {ANSWER_SECONDS:g} s"
             msg = (

@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[1]
 SHARED = pytest.StashKey[Stack]()
 
 
-# The time of one example depends on the machine more than on the code.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
+# The time of one example, and of making it, depends on the machine more than on the code.
+hypothesis.settings.register_profile(
+    "no-deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("no-deadline")
 
 

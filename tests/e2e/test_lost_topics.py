@@ -109,7 +109,8 @@ def test_deleted_dead_letters_are_a_warning_of_the_replays_that_wrote_some(
         assert (counters["published"], counters["dead_lettered"]) == (EVENTS, 1)
         assert f"topic '{name}' was deleted during the replay" in session["warnings"][-1]
     session = cluster.run("new", on_error="dead-letter")
-    assert (session["state"], session["warnings"]) == ("completed_with_errors", [])
+    assert session["state"] == "completed_with_errors"
+    assert not any("was deleted" in warning for warning in session["warnings"])
     assert [one.headers["replay-id"] for one in read_topic(cluster.stack.kafka, name)] == [b"new"]
 
 

@@ -104,7 +104,7 @@ def test_without_a_store_the_worker_starts_and_says_so_until_the_store_is_there(
 
     environment = {**outside_environment(), "REPLAY_URL": worker.url}
     plan = subprocess.run(
-        [sys.executable, "-m", "replay_app", "plan"],
+        [sys.executable, "-m", "replay_app", "plan", "--all"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

@@ -9,11 +9,13 @@ from typing import NoReturn
 
 import pytest
 
-from replay_app.commands import Command, Pause, Start
+from replay_app.commands import Command, Filter, Pause, Start
 from replay_app.context import WorkerContext
 from replay_app.publisher import Outbox
 from replay_app.sessions_agent import SessionPartitions
 from replay_app.store import EventStore
+
+EVERY = Filter(all=True)
 
 
 class FullDisk(dict[bytes, bytes]):
@@ -35,11 +37,11 @@ async def test_a_command_after_a_failed_write_of_a_row_finds_its_session(
         await agent.handle_request(0, offset, command.model_dump_json().encode())
 
     following = asyncio.create_task(worker.board.follow())
-    await handle(1, Start(replay_id="r0"))
+    await handle(1, Start(replay_id="r0", filter=EVERY))
     following.cancel()  # the board stops reading before the next commands
     await asyncio.wait([following])
     worker.board.sessions.clear()
-    await handle(2, Start(replay_id="r1", requested_by="ana"))
+    await handle(2, Start(replay_id="r1", requested_by="ana", filter=EVERY))
     await handle(3, Pause(replay_id="r1"))
     assert "is the disk of REPLAY_DATA_DIR full?" in caplog.text
     following = asyncio.create_task(worker.board.follow())
@@ -70,7 +72,7 @@ async def test_a_command_for_a_replay_with_a_damaged_row_finds_the_session_on_th
     following = asyncio.create_task(worker.board.follow())
     agent = SessionPartitions(worker, DamagedRows(), lambda: True)
     await agent.assign([0])
-    for offset, command in enumerate([Start(replay_id="r"), Pause(replay_id="r")]):
+    for offset, command in enumerate([Start(replay_id="r", filter=EVERY), Pause(replay_id="r")]):
         await agent.handle_request(0, offset, command.model_dump_json().encode())
     async with asyncio.timeout(10):
         while (session := worker.board.sessions.get("r")) is None or session.revision < 2:

@@ -43,9 +43,13 @@ def reports(context: WorkerContext) -> list[Report]:
 
 
 async def running_session(
-    context: WorkerContext, stack: Stack, events: Collection[dict[str, Any]], replay_id: str
+    context: WorkerContext,
+    stack: Stack,
+    events: Collection[dict[str, Any]],
+    replay_id: str,
+    read: int = 0,
 ) -> Session:
-    """Return a running session over three events, with one shard that has not begun."""
+    """Return a running session over three events, with one shard that has read some of them."""
     topic = unique_name("target")
     create_topics(stack.kafka, {topic: 1})
     if not events.find_one():
@@ -60,7 +64,7 @@ async def running_session(
         state="running",
         start=start,
         plan=await planner.plan(),
-        shards=(Shard(progress=ShardProgress(counters=Counters(read=2, published=2))),),
+        shards=(Shard(progress=ShardProgress(counters=Counters(read=read, published=read))),),
         created_at=T0,
         updated_at=T0,
         progressed_at=T0,
@@ -71,7 +75,10 @@ async def running_session(
 async def test_an_unreadable_checkpoint_fails_only_its_shard_and_stays_as_it_is(
     context: WorkerContext, stack: Stack, events: Collection[dict[str, Any]]
 ) -> None:
-    sessions = [await running_session(context, stack, events, name) for name in ("bad", "good")]
+    sessions = [
+        await running_session(context, stack, events, name, read)
+        for name, read in (("bad", 2), ("good", 0))
+    ]
     status = context.topics.status.name
     await write(context, status, *((one.replay_id, one.encode()) for one in sessions))
     checkpoints = context.topics.checkpoints.name

@@ -13,7 +13,7 @@ from support import create_topics, open_transactions, read_topic, unique_name, w
 
 from replay_app import steps
 from replay_app.checkpoints import Checkpoint, Origin, Token
-from replay_app.commands import Start
+from replay_app.commands import Filter, Start
 from replay_app.compacted import CompactedReader
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack, free_port
@@ -139,7 +139,7 @@ async def test_no_step_of_a_session_is_taken_before_the_newest_session_is_known(
     monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 3.0)
     agent = SessionPartitions(context, {}, lambda: True)
     await agent.assign([0])
-    command = Start(replay_id="r1").model_dump_json().encode()
+    command = Start(replay_id="r1", filter=Filter(all=True)).model_dump_json().encode()
     with open_transactions(context.settings.kafka, {context.topics.status.name: 1}):
         handling = asyncio.create_task(agent.handle_request(0, 1, command))
         async with asyncio.timeout(SECONDS):
@@ -258,7 +258,7 @@ async def test_a_slice_without_marker_fails_the_replay_until_consumers_see_the_s
     for epoch in (2, 3):  # a retry does not change what consumers see
         report = (await finish(epoch)).report
         assert report.state == ("failed" if dropped else "done")
-        told = f"consumers never see the events in partition 0 of {topic!r} from offset 0"
+        told = f"consumers never see the events in partition 0 of {topic!r} (offset 0)"
         assert (told in (report.error or "")) == dropped
     await slices.discard()
     await partition.close()

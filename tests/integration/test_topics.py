@@ -25,7 +25,7 @@ from replay_app.settings import Settings, load_settings
 from replay_app.topics import NOOP, Topic, Topics, ensure_topics, partition_counts
 
 SECONDS = 30.0
-COMMAND = b'{"command": "start", "replay_id": "early"}'
+COMMAND = b'{"command": "start", "replay_id": "early", "filter": {"all": true}}'
 
 
 @pytest.fixture
