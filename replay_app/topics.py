@@ -15,8 +15,10 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
+    LeaderNotAvailableError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     for_code,
 )
 
@@ -62,6 +64,7 @@ PRIME_SECONDS = 60.0
 NEW_SECONDS = 600.0
 """A topic whose first record is younger than this was created while older workers still ran."""
 LEADERS_POLL_SECONDS = 0.1
+NOT_THERE_YET = frozenset({UnknownTopicOrPartitionError.errno, LeaderNotAvailableError.errno})
 STOP_SECONDS = 5.0
 """How long a client may take to disconnect."""
 
@@ -264,9 +267,11 @@ async def _await_leaders(settings: Settings, bootstrap: str, names: list[str]) -
     async with _admin(settings, bootstrap) as admin:
         while True:
             topics = await admin.describe_topics(names)
-            parts = [topic["partitions"] for topic in topics if not topic["error_code"]]
-            if len(parts) == len(names) and not any(p["error_code"] for ps in parts for p in ps):
-                return
+            codes = [
+                part["error_code"] for topic in topics for part in (topic, *topic["partitions"])
+            ]
+            if not NOT_THERE_YET.intersection(codes):
+                return  # a missing right, for example, is named later
             await asyncio.sleep(LEADERS_POLL_SECONDS)
 
 
