@@ -22,10 +22,11 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from replay_app.clusters import answers, cluster_name, refused_rights
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_topics
-from replay_app.topics import Topics, cluster_name, ensure_topics
+from replay_app.topics import Topics, ensure_topics, topics_by_cluster
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -67,7 +68,7 @@ async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_
     began, said = time.monotonic(), float("-inf")
     while True:
         try:
-            for bootstrap in dict.fromkeys((settings.kafka, settings.target_bootstrap)):
+            for bootstrap in topics_by_cluster(settings):
                 await _greet(settings, bootstrap)
             await _await_coordinator(settings)
             await ensure_topics(settings)
@@ -166,21 +167,13 @@ async def _require_rights(settings: Settings) -> None:
     Without the check, most missing rights show when a replay runs, and some never: Faust only logs
     that a row of the table is not in the changelog.
     """
-    topics = Topics.of(settings)
-    for bootstrap in dict.fromkeys((settings.kafka, settings.target_bootstrap)):
-        own = [
-            topic.name
-            for topic in topics.all()
-            if bootstrap == (settings.target_bootstrap if topic.on_target else settings.kafka)
-        ]
+    dead_letters = Topics.of(settings).dead_letters.name
+    for bootstrap, topics in topics_by_cluster(settings).items():
         client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with answers(settings, bootstrap, ANSWER_SECONDS):
                 await client.bootstrap()
-                described = await describe_topics(client, own)
-        except (KafkaError, TimeoutError) as error:
-            cluster = cluster_name(settings, bootstrap)
-            raise Unavailable(f"{cluster} does not describe the topics: {_text(error)}") from error
+                described = await describe_topics(client, [topic.name for topic in topics])
         finally:
             await close_client(client)
         lacking = [
@@ -189,15 +182,10 @@ async def _require_rights(settings: Settings) -> None:
             for right, bit in RIGHTS.items()
             if topic.error_code == TopicAuthorizationFailedError.errno
             or (topic.operations is not None and not topic.operations & bit)
-            if (right, topic.name) != ("Read", topics.dead_letters.name)
+            if (right, topic.name) != ("Read", dead_letters)
         ]
         if lacking:
-            msg = (
-                f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: "
-                f"{', '.join(lacking)}; grant the rights that docs/operations.md lists (Access "
-                "control)"
-            )
-            raise InvalidSettings(msg)
+            raise refused_rights(settings, bootstrap, ", ".join(lacking))
 
 
 def _text(error: object) -> str:

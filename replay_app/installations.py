@@ -18,6 +18,7 @@ import pydantic
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
+from replay_app.clusters import cluster_name, refused_rights
 from replay_app.exceptions import InvalidSettings, Unavailable
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class TopicOwner:
     """
 
     def __init__(self, settings: Settings, bootstrap: str, topic: str) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
         self._mine = Installation.of(settings)
         self._partition = TopicPartition(topic, PARTITION)
         self._connection: dict[str, Any] = {
@@ -110,16 +113,12 @@ class TopicOwner:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await work
         except TopicAuthorizationFailedError as error:
-            msg = (
-                f"Kafka at {self._connection['bootstrap_servers']} refuses rights to the worker's "
-                f"user on topic {self._partition.topic!r}: {error}; grant the rights that "
-                "docs/operations.md lists (Access control)"
-            )
-            raise InvalidSettings(msg) from error
+            what = f"on topic {self._partition.topic!r}: {error}"
+            raise refused_rights(self._settings, self._bootstrap, what) from error
         except (KafkaError, TimeoutError) as error:
             why = str(error) or f"no answer within {ANSWER_SECONDS:g} s"
             msg = (
-                f"Kafka at {self._connection['bootstrap_servers']} does not tell to which app id "
+                f"{cluster_name(self._settings, self._bootstrap)} does not tell to which app id "
                 f"{self._partition.topic!r} belongs: {why}"
             )
             raise Unavailable(msg) from error

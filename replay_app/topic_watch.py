@@ -18,7 +18,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_topics
-from replay_app.topics import Topics
+from replay_app.topics import topics_by_cluster
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -66,17 +66,11 @@ class TopicWatch:
     async def _find(self) -> dict[str, str | None]:
         """Return the id of each topic, "" without an id; None: the broker does not know it."""
         settings, found = self._settings, dict[str, str | None]()
-        declared = Topics.of(settings).all()
-        for bootstrap in {settings.kafka, settings.target_bootstrap}:
-            names = [
-                topic.name
-                for topic in declared
-                if (settings.target_bootstrap if topic.on_target else settings.kafka) == bootstrap
-            ]
+        for bootstrap, topics in topics_by_cluster(settings).items():
             client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
             try:
                 await client.bootstrap()
-                for topic in await describe_topics(client, names):
+                for topic in await describe_topics(client, [own.name for own in topics]):
                     if topic.error_code == UnknownTopicOrPartitionError.errno:
                         found[topic.name] = None
                     elif not topic.error_code:

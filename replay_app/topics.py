@@ -7,21 +7,19 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
     TopicAlreadyExistsError,
-    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 
+from replay_app.clusters import answers, cluster_name
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.installations import TopicOwner
 from replay_app.kafka_internals import close_client
@@ -133,16 +131,23 @@ class Topics:
             self.table_changelog,
         )
 
-    def owned(self, *, on_target: bool | None) -> tuple[Topic, ...]:
-        """Return the topics that say to which installation they belong.
+    def owned(self, *, on_other: bool) -> tuple[Topic, ...]:
+        """Return the topics of a cluster that say to which installation they belong.
 
-        ``on_target``: those on the cluster that receives the replayed records, or those on the
-        other one. None: both clusters are the same.
+        ``on_other``: of a cluster that only receives the replayed records.
         """
-        if on_target:
+        if on_other:
             return (self.checkpoints,)
         # The first belongs to the topic prefix, the second to the app id.
         return (self.status, self.table_changelog)
+
+
+def topics_by_cluster(settings: Settings) -> dict[str, list[Topic]]:
+    """Return the topics of each cluster, by the cluster's addresses; one cluster may have all."""
+    clusters: dict[str, list[Topic]] = {settings.kafka: [], settings.target_bootstrap: []}
+    for topic in Topics.of(settings).all():
+        clusters[settings.target_bootstrap if topic.on_target else settings.kafka].append(topic)
+    return clusters
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
@@ -161,12 +166,11 @@ async def ensure_topics(settings: Settings) -> list[str]:
     declared = Topics.of(settings)
     created: list[str] = []
     unclaimed: list[TopicOwner] = []
-    for bootstrap, on_target in _clusters(settings):
+    for bootstrap, wanted in topics_by_cluster(settings).items():
         await _require_transactions(settings, bootstrap)
-        wanted = [t for t in declared.all() if on_target is None or t.on_target is on_target]
         owners = {
             topic.name: TopicOwner(settings, bootstrap, topic.name)
-            for topic in declared.owned(on_target=on_target)
+            for topic in declared.owned(on_other=bootstrap != settings.kafka)
         }
         existing = await partition_counts(settings, bootstrap, [t.name for t in wanted])
         for name, owner in owners.items():  # an installation that is refused creates nothing
@@ -200,7 +204,7 @@ async def partition_counts(
 async def _require_transactions(settings: Settings, bootstrap: str) -> None:
     client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        async with _answers(settings, bootstrap, ANSWER_SECONDS):
+        async with answers(settings, bootstrap, ANSWER_SECONDS):
             await client.bootstrap()
             missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
     finally:
@@ -213,12 +217,6 @@ async def _require_transactions(settings: Settings, bootstrap: str) -> None:
             "later, or another broker with transactions"
         )
         raise InvalidSettings(msg)
-
-
-def _clusters(settings: Settings) -> list[tuple[str, bool | None]]:
-    if settings.target_bootstrap == settings.kafka:
-        return [(settings.kafka, None)]
-    return [(settings.kafka, False), (settings.target_bootstrap, True)]
 
 
 async def _create_missing(
@@ -297,7 +295,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
     )
     producer = AIOKafkaProducer(acks="all", linger_ms=5, **connection)
     try:
-        async with _answers(settings, settings.kafka, PRIME_SECONDS):
+        async with answers(settings, settings.kafka, PRIME_SECONDS):
             await consumer.start()
             await producer.start()
             consumer.assign(partitions)
@@ -402,37 +400,8 @@ async def _admin(settings: Settings, bootstrap: str) -> AsyncIterator[AIOKafkaAd
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        async with _answers(settings, bootstrap, ANSWER_SECONDS):
+        async with answers(settings, bootstrap, ANSWER_SECONDS):
             await admin.start()
             yield admin
     finally:
         await close_client(admin)
-
-
-@contextlib.asynccontextmanager
-async def _answers(settings: Settings, bootstrap: str, seconds: float) -> AsyncIterator[None]:
-    """Limit the time of the block, and turn its errors into `Unavailable`."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        why = f"no answer within {seconds:g} s"
-        raise _unavailable(settings, bootstrap, why) from error
-    except KafkaError as error:
-        raise _unavailable(settings, bootstrap, error) from error
-
-
-def _unavailable(settings: Settings, bootstrap: str, error: Any) -> Unavailable | InvalidSettings:
-    if isinstance(error, TopicAuthorizationFailedError | GroupAuthorizationFailedError):
-        return InvalidSettings(
-            f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: {error}; "
-            "grant the rights that docs/operations.md lists (Access control)"
-        )
-    what = "cannot be reached" if isinstance(error, KafkaConnectionError) else "gave an error"
-    return Unavailable(f"{cluster_name(settings, bootstrap)} {what}: {error}")
-
-
-def cluster_name(settings: Settings, bootstrap: str) -> str:
-    """Return a cluster's addresses, and the setting that names them, for a message."""
-    variable = "REPLAY_KAFKA" if bootstrap == settings.kafka else "REPLAY_TARGET_KAFKA"
-    return f"Kafka at {bootstrap} ({variable})"
