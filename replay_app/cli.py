@@ -34,6 +34,7 @@ from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
 from replay_app.kafka_internals import never_create_topics
 from replay_app.logs import configure_logging
+from replay_app.sessions import MAX_LISTED
 from replay_app.settings import Settings, check_names, load_settings, settings_rows
 from replay_app.start_options import (
     add_requested_by,
@@ -67,8 +68,6 @@ _CONFLICT = 409
 RETRY_SECONDS = 5.0
 """Longest wait until a retry has taken effect."""
 RETRY_POLL_SECONDS = 0.1
-MAX_LISTED = 1000
-"""The most replays that the API lists."""
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from replay_app.ignored import IgnoredRecords
 from replay_app.metrics import Metrics
 from replay_app.publisher import TRANSACTION_TIMEOUT_MS, Outbox
 from replay_app.settings import Settings
+from replay_app.sources import source_of
 from replay_app.stable_offsets import ConsumerWatch
 from replay_app.store import EventStore
 from replay_app.store_health import StoreHealth
@@ -46,6 +47,8 @@ class WorkerContext:
     ignored: IgnoredRecords = field(default_factory=IgnoredRecords)
     unreadable: Callable[[], dict[int, tuple[str, ...]]] = dict
     """The keys of unreadable checkpoints by owned partition; the work agent tells."""
+    source: dict[str, str] = field(init=False)
+    """The settings that must stay the same while a replay lasts (`sources`)."""
     watch: ConsumerWatch = field(init=False)
     store_health: StoreHealth = field(init=False)
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         """Make what needs the settings or the store."""
+        self.source = source_of(self.settings)
         self.watch = ConsumerWatch(self.settings)
         self.store_health = StoreHealth(self.store)
         self.metrics.show_ignored(self.ignored.counts)

@@ -136,7 +136,7 @@ async def _count_misfits(
 
 
 @dataclass
-class Refused:
+class Topicless:
     """The counted events that no topic takes, by type."""
 
     counts: Counter[str] = field(default_factory=Counter)

@@ -23,7 +23,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.stable_offsets import target_consumer
+from replay_app.stable_offsets import first_records, target_consumer
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from replay_app.stable_offsets import LostMarkers
 
 Describe = Callable[[Iterable[str]], Awaitable[Mapping[str, Any]]]
-"""Returns those of some topics that exist."""
+"""Leaves out the topics that do not exist."""
 Places = dict[TopicPartition, int]
 """The offset of one record in each of some partitions."""
 
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 15.0
 """Time between two looks at records that an open transaction hides."""
-POLL_MS = 500
-"""Longest wait of one read for records."""
 
 
 class LastSlices:
@@ -180,23 +178,5 @@ async def _look(settings: Settings, places: Places) -> _Look:
 
 async def _existing(consumer: AIOKafkaConsumer, places: Places) -> Places:
     """Return the places at which the consumer gets a record."""
-    found: Places = {}
-    if not places:
-        return found
-    consumer.assign(list(places))
-    beginnings = await consumer.beginning_offsets(list(places))
-    ends = await consumer.end_offsets(list(places))
-    waiting = {tp for tp, offset in places.items() if beginnings[tp] <= offset}
-    consumer.pause(*(places.keys() - waiting))
-    for tp in waiting:
-        consumer.seek(tp, places[tp])
-    while waiting:
-        batches = await consumer.getmany(*waiting, timeout_ms=POLL_MS, max_records=len(waiting))
-        for tp in tuple(waiting):
-            records = batches.get(tp)
-            if records and records[0].offset == places[tp]:
-                found[tp] = places[tp]
-            if records or await consumer.position(tp) >= ends[tp]:
-                waiting.remove(tp)
-                consumer.pause(tp)
-    return found
+    found = await first_records(consumer, places)
+    return {tp: record.offset for tp, record in found.items() if record.offset == places[tp]}

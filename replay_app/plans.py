@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
-from replay_app.counts import Counts, Refused, count_events, topic_of_group
+from replay_app.counts import Counts, Topicless, count_events, topic_of_group
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
 from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
@@ -87,9 +87,9 @@ class Planner:
         Raises
         ------
         ReplayFailed
-            When the replay cannot succeed: event store or mapping are not those of the ``frozen``
-            plan, the collection or a destination topic is missing, a
-            topic would refuse the records, or the mapping fits no event.
+            When the replay cannot succeed: the event store or the mapping differs from the
+            ``frozen`` plan, the collection or a destination topic is missing, a topic would refuse
+            the records, or the mapping fits no event.
         Unavailable
             When the store or the broker does not answer. A later plan may succeed.
 
@@ -115,8 +115,8 @@ class Planner:
             counting.cancel()
         counts, warnings = found.timed, found.warnings
         warnings += await self._check(found, end)
-        topics, by_type, refused = self._destinations(found)
-        warnings += refused
+        topics, by_type, without_topic = self._destinations(found)
+        warnings += without_topic
         destinations = await self._require_topics(topics)
         if counts != {}:
             warnings += index_warnings
@@ -213,14 +213,14 @@ class Planner:
             return Counter(dict.fromkeys(named, 0)), types, ()
         for event_type, count in (found.misfits or Counter()).items():
             types[_type_name(event_type)] += count
-        refused = Refused()
+        topicless = Topicless()
         for (event_type, topic), count in found.timed.items():
             types[_type_name(event_type)] += count
             try:
                 topics[topic_of_group(event_type, topic, self._mapping, target)] += count
             except EventError as error:  # these events fail one by one
-                refused.add(_type_name(event_type), count, error)
-        return topics, types, refused.warnings(self._start.on_error)
+                topicless.add(_type_name(event_type), count, error)
+        return topics, types, topicless.warnings(self._start.on_error)
 
     async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
         """Return the topics, or raise `ReplayFailed` if one is missing."""

@@ -46,6 +46,8 @@ State = Literal[
     "completed_with_errors",
     "failed",
 ]
+MAX_LISTED = 1000
+"""Replays that one answer of the API lists."""
 TERMINAL: frozenset[State] = frozenset({"completed", "completed_with_errors", "cancelled"})
 SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
 """States in which no worker has anything to do."""
@@ -322,14 +324,15 @@ def decode_session(value: bytes | None) -> Session | None:
     Raises
     ------
     ValueError
-        When the value is not a session, or a session that cannot be written, and so not be shown:
-        for example, the sums of its counters are too large.
+        When the value is not a session, or is one that cannot be shown: the sums of its counters
+        may be too large, for example.
 
     """
     if value is None:
         return None
     session = Session.model_validate_json(value)
-    session.model_dump_json()
+    for name in Session.model_computed_fields:  # all that an answer adds to the record
+        getattr(session, name)
     return session
 
 

@@ -26,7 +26,7 @@ from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_producers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from aiokafka import ConsumerRecord
 
@@ -133,10 +133,9 @@ async def find_hidden_records(
     if not hidden:
         return None
     async with target_consumer(settings, hidden, "read_uncommitted") as consumer:
-        for tp, offset in sorted(hidden.items()):
-            record = await _first_record(consumer, tp, offset)
-            if record is not None and ("replay-id", replay_id.encode()) in record.headers:
-                lost.setdefault(tp.topic, {})[tp.partition] = offset
+        for tp, record in (await first_records(consumer, hidden)).items():
+            if ("replay-id", replay_id.encode()) in record.headers:
+                lost.setdefault(tp.topic, {})[tp.partition] = hidden[tp]
     for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]:
         is_own = tp.partition in lost.get(tp.topic, {})
         explain = explain_lost_marker if is_own else explain_open_transaction
@@ -146,17 +145,31 @@ async def find_hidden_records(
     return Hidden("; ".join(named), lost)
 
 
-async def _first_record(
-    consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int
-) -> ConsumerRecord | None:
-    """Return the first record that the consumer gets at or behind an offset; None at the end."""
-    consumer.assign([partition])
-    end = (await consumer.end_offsets([partition]))[partition]
-    consumer.seek(partition, offset)
-    while await consumer.position(partition) < end:
-        for record in (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, []):
-            return record
-    return None
+async def first_records(
+    consumer: AIOKafkaConsumer, places: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, ConsumerRecord]:
+    """Return the first record that the consumer gets at, or behind, an offset of each partition.
+
+    Left out are partitions that end before such a record, and those that begin behind the offset.
+    """
+    found: dict[TopicPartition, ConsumerRecord] = {}
+    if not places:
+        return found
+    consumer.assign(list(places))
+    beginnings = await consumer.beginning_offsets(list(places))
+    ends = await consumer.end_offsets(list(places))
+    waiting = {tp for tp, offset in places.items() if beginnings[tp] <= offset}
+    consumer.pause(*(places.keys() - waiting))
+    for tp in waiting:
+        consumer.seek(tp, places[tp])
+    while waiting:
+        batches = await consumer.getmany(*waiting, timeout_ms=POLL_MS, max_records=len(waiting))
+        found |= {tp: records[0] for tp, records in batches.items() if records}
+        for tp in tuple(waiting):
+            if tp in found or await consumer.position(tp) >= ends[tp]:
+                waiting.remove(tp)
+                consumer.pause(tp)
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -36,7 +36,7 @@ from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
 from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, Report, shorten
-from replay_app.sources import require_same_source, source_of
+from replay_app.sources import require_same_source
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
 
@@ -344,7 +344,7 @@ class WorkPartition:
         if session.plan is not None and (
             token.kind == "emit" or (token.kind == "finish" and token.outcome == "end")
         ):
-            require_same_source(session.plan.source, source_of(self.context.settings))
+            require_same_source(session.plan.source, self.context.source)
         match token.kind:
             case "plan":
                 return await self._steps.plan(session, token, origin)
@@ -490,9 +490,9 @@ class WorkPartition:
     async def _emit(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
-        await self._last_slices.require(token.key, progress_of(old).offsets)
         refusals = self._refusals.setdefault(token.key, Refusals())
         for _ in range(REFUSED_ROUNDS):
+            await self._last_slices.require(token.key, progress_of(old).offsets)
             emit = EmitSlice(
                 self.context,
                 self.producer,
@@ -509,7 +509,6 @@ class WorkPartition:
             except BatchesRefused as error:  # `refusals` has learnt from the answer
                 logger.info("%s, partition %d: %s", token.key, self.partition, error)
                 await self._abort()
-                await self._last_slices.require(token.key, progress_of(old).offsets)
         else:
             return Checkpoint.of_shard(token, origin, old, progress_of(old))
         if emitted.progress.state != "live":

@@ -24,7 +24,7 @@ from replay_app.commands import (
     Start,
 )
 from replay_app.reports import Plan
-from replay_app.sessions import Session, State
+from replay_app.sessions import MAX_LISTED, Session, State
 from replay_app.web.access import OPEN_PATHS
 from replay_app.web.problems import CONTENT_TYPE
 
@@ -261,7 +261,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "query",
             {"type": "array", "items": {"type": "string", "enum": list(get_args(State))}},
         ),
-        _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}),
     ]
     paths: Schema = {
         "/": {"get": _plain("The status page", "The page.", "text/html")},

@@ -37,7 +37,7 @@ from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.plans import Planner
-from replay_app.sessions import SETTLED, Session, State, decode_session
+from replay_app.sessions import MAX_LISTED, SETTLED, Session, State, decode_session
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
@@ -69,7 +69,7 @@ STATIC = Path(__file__).parent / "static"
 OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
 PRODUCE_SECONDS = 5.0
-DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+DEFAULT_LIMIT = 100
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
@@ -374,8 +374,8 @@ def _list_options(request: web.Request) -> tuple[set[str], int]:
         raise InvalidCommand(msg)
     text = request.query.get("limit", str(DEFAULT_LIMIT))
     limit = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
-    if not 1 <= limit <= MAX_LIMIT:
-        msg = f"limit: {text!r} is not a number from 1 to {MAX_LIMIT}"
+    if not 1 <= limit <= MAX_LISTED:
+        msg = f"limit: {text!r} is not a number from 1 to {MAX_LISTED}"
         raise InvalidCommand(msg)
     return states, limit
 
