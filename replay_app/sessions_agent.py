@@ -437,21 +437,40 @@ class SessionPartitions:
         """Let the rows that are newer than the board be published: the status topic was lost."""
         unhealed, self._unhealed = self._unhealed, set()
         progress, board = self._context.topics.progress, self._context.board
+        newer = self._newer_rows(unhealed)
         try:
-            values = list(self._table.values())
-        except Exception as error:  # noqa: BLE001 - as in `_row`
-            logger.warning("the local rows cannot be read: %s; lost sessions stay lost", error)
+            # The board may be a moment behind: a row is written right after its session.
+            for partition in {progress.partition(row.replay_id) for row in newer}:
+                await board.caught_up(partition)
+        except Unavailable as error:
+            logger.warning("%s; lost sessions are looked for again", error)
+            self._unhealed |= unhealed & set(self._owned)
             return
-        for value in values:
-            try:
-                row = decode_session(value)
-            except ValueError:  # also the record that says to which installation the topic belongs
-                continue
-            if row is None or progress.partition(row.replay_id) not in unhealed:
-                continue
+        for row in newer:
             published = board.sessions.get(row.replay_id)
             if published is None or published.revision < row.revision:
                 logger.warning("replay %s is published again: its session was lost", row.replay_id)
                 self._own(progress.partition(row.replay_id)).publish_again(row.replay_id)
                 nudge = Report(replay_id=row.replay_id, kind="nudge")
                 await self._context.outbox.send(progress, row.replay_id, nudge.encode())
+
+    def _newer_rows(self, partitions: set[int]) -> list[Session]:
+        """Return the rows of these partitions that are newer than the sessions on the board."""
+        progress, published = self._context.topics.progress, self._context.board.sessions
+        try:
+            values = list(self._table.values())
+        except Exception as error:  # noqa: BLE001 - as in `_row`
+            logger.warning("the local rows cannot be read: %s; lost sessions stay lost", error)
+            return []
+        newer = []
+        for value in values:
+            try:
+                row = decode_session(value)
+            except ValueError:  # also the record that says to which installation the topic belongs
+                continue
+            if row is None or progress.partition(row.replay_id) not in partitions:
+                continue
+            known = published.get(row.replay_id)
+            if known is None or known.revision < row.revision:
+                newer.append(row)
+        return newer
