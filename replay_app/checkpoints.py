@@ -20,10 +20,12 @@ from replay_app.reports import MAX_ERROR, Report, ShardId, ShardProgress, shorte
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
-TOKEN_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/(\d{1,3}|plan|gate|finish)")
+TOKEN_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}/(\d{1,3}|plan|count|gate|finish)")
 MAX_SHOWN_KEY = 200
 """Characters of a stranger's key that a message shows."""
-TokenKind = Literal["plan", "gate", "emit", "stop", "finish", "forget", "noop"]
+TokenKind = Literal["plan", "count", "gate", "emit", "stop", "finish", "forget", "noop"]
+STEPS = frozenset({"plan", "count", "gate", "finish"})
+"""The kinds of the tokens of steps that a replay has once."""
 
 
 class Origin(NamedTuple):
@@ -79,7 +81,7 @@ class Checkpoint(Record):
 
     @classmethod
     def of_step(cls, token: Token, origin: Origin, state: Any = "live", **report: Any) -> Self:
-        """Return the checkpoint of a plan, gate or finish step."""
+        """Return the checkpoint of a plan, count, gate or finish step."""
         return cls(
             token=token,
             src=origin,
@@ -128,7 +130,7 @@ class Checkpoint(Record):
     def of_failure(cls, token: Token, origin: Origin, old: Checkpoint | None, error: str) -> Self:
         """Return the checkpoint of a step or shard that failed before it did anything."""
         error = shorten(error, MAX_ERROR)
-        if token.kind in {"plan", "gate", "finish"}:
+        if token.kind in STEPS:
             return cls.of_step(token, origin, "failed", error=error)
         failed = {"state": "failed", "error": error, "reason": None}
         return cls.of_shard(token, origin, old, progress_of(old).model_copy(update=failed))
@@ -136,7 +138,7 @@ class Checkpoint(Record):
     @classmethod
     def of_waiting(cls, token: Token, origin: Origin, old: Checkpoint | None, reason: str) -> Self:
         """Return the checkpoint of a step or shard that did nothing and waits."""
-        if token.kind in {"plan", "gate", "finish"}:
+        if token.kind in STEPS:
             return cls.of_step(token, origin, reason=reason)
         waiting = {"state": "live", "reason": reason}
         return cls.of_shard(token, origin, old, progress_of(old).model_copy(update=waiting))

@@ -228,6 +228,8 @@ class Start(_Command):
     """Also publish stored events that are marked as replayed (docs/mapping.md, the loop guard)."""
     after: Annotated[Items[ReplayId], Field(max_length=MAX_AFTER)] = ()
     """Wait until these replays have completed."""
+    preflight: Literal["quick", "full"] = "quick"
+    """``full``: publish nothing before every event is counted and every topic is known to exist."""
 
     @field_validator("speed", mode="before")
     @classmethod

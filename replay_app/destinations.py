@@ -38,7 +38,7 @@ WRITE = 1 << 4
 NO_LIMIT = 2**63 - 1
 """The value of a topic's time limit that is no limit."""
 
-Spans = Mapping[str, tuple[datetime, datetime]]
+Spans = dict[str, tuple[datetime, datetime]]
 """By topic: the times of the oldest and of the newest event."""
 
 

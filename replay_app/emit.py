@@ -268,7 +268,10 @@ class EmitSlice:
         session = self._context.board.sessions.get(self._session.replay_id, self._session)
         if session.rate is None:
             return None
-        unfinished = sum(shard.progress.state != "done" for shard in session.shards)
+        unfinished = sum(
+            shard.progress.state != "done" and not session.awaits_count(number)
+            for number, shard in enumerate(session.shards)
+        )
         return session.rate / max(1, unfinished)
 
     def _is_at_max(self) -> bool:

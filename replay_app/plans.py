@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
-from replay_app.counts import Counts, Topicless, count_events, topic_of_group
+from replay_app.counts import (
+    Counts,
+    Topicless,
+    count_events,
+    leaves_out_untimed,
+    topic_of_group,
+)
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
 from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
@@ -26,10 +32,10 @@ from replay_app.queries import (
     to_json,
     untimed,
 )
-from replay_app.reports import Plan, ShardPlan, most_common
+from replay_app.reports import OTHER, Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
-from replay_app.store_checks import StoreChecks, is_customized
+from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
@@ -39,6 +45,12 @@ if TYPE_CHECKING:
 
 MAX_PLAN_NAMES = 500
 """Types, and topics, that a plan counts by name: a plan must fit into one record."""
+AT_ONCE_SECONDS = 0.15
+"""How long a replay that starts at once waits for its count, and for each look at the store."""
+LOOK_EVENTS = 1000
+"""Events whose topics are looked for before the first event, where the events are not counted."""
+MAX_LOOKED_TYPES = 20
+"""Types of a filter that are looked for one by one."""
 SAMPLE_PER_SHARD = 200
 """Aggregate ids of the sample for each shard that the command asks for."""
 _AGGREGATE_TYPES: dict[str, Any] = {
@@ -53,8 +65,6 @@ _AGGREGATE_TYPES: dict[str, Any] = {
 
 Describe = Callable[[Iterable[str]], Awaitable[dict[str, Destination]]]
 """Returns those topics that exist."""
-OnDraft = Callable[[tuple[ShardPlan, ...]], None]
-"""Is called with the first shards of a plan, while the events are still being counted."""
 
 
 class Planner:
@@ -74,15 +84,13 @@ class Planner:
         self._describe = describe
         self._filter = compile_filter(start.filter, settings.mapping)
         """Everything in the command's filter but the time range."""
-        self._checks = StoreChecks(start, settings.mapping, store, self._filter)
 
-    async def plan(
-        self, on_draft: OnDraft = lambda _draft: None, frozen: Plan | None = None
-    ) -> Plan:
+    async def plan(self, frozen: Plan | None = None, *, at_once: bool = False) -> Plan:
         """Freeze the upper bound, count, check the topics, and cut the replay into shards.
 
         With a ``frozen`` plan, of a replay that has begun, all is counted and checked again. Bound
-        and shards stay, so the cursors hold.
+        and shards stay, so the cursors hold. ``at_once``: what cannot be counted and compared
+        within AT_ONCE_SECONDS is left to `count`, while the shards run; the plan says so.
 
         Raises
         ------
@@ -98,36 +106,50 @@ class Planner:
         source = with_uuid(source_of(self._settings), (await self._store.identify()).uuid)
         if frozen:
             require_same_source(frozen.source, source)
-        start = self._start
         end = frozen.end if frozen else await self._bound()
-        bounds = time_range(start.filter.start, end, self._mapping)
+        bounds = self._bounds(end)
         timed = all_of(self._filter, bounds)
-        counting = asyncio.create_task(count_events(start, self._settings, self._store, end))
+        seconds = AT_ONCE_SECONDS if at_once else self._settings.plan_seconds
+        look_seconds = AT_ONCE_SECONDS if at_once else LOOK_SECONDS
+        counting = asyncio.create_task(self._count(end, at_once=at_once))
         try:
-            if frozen:
-                shards = list(frozen.shards)
-            else:
-                shards = await self._shards(timed, bounds)
-                on_draft(tuple(shards))
-            index_warnings = await self._index_warnings(timed)
+            index_warnings, kinds, shards = await asyncio.gather(
+                self._index_warnings(timed),
+                self._look_at_types(timed, at_once=at_once),
+                self._shards(timed, bounds, frozen),
+            )
             found = await counting
         finally:
             counting.cancel()
-        counts, warnings = found.timed, found.warnings
-        warnings += await self._check(found, end)
+        is_open = at_once and found.total is None
         topics, by_type, without_topic = self._destinations(found)
-        warnings += without_topic
+        if found.timed is None:
+            topics = Counter(dict.fromkeys(self._known_topics(kinds, frozen), 0))
+        await self._require_fit(found.timed or kinds, look_seconds)
         destinations = await self._require_topics(topics)
-        if counts != {}:
-            warnings += index_warnings
-        warnings += await self._preflight(timed, destinations)
+        preflight = self._preflight(destinations)
+        more, spans = list[str](), Spans()
+        try:
+            if not is_open:
+                more += await self._look_around(found, end, look_seconds)
+            more += without_topic
+            if found.timed != {}:
+                more += index_warnings
+            if preflight.needs_spans and not is_open:
+                spans = await self._time_spans(timed, seconds)
+        except TimeLimitExceeded:
+            is_open = at_once
+            more += [] if at_once else [_not_compared(seconds)]
+        warnings = [*found.warnings, *more, *preflight.check(self._settings, spans)]
         if frozen is None:
-            shards = [] if counts == {} else shards
+            shards = [] if found.timed == {} else shards
             if found.misfits != {}:
                 shards.append(_shard(untimed(self._mapping)))
         return Plan(
             end=end,
+            counted="running" if is_open else "before",
             matched=self._matched(found),
+            untimed=_untimed(found),
             by_type=most_common(by_type, MAX_PLAN_NAMES),
             by_topic=most_common(+topics, MAX_PLAN_NAMES),
             partitions={name: topic.partitions for name, topic in destinations.items()},
@@ -145,6 +167,51 @@ class Planner:
         found = await self._describe([name])
         return found[name].topic_id if name in found else ""
 
+    async def count(self, plan: Plan) -> Plan:
+        """Count the events of a plan that left them open, while its shards run.
+
+        The plan that is returned has counts and warnings, but no shards. What would fail a replay
+        that has not begun is a warning here: the shards fail where they meet the event.
+
+        Raises
+        ------
+        ReplayFailed
+            When the store refuses, or when the collection is another one than in the plan.
+        Unavailable
+            When the store or the broker does not answer.
+
+        """
+        settings = self._settings
+        await self._require_same(plan)
+        found = await count_events(self._start, settings, self._store, plan.end)
+        topics, by_type, without_topic = self._destinations(found)
+        destinations = await self._describe(topics)
+        warnings = [*found.warnings]
+        with contextlib.suppress(TimeLimitExceeded):
+            warnings += await self._look_around(found, plan.end, LOOK_SECONDS)
+        warnings += [*without_topic, *_missing(topics, destinations)]
+        preflight, spans = self._preflight(destinations), Spans()
+        if preflight.needs_spans:
+            timed = all_of(self._filter, self._bounds(plan.end))
+            try:
+                spans = await self._time_spans(timed, settings.plan_seconds)
+            except TimeLimitExceeded:
+                warnings.append(_not_compared(settings.plan_seconds))
+        try:
+            warnings += preflight.check(settings, spans)
+        except ReplayFailed as error:
+            warnings.append(str(error))
+        return Plan(
+            end=plan.end,
+            counted="beside",
+            matched=self._matched(found),
+            untimed=_untimed(found),
+            by_type=most_common(by_type, MAX_PLAN_NAMES),
+            by_topic=most_common(+topics, MAX_PLAN_NAMES),
+            partitions={name: topic.partitions for name, topic in destinations.items()},
+            warnings=tuple(warnings),
+        )
+
     async def count_again(self, plan: Plan) -> int | None:
         """Return how many events match now, up to a plan's bound. None if counting took too long.
 
@@ -156,9 +223,12 @@ class Planner:
             When the store does not answer.
 
         """
+        await self._require_same(plan)
+        return self._matched(await count_events(self._start, self._settings, self._store, plan.end))
+
+    async def _require_same(self, plan: Plan) -> None:
         identity = await self._store.identify()
         require_same_source(plan.source, with_uuid({}, identity.uuid))
-        return self._matched(await count_events(self._start, self._settings, self._store, plan.end))
 
     def _matched(self, found: Counts) -> int | None:
         """Return the number of events that the replay reads. None if unknown."""
@@ -174,17 +244,45 @@ class Planner:
         # Text times may have no fraction. A bound in whole seconds sorts right beside all of them.
         return clock.replace(microsecond=0) if self._mapping.timestamp_type == "iso" else clock
 
-    async def _check(self, found: Counts, end: datetime) -> list[str]:
-        """Check whether mapping, times and filter fit the stored events. Return warnings.
+    def _bounds(self, end: datetime) -> Query:
+        return time_range(self._start.filter.start, end, self._mapping)
 
-        Where the counts prove that the mapping fits, the store is not asked again.
+    async def _count(self, end: datetime, *, at_once: bool) -> Counts:
+        """Count the matching events. ``at_once``: nothing is known if this takes too long."""
+        start, settings, store = self._start, self._settings, self._store
+        if not at_once:
+            return await count_events(start, settings, store, end)
+        hasty = settings.model_copy(update={"plan_seconds": AT_ONCE_SECONDS})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AT_ONCE_SECONDS):
+                found = await count_events(start, hasty, store, end)
+                if found.total is not None:
+                    return found
+        return Counts(None, misfits=Counter() if leaves_out_untimed(start) else None)
+
+    async def _require_fit(self, kinds: Iterable[tuple[Any, ...]], seconds: float) -> None:
+        """Check whether mapping and times fit the stored events.
+
+        Where the types of some events prove that the mapping fits, the store is not asked again.
         """
-        checks, warnings = self._checks, []
-        has_types = any(is_text(kind) for kind, *_ in found.timed or {})
+        checks = StoreChecks(self._start, self._mapping, self._store, self._filter, seconds)
+        has_types = any(is_text(kind) for kind, *_ in kinds)
         if not has_types or is_customized(self._mapping):
             await checks.require_mapping()
         if self._mapping.timestamp_type == "iso":
             await checks.require_text_times()
+
+    async def _look_around(self, found: Counts, end: datetime, seconds: float) -> list[str]:
+        """Return warnings of what the counts say, and of what lies beside the matching events.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When a look at the store takes longer than ``seconds``.
+
+        """
+        checks = StoreChecks(self._start, self._mapping, self._store, self._filter, seconds)
+        warnings: list[str] = []
         if self._start.filter.end is None and found.may_be_later:
             warnings += await checks.later_events(end)
         total, most = found.total, self._start.max_events
@@ -202,15 +300,13 @@ class Planner:
     def _destinations(self, found: Counts) -> tuple[Counter[str], Counter[str], tuple[str, ...]]:
         """Return the events for each topic and of each type, and a warning of those without topic.
 
-        Events without a usable time count by type only: each of them fails. Without counts: the
-        topics that the command names, without numbers.
+        Events without a usable time count by type only: each of them fails.
         """
         topics: Counter[str] = Counter()
         types: Counter[str] = Counter()
-        target = self._start.target
         if found.timed is None:
-            named = [*target.topics.values(), *([target.topic] if target.topic else [])]
-            return Counter(dict.fromkeys(named, 0)), types, ()
+            return topics, types, ()
+        target = self._start.target
         for event_type, count in (found.misfits or Counter()).items():
             types[_type_name(event_type)] += count
         topicless = Topicless()
@@ -221,6 +317,54 @@ class Planner:
             except EventError as error:  # these events fail one by one
                 topicless.add(_type_name(event_type), count, error)
         return topics, types, topicless.warnings(self._start.on_error)
+
+    async def _look_at_types(self, timed: Query, *, at_once: bool) -> list[tuple[Any, ...]]:
+        """Return type and topic field of some matching events: of the first ones, and by type.
+
+        Only looks that answer within AT_ONCE_SECONDS count. A type of the filter for which no look
+        answers is taken for one that some event has. Where every event is counted first, there is
+        nothing to look for.
+        """
+        if not at_once:
+            return []
+        field = self._mapping.field_type
+        keys = [f"${field}", f"${self._mapping.field_topic}"]
+
+        async def look(query: Query, events: int) -> list[tuple[Any, ...]] | None:
+            with contextlib.suppress(TimeLimitExceeded, TimeoutError):
+                async with asyncio.timeout(AT_ONCE_SECONDS):
+                    return [
+                        *await self._store.count_groups(query, keys, AT_ONCE_SECONDS, first=events)
+                    ]
+            return None
+
+        named = self._start.filter.event_types[:MAX_LOOKED_TYPES]
+        found, *by_type = await asyncio.gather(
+            look(timed, LOOK_EVENTS), *(look(all_of(timed, {field: name}), 1) for name in named)
+        )
+        kinds = dict.fromkeys(found or [])
+        for name, seen in zip(named, by_type, strict=True):
+            kinds |= dict.fromkeys([(name, None)] if seen is None else seen)
+        return [*kinds]
+
+    def _known_topics(self, kinds: list[tuple[Any, ...]], frozen: Plan | None) -> set[str]:
+        """Return the topics that are known without a count: they must exist.
+
+        These are the topics that the command names, those of the known ``kinds`` of events, and
+        those of a count before a retry.
+        """
+        target, wanted = self._start.target, self._start.filter
+        topics = {
+            topic
+            for name, topic in target.topics.items()
+            if name in (wanted.event_types or [name]) and name not in wanted.exclude_event_types
+        }
+        topics |= {target.topic} if target.topic else set()
+        topics |= frozen.by_topic.keys() - {OTHER} if frozen else set()
+        for event_type, own_topic in kinds:
+            with contextlib.suppress(EventError):  # these events fail one by one
+                topics.add(topic_of_group(event_type, own_topic, self._mapping, target))
+        return topics
 
     async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
         """Return the topics, or raise `ReplayFailed` if one is missing."""
@@ -234,39 +378,33 @@ class Planner:
             raise ReplayFailed(msg)
         return found
 
-    async def _preflight(self, timed: Query, found: dict[str, Destination]) -> list[str]:
-        """Return warnings of the destination topics, or raise `ReplayFailed` if one would refuse.
-
-        The times of the events cost a pass over the matching events. They are asked for only where
-        a topic's time limits may matter.
-        """
-        preflight = Preflight(
+    def _preflight(self, found: dict[str, Destination]) -> Preflight:
+        return Preflight(
             found,
             now=datetime.now(UTC),
             writes_null_keys=self._start.control_records,
             original_times=self._settings.record_timestamp == "original",
             leaves_out=self._start.on_error != "fail",
         )
-        spans: Spans = {}
-        warnings: list[str] = []
-        if preflight.needs_spans:
-            try:
-                spans = await self._time_spans(timed)
-            except TimeLimitExceeded:
-                warnings.append(
-                    "the times of the events could not be compared with the time limits of their "
-                    f"topics within {self._settings.plan_seconds:g} s (REPLAY_PLAN_SECONDS)"
-                )
-        return [*warnings, *preflight.check(self._settings, spans)]
 
-    async def _time_spans(self, timed: Query) -> Spans:
-        """Return the times of the oldest and the newest matching event for each topic."""
+    async def _time_spans(self, timed: Query, seconds: float) -> Spans:
+        """Return the times of the oldest and the newest matching event for each topic.
+
+        This costs a pass over the matching events. So the times are asked for only where a topic's
+        time limits may matter.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When this takes longer than ``seconds``.
+
+        """
         mapping = self._mapping
         groups = await self._store.time_spans(
             timed,
             [f"${mapping.field_type}", f"${mapping.field_topic}"],
             mapping.field_timestamp,
-            self._settings.plan_seconds,
+            seconds,
         )
         spans: dict[str, tuple[datetime, datetime]] = {}
         for (event_type, own_topic), values in groups.items():
@@ -287,7 +425,9 @@ class Planner:
 
     # Shards
 
-    async def _shards(self, timed: Query, bounds: Query) -> list[ShardPlan]:
+    async def _shards(self, timed: Query, bounds: Query, frozen: Plan | None) -> list[ShardPlan]:
+        if frozen is not None:
+            return list(frozen.shards)
         last = self._mapping.field_timestamp
         if self._start.ordering == "global":
             return [_shard(bounds, last)]
@@ -363,6 +503,30 @@ class Planner:
             with contextlib.suppress(TimeLimitExceeded):
                 return await self._store.sample(query, self._mapping.field_aggregate, size, seconds)
         return []
+
+
+def _untimed(found: Counts) -> int | None:
+    return None if found.misfits is None else found.misfits.total()
+
+
+def _missing(topics: Counter[str], found: Iterable[str]) -> list[str]:
+    """Return a warning that names the topics which a running replay will miss."""
+    missing = sorted(set(topics) - set(found))
+    if not missing:
+        return []
+    events = sum(topics[name] for name in missing)
+    warning = (
+        f"missing destination topics, for {events:,} events: {name_topics(missing)}; create them "
+        "before the replay gets there. A replay that gets there first fails, and a retry goes on"
+    )
+    return [warning]
+
+
+def _not_compared(seconds: float) -> str:
+    return (
+        "the times of the events could not be compared with the time limits of their topics "
+        f"within {seconds:g} s (REPLAY_PLAN_SECONDS)"
+    )
 
 
 def _type_name(event_type: Any) -> str:

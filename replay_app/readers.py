@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from replay_app.queries import after, all_of, compile_filter, from_json
 from replay_app.sources import require_same_source, with_uuid
 from replay_app.ties import untorn_pages
-from replay_app.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from replay_app.commands import Start
     from replay_app.queries import Query
     from replay_app.reports import ShardPlan
-    from replay_app.sessions import Session
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
@@ -48,7 +46,7 @@ class PageReader:
         position: str | None,
         source: Mapping[str, str] | None = None,
     ) -> None:
-        """``source`` is what the replay was planned with; None while the plan is being made."""
+        """``source`` is what the replay was planned with."""
         self.position = position
         self.page_events = page_events
         """The most documents of a page."""
@@ -136,19 +134,13 @@ class PageReader:
 class Readers:
     """The readers of a partition's shards, by the key of the shard's tokens."""
 
-    def __init__(
-        self, settings: Settings, store: EventStore, partition: int, wake: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, settings: Settings, store: EventStore, wake: Callable[[str], bool]) -> None:
         self._settings = settings
-        self._work = Topics.of(settings).work
         self._store = store
-        self._partition = partition
         self._wake = wake
         """Lets a shard that waits for a reader try again. Returns False if no token of the shard is
         delayed."""
         self._readers: dict[str, PageReader] = {}
-        self._drafts: dict[str, tuple[ShardPlan, PageReader]] = {}
-        """Readers opened for drafts. No slice has used them yet."""
         self._queue: dict[str, None] = {}
         """The shards that wait for a reader, in the order of their requests."""
 
@@ -166,9 +158,8 @@ class Readers:
         slot: if many shards took the slots from each other, the store would begin query after
         query, and no shard would reach its first page.
         """
-        draft, reader = self._drafts.pop(key, (shard, None))
-        reader = self._readers.pop(key, reader)
-        if reader is not None and (draft != shard or reader.position != cursor):
+        reader = self._readers.pop(key, None)
+        if reader is not None and reader.position != cursor:
             _close_later(reader)
             reader = None
         if reader is None:
@@ -196,25 +187,6 @@ class Readers:
             if self._wake(key):
                 return
 
-    def on_session(self, session: Session) -> None:
-        """Open readers for the draft of a plan, while the plan step still counts events.
-
-        The store then searches the first pages and counts at the same time. Readers of a draft
-        that is no longer wanted are closed.
-        """
-        drafts = {f"{session.replay_id}/{n}": shard for n, shard in enumerate(session.draft)}
-        is_wanted = session.state in {"planning", "running"}
-        for key, (shard, reader) in list(self._drafts.items()):
-            is_own = key.rpartition("/")[0] == session.replay_id
-            if is_own and not (is_wanted and shard == drafts.get(key, shard)):
-                del self._drafts[key]
-                _close_later(reader)
-        for key, shard in drafts.items():
-            is_here = self._work.partition(key) == self._partition
-            has_room = self._count() < OPEN_READERS and not self._queue
-            if is_here and has_room and key not in self._drafts:
-                self._drafts[key] = shard, self._open(session.start, shard, None)
-
     async def drop(self, key: str) -> None:
         """Close a shard's reader, if the shard has one."""
         reader = self._readers.pop(key, None)
@@ -224,25 +196,16 @@ class Readers:
 
     async def close(self) -> None:
         """Close all readers."""
-        readers = [*self._readers.values(), *(reader for _, reader in self._drafts.values())]
+        readers = [*self._readers.values()]
         self._readers.clear()
-        self._drafts.clear()
         await asyncio.gather(*(reader.close() for reader in readers))
-
-    def _count(self) -> int:
-        return len(self._readers) + len(self._drafts)
 
     def _make_room(self) -> bool:
         """Return whether a slot is free, after closing a reader if all slots are taken.
 
-        Readers of drafts are closed first, then the least recently used reader that has served a
-        page.
+        The least recently used reader that has served a page is closed.
         """
-        if self._count() < OPEN_READERS:
-            return True
-        if self._drafts:
-            _, reader = self._drafts.pop(next(iter(self._drafts)))
-            _close_later(reader)
+        if len(self._readers) < OPEN_READERS:
             return True
         served = next((key for key, one in self._readers.items() if one.has_served), None)
         if served is not None:

@@ -30,7 +30,7 @@ MAX_SOURCE = 100
 OTHER = "(other)"
 """The name under which further types and topics are counted, so that a record stays small."""
 
-ShardId = Annotated[int, Field(ge=0, lt=MAX_SHARDS)] | Literal["plan", "gate", "finish"]
+ShardId = Annotated[int, Field(ge=0, lt=MAX_SHARDS)] | Literal["plan", "count", "gate", "finish"]
 """A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
 Offsets = Annotated[
@@ -111,6 +111,11 @@ class ShardPlan(Record):
     sort: Texts
     """Field paths of the order, all ascending."""
 
+    @property
+    def is_untimed(self) -> bool:
+        """Whether the shard has the events without a usable time: no time is in its order."""
+        return self.sort == ("_id",)
+
 
 Source = Annotated[
     dict[str, Annotated[str, Field(max_length=MAX_ERROR)]], Field(max_length=MAX_SOURCE)
@@ -123,8 +128,13 @@ class Plan(Record):
 
     end: Moment
     """The frozen upper bound of the events' times, exclusive."""
+    counted: Literal["before", "running", "beside"] = "before"
+    """When the events were counted: before the first one was published, or beside the shards. The
+    plans of older versions were counted before."""
     matched: Count | None
-    """Events that match. None if counting took too long."""
+    """Events that match. None if they are not counted, or if counting took too long."""
+    untimed: Count | None = None
+    """Matching events without a usable time. None if unknown."""
     by_type: Counts = Field(default_factory=dict)
     by_topic: Counts = Field(default_factory=dict)
     partitions: Counts = Field(default_factory=dict)
@@ -142,16 +152,16 @@ class Report(Record):
     """One record on ``replay.progress``: what a slice did."""
 
     replay_id: str = ""
-    kind: Literal["plan", "gate", "shard", "finish", "nudge", "noop"] = "noop"
+    kind: Literal["plan", "count", "gate", "shard", "finish", "nudge", "noop"] = "noop"
     epoch: Count = 0
     slice: Count = 0
     shard: ShardId = 0
     state: Literal["live", "done", "failed"] = "live"
-    """State of a plan, gate or finish step. A shard has its state in ``progress``."""
+    """State of a plan, count, gate or finish step. A shard has its state in ``progress``."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
-    draft: ShardPlans = ()
-    """The first shards of the plan, while the worker still counts events."""
+    draft: Any = Field(None, exclude=True)
+    """Reports of older versions have this member."""
     error: str | None = None
     reason: str | None = None
     """Why a step waits. Of a nudge: why a worker cannot begin. Of a shard: why consumers do not see
@@ -171,7 +181,7 @@ class Report(Record):
 
     def of_failure(self, error: str) -> Report:
         """Return a short report of the same slice, which failed: without lists."""
-        update: dict[str, Any] = {"state": "failed", "error": error, "plan": None, "draft": ()}
+        update: dict[str, Any] = {"state": "failed", "error": error, "plan": None}
         if self.progress is not None:
             lists: dict[str, Any] = {"by_type": {}, "by_topic": {}, "offsets": {}, "failures": ()}
             failed = {"state": "failed", "error": error, "reason": None}

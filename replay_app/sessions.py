@@ -27,7 +27,6 @@ from replay_app.reports import (
     Plan,
     Report,
     ShardId,
-    ShardPlans,
     ShardProgress,
     bound_offsets,
     most_common,
@@ -107,6 +106,17 @@ class Receipt(_SessionPart):
     """From the start command to the end, pauses included."""
 
 
+class Position(_SessionPart):
+    """How far in time a replay in global order is."""
+
+    time: Moment
+    """Time of the last event that was read."""
+    start: Moment | None
+    """The command's lower bound. None: the replay began with the oldest event."""
+    end: Moment
+    """The frozen upper bound."""
+
+
 class Session(_SessionPart):
     """The whole state of one replay: the row in the table and the record on ``replay.status``."""
 
@@ -128,8 +138,6 @@ class Session(_SessionPart):
     """When a counter or the state last changed."""
     heard_at: Moment
     """When a worker last reported, or when tokens were last sent."""
-    draft: ShardPlans = ()
-    """The shards, while events are still being counted. Their owners open their readers."""
     plan: Plan | None = None
     planned_matches: Annotated[tuple[Count, ...], Field(max_length=MAX_LIST)] = ()
     """The totals that the plans of all attempts found, each once. More than one: the store has
@@ -164,6 +172,15 @@ class Session(_SessionPart):
     def matched(self) -> int | None:
         """Events that match. None while unknown."""
         return self.plan.matched if self.plan else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def position(self) -> Position | None:
+        """How far in time the replay is. None before the first event, and in aggregate order."""
+        times = [shard.progress.last_time for shard in self.shards if shard.progress.last_time]
+        if self.plan is None or self.start.ordering != "global" or not times:
+            return None
+        return Position(time=max(times), start=self.start.filter.start, end=self.plan.end)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -211,7 +228,7 @@ class Session(_SessionPart):
         if self.epoch != token.epoch:
             return self.epoch > token.epoch
         match token.kind:
-            case "gate":
+            case "gate" | "count":
                 return self.plan is not None
             case "emit":
                 return self.state not in {"pending", "planning", "waiting"}
@@ -226,7 +243,27 @@ class Session(_SessionPart):
         A crash before a session's publication can leave emit tokens on Kafka. The session may
         then reach the tokens' epoch in another state, such as ``paused``: the tokens must not run.
         """
+        if token.kind == "count" and not self.is_counting:
+            return False
         return self.epoch == token.epoch and (token.kind != "emit" or self.state == "running")
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether the events are to be counted beside the gate or the shards, and are not yet."""
+        return (
+            self.plan is not None
+            and self.plan.counted == "running"
+            and self.state in {"waiting", "running"}
+            and not self.finishing
+        )
+
+    def awaits_count(self, shard: int) -> bool:
+        """Whether a shard does not begin before the count is there.
+
+        The shard of the events without a usable time is empty almost always, and no index finds
+        such events. The count says whether there are any.
+        """
+        return self.is_counting and self.plan is not None and self.plan.shards[shard].is_untimed
 
     @property
     def is_gated(self) -> bool:
@@ -236,7 +273,7 @@ class Session(_SessionPart):
     @property
     def orders(self) -> tuple[Any, ...]:
         """Fields whose change wakes workers at once."""
-        return self.state, self.epoch, self.rate, self.draft, self.finishing
+        return self.state, self.epoch, self.rate, self.finishing, self.is_counting
 
 
 def fit_record(session: Session, max_bytes: int = MAX_INTERNAL_BYTES) -> tuple[Session, bytes]:
@@ -294,7 +331,6 @@ def _strip(session: Session) -> Session:
             # The partitions stay: the control records are written by them.
             "plan": session.plan and session.plan.model_copy(update={"warnings": ()}),
             "shards": shards,
-            "draft": (),
             "receipt": session.receipt and session.receipt.model_copy(update=no_failures),
             "warnings": session.warnings[-1:],  # of the shortened lists
             "error": session.error and session.error[:MAX_TEXT],

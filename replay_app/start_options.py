@@ -71,6 +71,13 @@ def add_start_options(parser: ArgumentParser) -> None:
     )
     add_switch("--dry-run", "body.dry_run", "do everything except publishing")
     add_switch("--control-records", "body.control_records", "mark begin and end on each partition")
+    add(
+        "--preflight",
+        "body.preflight",
+        "full: publish nothing before every event is counted and every topic exists "
+        "(default: quick, the events are counted meanwhile)",
+        choices=["quick", "full"],
+    )
     add_many("--after", "body.after", "wait until this replay has completed", metavar="ID")
 
     group = parser.add_argument_group("about the replay")

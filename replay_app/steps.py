@@ -1,10 +1,10 @@
-"""The steps that a replay has once: plan, gate and finish."""
+"""The steps that a replay has once: plan, count, gate and finish."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from replay_app.checkpoints import Checkpoint
 from replay_app.dropped_slices import explain_dropped, find_dropped_records
@@ -17,15 +17,16 @@ from replay_app.stable_offsets import find_hidden_records
 
 if TYPE_CHECKING:
     from replay_app.board import Board
-    from replay_app.checkpoints import Origin, Token
+    from replay_app.checkpoints import Origin, Token, TokenKind
+    from replay_app.commands import Start
     from replay_app.context import WorkerContext
     from replay_app.publisher import FencedProducer
-    from replay_app.reports import Plan, ShardPlan
+    from replay_app.reports import Plan
     from replay_app.sessions import Session
     from replay_app.stable_offsets import Hidden, LostMarkers
 
 PLAN_WAIT_SECONDS = 0.05
-"""How long a plan step waits for the plan. A longer plan reports its draft meanwhile."""
+"""How long a plan or count step waits. A longer plan, or count, goes on between two slices."""
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
@@ -36,76 +37,80 @@ UNKNOWN_SECONDS = 60.0
 still be on its way."""
 
 
-class Planning:
-    """A plan that is being made, in a task; or made again, from a plan whose bound stays."""
+def counts_first(start: Start) -> bool:
+    """Return whether nothing may be published before every event is counted.
 
-    def __init__(self, context: WorkerContext, session: Session) -> None:
-        start = session.start
-        self.draft: tuple[ShardPlan, ...] = ()
-        self._drafted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        planner = Planner(start, context.settings, context.store, context.describe)
-        self.task = asyncio.create_task(planner.plan(self._on_draft, session.plan))
-
-    def _on_draft(self, shards: tuple[ShardPlan, ...]) -> None:
-        self.draft = shards
-        if shards:
-            self._drafted.set_result(None)
-
-    async def news(self, draft: tuple[ShardPlan, ...]) -> None:
-        """Wait for the plan. Without a known ``draft``, wait for plan or draft."""
-        waits: list[asyncio.Future[Any]] = [self.task]
-        if not draft:
-            waits.append(self._drafted)
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    Control records go to every partition, so all topics must be known, unless the command names
+    them all.
+    """
+    if start.preflight == "full":
+        return True
+    wanted, target = start.filter.event_types, start.target
+    names_all = target.topic or (wanted and set(wanted) <= set(target.topics))
+    return start.control_records and not names_all
 
 
 class Steps:
-    """The plan, gate and finish steps of the replays of one partition of ``replay.work``."""
+    """The plan, count, gate and finish steps of the replays of one partition of ``replay.work``."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
-        self._plans: dict[str, Planning] = {}
-        """By token key: the plans that are being made."""
+        self._tasks: dict[str, asyncio.Task[Plan]] = {}
+        """By token key: the plans and counts that are being made."""
         self._hidden_since: dict[str, float] = {}
         """By token key: monotonic time at which the finish step first found hidden records."""
         self._unknown_since: dict[str, float] = {}
         """By token key and epoch: monotonic time at which a gate first missed a replay."""
 
-    def planning(self, key: str) -> Planning | None:
-        """Return the plan that is being made for a token's key."""
-        return self._plans.get(key)
+    def task(self, key: str) -> asyncio.Task[Plan] | None:
+        """Return the task that makes the plan, or the count, of a token's key."""
+        return self._tasks.get(key)
 
-    def cancel_plan(self, replay_id: str) -> None:
-        """End a plan that nobody wants any more."""
-        planning = self._plans.pop(f"{replay_id}/plan", None)
-        if planning is not None:
-            planning.task.cancel()
+    def on_session(self, session: Session) -> None:
+        """End a plan or a count that nobody wants any more."""
+        unwanted = []
+        if session.state not in {"pending", "planning"}:
+            unwanted.append("plan")
+        if not session.is_counting:
+            unwanted.append("count")
+        for step in unwanted:
+            task = self._tasks.pop(f"{session.replay_id}/{step}", None)
+            if task is not None:
+                task.cancel()
 
     def tasks(self) -> list[asyncio.Task[Plan]]:
-        """Return the tasks that make plans."""
-        return [planning.task for planning in self._plans.values()]
+        """Return the tasks that make plans and counts."""
+        return list(self._tasks.values())
 
-    async def plan(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
-        """Wait shortly for the plan; a longer plan goes on between two slices.
+    async def plan_or_count(self, session: Session, token: Token, origin: Origin) -> Checkpoint:
+        """Wait shortly for the plan, or for the count of a replay that runs already.
+
+        A longer one goes on between two slices.
 
         Raises
         ------
         ReplayFailed
-            When the replay cannot succeed.
+            When the replay cannot succeed, or when the events cannot be counted.
 
         """
-        planning = self._plans.get(token.key)
-        if planning is None:
-            planning = self._plans[token.key] = Planning(self._context, session)
-        await asyncio.wait([planning.task], timeout=PLAN_WAIT_SECONDS)
-        if not planning.task.done() or planning.task.cancelled():  # `on_session` cancels the task
-            reason = "counting the matching events"
-            return Checkpoint.of_step(token, origin, reason=reason, draft=planning.draft)
-        self._plans.pop(token.key, None)
+        task = self._tasks.get(token.key)
+        if task is None:
+            task = self._tasks[token.key] = asyncio.create_task(self._make(session, token.kind))
+        await asyncio.wait([task], timeout=PLAN_WAIT_SECONDS)
+        if not task.done() or task.cancelled():  # `on_session` cancels the task
+            return Checkpoint.of_step(token, origin, reason="counting the matching events")
+        self._tasks.pop(token.key, None)
         try:
-            return Checkpoint.of_step(token, origin, "done", plan=planning.task.result())
+            return Checkpoint.of_step(token, origin, "done", plan=task.result())
         except Unavailable as error:
             return Checkpoint.of_step(token, origin, reason=str(error))
+
+    async def _make(self, session: Session, kind: TokenKind) -> Plan:
+        context, plan = self._context, session.plan
+        planner = Planner(session.start, context.settings, context.store, context.describe)
+        if kind == "count" and plan is not None:
+            return await planner.count(plan)
+        return await planner.plan(plan, at_once=not counts_first(session.start))
 
     async def gate(
         self, session: Session, token: Token, origin: Origin, producer: FencedProducer
@@ -263,6 +268,14 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
         return (f"{numbers}; why they differ is unknown: the events could not be counted again",)
+    if {now} >= {plan.matched, *session.planned_matches} and plan.counted == "beside":
+        warning = (
+            f"{numbers}, and the store still has {now:,}. The events were counted while the replay "
+            "ran: events were stored, changed or deleted behind its position meanwhile, and some "
+            "of them may be missing. To be sure, replay again with preflight full, which counts "
+            "before the first event"
+        )
+        return (warning,)
     if {now} >= {plan.matched, *session.planned_matches}:
         msg = (
             f"{numbers}, and the store still has {now:,}: events were missed or read twice. An "

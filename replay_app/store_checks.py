@@ -51,13 +51,20 @@ class StoreChecks:
     """
 
     def __init__(
-        self, start: Start, mapping: EventMapping, store: EventStore, wanted: Query
+        self,
+        start: Start,
+        mapping: EventMapping,
+        store: EventStore,
+        wanted: Query,
+        seconds: float = LOOK_SECONDS,
     ) -> None:
         self._start = start
         self._mapping = mapping
         self._store = store
         self._wanted = wanted
         """The command's filter without its time range."""
+        self._seconds = seconds
+        """Longest time for one look at the store."""
 
     async def require_mapping(self) -> None:
         """Check that every field that the mapping names is in some event.
@@ -119,16 +126,23 @@ class StoreChecks:
         """Return a warning if matching events lie past a bound that nobody asked for.
 
         Events that are stored while the check runs are not counted, if their clocks are right.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When the look takes too long.
+
         """
         clock = await self._store.clock()
         bound = max(end, clock + timedelta(seconds=WARNING_SECONDS))
         query = all_of(self._wanted, not_before(bound, self._mapping))
-        found = await self._look([{"$match": query}, {"$limit": 1}], WARNING_SECONDS)
+        seconds = min(WARNING_SECONDS, self._seconds)
+        found = await self._store.documents([{"$match": query}, {"$limit": 1}], seconds)
         if not found:
             return []
         count = "matching events"
         with contextlib.suppress(TimeLimitExceeded):
-            groups = await self._store.count_groups(query, [], WARNING_SECONDS)
+            groups = await self._store.count_groups(query, [], seconds)
             count = f"{sum(groups.values()):,} matching events"
         path = self._mapping.field_timestamp
         time = json_util.dumps(
@@ -161,12 +175,10 @@ class StoreChecks:
             [*match, {"$limit": SAMPLE_EVENTS}]
         )
 
-    async def _look(
-        self, pipeline: list[dict[str, Any]], seconds: float = LOOK_SECONDS
-    ) -> list[Document]:
+    async def _look(self, pipeline: list[dict[str, Any]]) -> list[Document]:
         """Return the events of a pipeline; no event if the store needs more time."""
         with contextlib.suppress(TimeLimitExceeded):
-            return await self._store.documents(pipeline, seconds)
+            return await self._store.documents(pipeline, self._seconds)
         return []
 
 

@@ -114,6 +114,8 @@ def progress_line(session: SessionJson) -> str:
 
 def _amounts(session: SessionJson) -> Iterator[str]:
     yield amount(session)
+    if session.get("position") and session["state"] not in ENDED:
+        yield place(session["position"])
     if session["events_per_second"] and session["state"] not in ENDED:
         yield f"{session['events_per_second']:,.0f} events/s"
     if session["eta_seconds"] is not None:
@@ -131,6 +133,12 @@ def amount(session: SessionJson) -> str:
         return f"{read:,} events"
     share = "" if percent is None else f" ({percent:g} %)"
     return f"{read:,} of {matched:,} events{share}"
+
+
+def place(position: dict[str, Any]) -> str:
+    """Return how far in time a replay is, such as "at 2026-01-09 14:02 of 2026-01-21 00:00"."""
+    at, of = (position[name][:16].replace("T", " ") for name in ("time", "end"))
+    return f"at {at} of {of}"
 
 
 def duration(seconds: float) -> str:
@@ -201,6 +209,7 @@ def account(session: SessionJson) -> list[str]:
             ("target", _conditions(start["target"]) or "each event's original topic"),
             ("after", ", ".join(start["after"])),
             ("verbs now", ", ".join(session.get("verbs", ()))),
+            ("position", session.get("position") and place(session["position"])),
             ("counters", _counts(session["counters"])),
         ),
     ]
@@ -236,8 +245,9 @@ def account(session: SessionJson) -> list[str]:
 def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     """Return what a replay would do, as lines of text."""
     matched = plan["matched"]
+    unknown = "being counted" if plan.get("counted") == "running" else "unknown"
     parts = _facts(
-        ("matched", "unknown" if matched is None else f"{matched:,} events"),
+        ("matched", unknown if matched is None else f"{matched:,} events"),
         ("up to", plan["end"]),
         ("by type", _counts(plan["by_type"])),
         ("by topic", _counts(plan["by_topic"])),

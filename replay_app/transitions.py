@@ -33,6 +33,10 @@ longer."""
 STOP_SLICE = 2**31
 """The slice number of a stop token: higher than every other slice of its epoch. A crash before a
 session's publication can leave emit tokens of the same epoch on Kafka. The stop ends them too."""
+KEPT_BY_RETRY = ("end", "shards", "dead_letters")
+"""Members of a plan that a retry does not change."""
+COUNTED = ("matched", "untimed", "by_type", "by_topic")
+"""Members of a plan that a count brings."""
 MAX_SESSION_NAMES = 1000
 """Types, and topics, that a session counts by name over all shards: a session must fit into one
 record."""
@@ -193,6 +197,8 @@ def on_report(session: Session | None, report: Report, now: datetime) -> Step:
     match report.kind:
         case "plan" if is_current and session.state in {"pending", "planning"}:
             step = _on_plan(session, report, now)
+        case "count" if is_current and session.is_counting and report.state != "live":
+            step = _on_count(session, report, now)
         case "gate" if is_current and session.state == "waiting":
             step = _on_gate(session, report, now)
         case "gate" if report.state == "done" and session.plan and session.started_at is None:
@@ -210,8 +216,7 @@ def _on_plan(session: Session, report: Report, now: datetime) -> Step:
         return Step(_fail(session, now, report.error))
     plan = report.plan
     if plan is None:
-        draft = () if session.is_gated else report.draft or session.draft
-        return Step(session.model_copy(update={"draft": draft}))
+        return Step(session)
     session = _with_plan(session, plan, now)
     if session.is_gated and session.started_at is None:
         session = session.model_copy(update={"state": "waiting"})
@@ -225,17 +230,47 @@ def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
     if old is None:
         shards = tuple(Shard(heard_at=now) for _ in plan.shards)
     else:
-        kept = {"end": old.end, "shards": old.shards, "dead_letters": old.dead_letters}
+        kept: dict[str, Any] = {name: getattr(old, name) for name in KEPT_BY_RETRY}
+        if plan.matched is None and plan.counted == "running":  # until the events are counted again
+            kept |= {name: getattr(old, name) for name in ("matched", "by_type", "by_topic")}
         plan = plan.model_copy(update=kept)
-    found = (*session.planned_matches, old and old.matched, plan.matched)
-    totals = tuple(dict.fromkeys(total for total in found if total is not None))
+        session = _note_total(session, old.matched)
+    update = {"plan": plan, "warnings": warnings, "shards": shards}
+    return _note_total(session.model_copy(update=update), plan.matched)
+
+
+def _note_total(session: Session, total: int | None) -> Session:
+    """Return the session with a count of the matching events, and with a warning if it differs."""
+    found = (*session.planned_matches, total)
+    totals = tuple(dict.fromkeys(one for one in found if one is not None))
+    update: dict[str, Any] = {"planned_matches": totals}
     if len(totals) > 1:
-        numbers = ", then ".join(f"{total:,}" for total in totals)
+        numbers = ", then ".join(f"{one:,}" for one in totals)
         change = f"the plan counted {numbers} events: the store has changed between two attempts"
-        warnings = (*warnings, change)
-    return session.model_copy(
-        update={"plan": plan, "warnings": warnings, "planned_matches": totals, "shards": shards}
+        update["warnings"] = (*(w for w in session.warnings if w != change), change)
+    return session.model_copy(update=update)
+
+
+def _on_count(session: Session, report: Report, now: datetime) -> Step:
+    """Add the counts, which were made beside the shards, to the plan."""
+    plan, counted = session.plan, report.plan
+    update: dict[str, Any] = {"counted": "beside"}
+    warnings: tuple[str, ...] = (f"the matching events could not be counted: {report.error}",)
+    total = None
+    if plan is not None and counted is not None:
+        total, warnings = counted.matched, counted.warnings
+        update |= {name: getattr(counted, name) for name in COUNTED}
+        # The partitions of the time before the first event stay: topics may grow meanwhile.
+        update["partitions"] = counted.partitions | plan.partitions
+    more = tuple(warning for warning in warnings if warning not in session.warnings)
+    session = session.model_copy(
+        update={
+            "plan": plan and plan.model_copy(update=update),
+            "warnings": (*session.warnings, *more),
+            "updated_at": now,
+        }
     )
+    return Step(_note_total(session, total))
 
 
 def _on_gate(session: Session, report: Report, now: datetime) -> Step:
@@ -432,8 +467,6 @@ def _advance(session: Session, now: datetime, **update: Any) -> Session:
     state = update.get("state", session.state)
     if state != "running":
         times |= {"events_per_second": None, "speed_marks": ()}
-    if state != "planning":
-        times["draft"] = ()
     return session.model_copy(update=times | update)
 
 
@@ -484,6 +517,13 @@ def _end(session: Session, now: datetime) -> Session:
         state = "completed_with_errors"
     else:
         state = "completed"
+    receipt, plan = make_receipt(session, now), session.plan
+    if state != "cancelled" and plan is not None and plan.counted == "running":
+        update: dict[str, Any] = {"counted": "beside"}
+        if plan.matched is None:  # the replay was faster: what it has read is the count
+            update |= {"matched": receipt.counters.read}
+            update |= {"by_type": receipt.by_type, "by_topic": receipt.by_topic}
+        session = session.model_copy(update={"plan": plan.model_copy(update=update)})
     return _advance(
         session,
         now,
@@ -491,7 +531,7 @@ def _end(session: Session, now: datetime) -> Session:
         reason=None,
         finishing=False,
         ended_at=now,
-        receipt=make_receipt(session, now),
+        receipt=receipt,
     )
 
 
@@ -523,13 +563,17 @@ def first_tokens(session: Session) -> tuple[Token, ...]:
         case "pending" | "planning":
             return (_token(session, "plan", "plan"),)
         case "waiting":
-            return (_token(session, "gate", "gate"),)
+            return (_token(session, "gate", "gate"), *_count_tokens(session))
         case "running":
-            return _shard_tokens(session, "emit")
+            return (*_shard_tokens(session, "emit"), *_count_tokens(session))
         case "pausing" | "cancelling":
             return _stop_tokens(session)
         case _:
             return ()
+
+
+def _count_tokens(session: Session) -> tuple[Token, ...]:
+    return (_token(session, "count", "count"),) if session.is_counting else ()
 
 
 def _shard_tokens(
@@ -548,5 +592,5 @@ def _stop_tokens(session: Session) -> tuple[Token, ...]:
 
 
 def _forget_tokens(session: Session) -> tuple[Token, ...]:
-    parts: tuple[ShardId, ...] = ("plan", "gate", "finish", *range(len(session.shards)))
+    parts: tuple[ShardId, ...] = ("plan", "count", "gate", "finish", *range(len(session.shards)))
     return tuple(_token(session, "forget", part) for part in parts)

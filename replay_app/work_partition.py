@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COUNT_WAIT_SECONDS = 4.0
+"""Interval at which a shard that awaits the count reports. The count's end wakes the shard."""
 REFUSED_ROUNDS = 10
 """How often one token starts its slice again because the broker refuses events. Then the next token
 goes on: a token must be short."""
@@ -75,7 +77,7 @@ class WorkPartition:
         )
         self.delays = DelayedTokens(self._send_token)
         self.unknown = UnknownTokens(context.board, self.requeue)
-        self.readers = Readers(context.settings, context.store, partition, self.delays.wake)
+        self.readers = Readers(context.settings, context.store, self.delays.wake)
         self._steps = Steps(context)
         self._last_slices = LastSlices(context.settings, context.describe)
         self._refusals: dict[str, Refusals] = {}
@@ -230,10 +232,8 @@ class WorkPartition:
         return f"partition {self.partition} of {self.context.topics.work.name}"
 
     def on_session(self, session: Session) -> None:
-        """Act on a session with new orders: end an unwanted plan, wake delayed tokens."""
-        if session.state not in {"pending", "planning"}:
-            self._steps.cancel_plan(session.replay_id)
-        self.readers.on_session(session)
+        """Act on a session with new orders: end an unwanted plan or count, wake delayed tokens."""
+        self._steps.on_session(session)
         self.unknown.on_session(session)
         for key in self.delays.waiting():
             replay_id, _, part = key.rpartition("/")
@@ -342,12 +342,12 @@ class WorkPartition:
     ) -> Checkpoint:
         """Do the slice's work, and return the checkpoint to commit."""
         if session.plan is not None and (
-            token.kind == "emit" or (token.kind == "finish" and token.outcome == "end")
+            token.kind in {"emit", "count"} or (token.kind == "finish" and token.outcome == "end")
         ):
             require_same_source(session.plan.source, self.context.source)
         match token.kind:
-            case "plan":
-                return await self._steps.plan(session, token, origin)
+            case "plan" | "count":
+                return await self._steps.plan_or_count(session, token, origin)
             case "gate":
                 return await self._steps.gate(session, token, origin, self.producer)
             case "stop":
@@ -466,7 +466,7 @@ class WorkPartition:
         if token is None:
             return
         reader = self.readers.get(token.key)
-        plan = self._steps.planning(token.key)
+        task = self._steps.task(token.key)
         delay = min(checkpoint.due_at - time.time(), MAX_DELAY_SECONDS)
         if delay > 0:
             self.delays.put_off(token, delay)
@@ -474,8 +474,8 @@ class WorkPartition:
             await self._send_token(token)
         elif reader is not None:
             self.delays.put_off(token, MAX_DELAY_SECONDS, self._first_page(reader))
-        elif plan is not None:
-            self.delays.put_off(token, MAX_DELAY_SECONDS, plan.news(checkpoint.report.draft))
+        elif task is not None:
+            self.delays.put_off(token, MAX_DELAY_SECONDS, asyncio.wait([task]))
         elif token.kind == "gate" or self.readers.is_waiting(token.key):
             self.delays.put_off(token, MAX_DELAY_SECONDS)
         else:
@@ -490,6 +490,15 @@ class WorkPartition:
     async def _emit(
         self, session: Session, token: Token, origin: Origin, old: Checkpoint | None
     ) -> Checkpoint:
+        plan, shard = session.plan, token.shard
+        if plan is not None and isinstance(shard, int) and plan.shards[shard].is_untimed:
+            progress = progress_of(old)
+            if session.awaits_count(shard):
+                due_at = time.time() + COUNT_WAIT_SECONDS
+                return Checkpoint.of_shard(token, origin, old, progress, due_at=due_at)
+            if plan.counted == "beside" and plan.untimed == 0:
+                done = progress.model_copy(update={"state": "done", "reason": None})
+                return Checkpoint.of_shard(token, origin, old, done)
         refusals = self._refusals.setdefault(token.key, Refusals())
         for _ in range(REFUSED_ROUNDS):
             await self._last_slices.require(token.key, progress_of(old).offsets)

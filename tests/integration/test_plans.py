@@ -22,7 +22,7 @@ from replay_app.destinations import Destination
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import MAX_PLAN_NAMES, Planner, quantiles
 from replay_app.queries import all_of, compile_filter, from_json
-from replay_app.reports import OTHER, Plan, ShardPlan
+from replay_app.reports import OTHER, Plan
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore
 
@@ -370,17 +370,6 @@ async def test_as_many_events_are_counted_as_the_shards_hold_whatever_their_time
         assert plan.matched == len(found), extra
 
 
-async def test_the_shards_are_told_before_the_events_are_counted(
-    store: EventStore, settings: Settings, events: Collection[Document]
-) -> None:
-    events.insert_many([event(number) for number in range(6)])
-    for ordering in ("global", "aggregate"):
-        drafts: list[tuple[ShardPlan, ...]] = []
-        start = Start.model_validate({"replay_id": "r1", "ordering": ordering})
-        plan = await Planner(start, settings, store, describe).plan(drafts.append)
-        assert drafts == [plan.shards]
-
-
 # Aggregates
 
 
@@ -521,12 +510,10 @@ async def test_a_plan_that_is_made_again_counts_what_is_there_now_and_keeps_boun
     events.insert_one(event(9, event_type="payments"))
     events.insert_one(event(10, event_type="payments"))
     events.insert_one(event(11, timestamp=first.end))
-    drafts: list[tuple[ShardPlan, ...]] = []
     planner = Planner(Start(replay_id="r1"), settings, store, describe)
-    again = await planner.plan(drafts.append, first)
-    assert drafts == []
+    again = await planner.plan(first)
     assert (again.end, again.shards) == (first.end, first.shards)
     assert (first.matched, again.matched) == (5, 6)
     assert again.by_type == {"orders": 4, "payments": 2}
     events.delete_many({"event_type": "orders"})
-    assert (await planner.plan(frozen=first)).shards == first.shards
+    assert (await planner.plan(first)).shards == first.shards

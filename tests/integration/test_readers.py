@@ -1,4 +1,4 @@
-"""The readers of a work partition: opened for drafts, used by slices, limited in number."""
+"""The readers of a work partition: used by slices, limited in number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pymongo.collection import Collection
 
-from replay_app.commands import Cancel, Start
+from replay_app.commands import Start
 from replay_app.queries import Query, to_json
 from replay_app.readers import OPEN_READERS, PageReader, Readers
 from replay_app.reports import Plan, Report, ShardPlan
@@ -65,28 +65,18 @@ async def store(
 
 @pytest.fixture
 async def readers(settings: Settings, store: CountingStore) -> AsyncIterator[Readers]:
-    one = settings.model_copy(update={"partitions": 1})
-    readers = Readers(one, store, 0, lambda _key: False)
+    readers = Readers(settings, store, lambda _key: False)
     yield readers
     await readers.close()
 
 
-def report_plan(session: Session, **fields: Any) -> Session:
-    report = Report(replay_id="r1", kind="plan", shard="plan", epoch=session.epoch, **fields)
+def session_with_plan(*shards: ShardPlan) -> Session:
+    session = on_command(None, Start(replay_id="r1"), T0).session
+    plan = Plan(end=T0, matched=10, shards=shards)
+    report = Report(replay_id="r1", kind="plan", shard="plan", epoch=1, state="done", plan=plan)
     after = on_report(session, report, T0).session
     assert after is not None
     return after
-
-
-def session_with_draft(*shards: ShardPlan, replay_id: str = "r1") -> Session:
-    """Return a session that has these shards as a draft while its events are counted."""
-    session = on_command(None, Start(replay_id=replay_id), T0).session
-    assert session is not None
-    return report_plan(session, draft=shards, reason="counting")
-
-
-def session_with_plan(session: Session, *shards: ShardPlan) -> Session:
-    return report_plan(session, state="done", plan=Plan(end=T0, matched=10, shards=shards))
 
 
 def take(readers: Readers, session: Session, number: int = 0) -> PageReader | None:
@@ -96,64 +86,37 @@ def take(readers: Readers, session: Session, number: int = 0) -> PageReader | No
     return readers.take(key, session.start, session.plan.shards[number], None)
 
 
-async def test_a_slice_takes_the_reader_that_was_opened_while_events_were_counted(
+async def test_a_shard_keeps_its_reader_from_slice_to_slice(
     readers: Readers, store: CountingStore
 ) -> None:
-    session = session_with_draft(*SHARDS[:2])
-    readers.on_session(session)
+    session = session_with_plan(*SHARDS[:2])
+    reader = take(readers, session)
+    assert reader is not None
+    assert take(readers, session) is reader
+    assert take(readers, session, 1) is not reader
     assert await store.comes_to(opened=2)
-    session = session_with_plan(session, *SHARDS[:2])
-    readers.on_session(session)
+
+
+async def test_a_reader_that_stands_elsewhere_is_replaced(
+    readers: Readers, store: CountingStore
+) -> None:
+    session = session_with_plan(SHARDS[0])
     reader = take(readers, session)
     assert reader is not None
     assert await reader.next(5) is not None
-    assert take(readers, session, 1) is not None
-    assert store.opened == 2
-
-
-async def test_a_plan_with_other_shards_than_its_draft_gets_new_readers(
-    readers: Readers, store: CountingStore
-) -> None:
-    session = session_with_draft(SHARDS[0])
-    readers.on_session(session)
-    assert await store.comes_to(opened=1)
-    assert take(readers, session_with_plan(session, SHARDS[1])) is not None
+    reader.position = "a cursor that no checkpoint has"
+    assert take(readers, session) is not reader
     assert await store.comes_to(opened=2, closed=1)
 
 
-async def test_a_newer_draft_replaces_the_reader_of_the_older(
+async def test_a_shard_that_has_served_gives_its_place_to_the_next_one(
     readers: Readers, store: CountingStore
 ) -> None:
-    readers.on_session(session_with_draft(SHARDS[0]))
-    assert await store.comes_to(opened=1)
-    readers.on_session(session_with_draft(SHARDS[1]))
-    assert await store.comes_to(opened=2, closed=1)
-
-
-@pytest.mark.parametrize("ending", ["cancelled", "nothing to do"])
-async def test_readers_opened_for_nothing_are_closed(
-    readers: Readers, store: CountingStore, ending: str
-) -> None:
-    session = session_with_draft(SHARDS[0])
-    readers.on_session(session)
-    assert await store.comes_to(opened=1)
-    if ending == "cancelled":
-        ended = on_command(session, Cancel(replay_id="r1"), T0).session
-    else:
-        ended = session_with_plan(session)
-        report = Report(replay_id="r1", kind="finish", shard="finish", epoch=1, state="done")
-        ended = on_report(ended, report, T0).session
-    assert ended is not None
-    readers.on_session(ended)
-    assert await store.comes_to(opened=1, closed=1)
-
-
-async def test_drafts_have_the_room_that_slices_leave(
-    readers: Readers, store: CountingStore
-) -> None:
-    running = session_with_plan(session_with_draft(*SHARDS[:2]), *SHARDS[:2])
-    assert take(readers, running) is not None
-    readers.on_session(session_with_draft(*SHARDS, replay_id="r2"))
-    assert await store.comes_to(opened=OPEN_READERS)
-    assert take(readers, running, 1) is not None
-    assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)  # the reader of a draft
+    session = session_with_plan(*SHARDS)
+    first, *_ = [take(readers, session, number) for number in range(OPEN_READERS)]
+    assert first is not None
+    assert take(readers, session, OPEN_READERS) is None  # no shard has served a page yet
+    assert readers.is_waiting(f"r1/{OPEN_READERS}")
+    assert await first.next(5) is not None
+    assert take(readers, session, OPEN_READERS) is not None
+    assert await store.comes_to(opened=OPEN_READERS + 1, closed=1)

@@ -44,7 +44,6 @@ REPORT = Report(
     shard=1,
     progress=PROGRESS,
     plan=PLAN,
-    draft=(ORDER,),
     warnings=("odd",),
 )
 RECORDS: tuple[Record, ...] = (
@@ -63,7 +62,6 @@ RECORDS: tuple[Record, ...] = (
         ended_at=T0,
         progressed_at=T0,
         heard_at=T0,
-        draft=(ORDER,),
         plan=PLAN,
         shards=(Shard(epoch=2, slice=3, progress=PROGRESS, heard_at=T0),),
         offsets={"orders": {0: (1, 9)}},

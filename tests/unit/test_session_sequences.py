@@ -8,7 +8,7 @@ late, as a real worker does.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -25,6 +25,8 @@ from replay_app.transitions import on_command, on_nudge, on_report
 REPLAY = "r"
 STALL = timedelta(seconds=30)
 RETENTION = timedelta(days=3650)
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+Counted = Literal["before", "running"]
 QUIET = frozenset({"paused", "cancelled", "completed", "completed_with_errors"})
 """States in which nothing may be published."""
 
@@ -32,10 +34,13 @@ QUIET = frozenset({"paused", "cancelled", "completed", "completed_with_errors"})
 class World:
     """One replay, its logs, and the worker that serves it."""
 
-    def __init__(self, events: list[int], *, control_records: bool) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+    def __init__(
+        self, events: list[int], *, control_records: bool, counted: Counted = "before"
+    ) -> None:
+        self.now = T0
         self.events = events
         """The number of events of each shard."""
+        self.counted = counted
         self.published = [0] * len(events)
         self.announced: list[str] = []
         self.session: Session | None = None
@@ -182,9 +187,12 @@ class World:
         elif fail:
             report |= {"state": "failed", "error": "told to"}
         elif token.kind == "plan":
-            shards = [ShardPlan(match={}, sort=("_id",)) for _ in self.events]
-            end = datetime(2026, 1, 1, tzinfo=UTC)
-            report |= {"state": "done", "plan": Plan(end=end, matched=None, shards=tuple(shards))}
+            shards = [ShardPlan(match={}, sort=("timestamp", "_id")) for _ in self.events]
+            made = Plan(end=T0, matched=None, counted=self.counted, shards=tuple(shards))
+            report |= {"state": "done", "plan": made}
+        elif token.kind == "count":
+            total = sum(self.events)
+            report |= {"state": "done", "plan": Plan(end=T0, matched=total, counted="beside")}
         else:
             report["state"] = "done"
             if session.start.control_records:
@@ -234,7 +242,7 @@ class World:
         raise AssertionError(f"never settles: {self.session.state}, {self.session.shards}")
 
 
-KEYS = ["r/plan", "r/gate", "r/finish", "r/0", "r/1", "r/2"]
+KEYS = ["r/plan", "r/count", "r/gate", "r/finish", "r/0", "r/1", "r/2"]
 CRASHES = ["", "", "", "before the commit", "after the commit", "after the report"]
 
 
@@ -266,6 +274,7 @@ ACTIONS = st.one_of(
 @example(
     events=[0],
     control_records=True,
+    counted="before",
     actions=[
         ("ask", {"command": Resume}),
         ("ask", {"command": Resume}),
@@ -281,12 +290,16 @@ ACTIONS = st.one_of(
 @given(
     events=st.lists(st.integers(0, 6), max_size=3),
     control_records=st.booleans(),
+    counted=st.sampled_from(["before", "running"]),
     actions=st.lists(ACTIONS, max_size=60),
 )
 def test_whatever_happens_it_settles_and_publishes_each_event_once(
-    events: list[int], control_records: bool, actions: list[tuple[str, Any]]
+    events: list[int],
+    control_records: bool,
+    counted: Counted,
+    actions: list[tuple[str, Any]],
 ) -> None:
-    world = World(events, control_records=control_records)
+    world = World(events, control_records=control_records, counted=counted)
     for name, arguments in actions:
         world.now += timedelta(seconds=1)
         getattr(world, name)(**arguments)
@@ -298,6 +311,9 @@ def test_whatever_happens_it_settles_and_publishes_each_event_once(
             world.drain()
     event(world.session.state)
     assert world.session.state in {"completed", "cancelled"}
+    if world.session.state == "completed":
+        assert world.session.matched in {None, sum(world.events)}
+        assert counted == "before" or world.session.matched is not None
     assert world.session.counters.published == sum(world.published)
     assert not ("end" in world.announced and "cancelled" in world.announced)
     if world.session.state == "completed":

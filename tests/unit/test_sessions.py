@@ -131,11 +131,22 @@ def failed() -> Session:
     return after(session, shard_report(session, 0, "failed", error="no topic 'orders'"))
 
 
+def counting(**fields: Any) -> Session:
+    """Return a session whose shards, or whose gate, run while the events are counted."""
+    session = after(None, start(**fields))
+    return after(session, step_report(session, "plan", plan=uncounted()))
+
+
+def uncounted(**fields: Any) -> Plan:
+    return plan(matched=None, counted="running", **fields)
+
+
 SESSIONS: dict[str, Callable[[], Session]] = {
     "pending": lambda: after(None, start()),
     "planning": planning,
     "waiting": waiting,
     "running": running,
+    "counting": counting,
     "finishing": lambda: answer_all(running(), "done"),
     "pausing": lambda: after(running(), Pause(replay_id=REPLAY)),
     "paused": lambda: answer_all(after(running(), Pause(replay_id=REPLAY)), "stopped"),
@@ -181,6 +192,8 @@ OUTCOMES: dict[str, tuple[To | str, ...]] = {
     "planning":          (PAUSED,  SAME,          CANCELLED,  SAME,     RATED),
     "waiting":           (PAUSED,  SAME,          CANCELLING, SAME,     RATED),
     "running":           (To("pausing", ("stop", "stop")),
+                                   SAME,          CANCELLING, SAME,     RATED),
+    "counting":          (To("pausing", ("stop", "stop")),
                                    SAME,          CANCELLING, SAME,     RATED),
     "finishing":         (REFUSED, SAME,          REFUSED,    SAME,     RATED),
     "pausing":           (SAME,    EMITTING,      CANCELLING, REFUSED,  RATED),
@@ -284,7 +297,7 @@ def report_of(name: str, session: Session) -> Report:
     kind, state = name.split()
     if kind == "shard":
         return shard_report(session, 0, state, read=3, slice=STOP_SLICE + 1, error="bad")
-    fields = {"plan": plan()} if name == "plan done" else {}
+    fields = {"plan": plan()} if name in {"plan done", "count done"} else {}
     return step_report(session, kind, state, error="bad" if state == "failed" else None, **fields)
 
 
@@ -302,6 +315,12 @@ EFFECTS: dict[str, dict[str, str]] = {
         **dict.fromkeys(SHARD_REPORTS, "waiting"),
     },
     "running": {
+        **dict.fromkeys(["shard live", "shard done", "shard stopped"], "running"),
+        "shard failed": "failed",
+    },
+    "counting": {
+        "count done": "running",
+        "count failed": "running",
         **dict.fromkeys(["shard live", "shard done", "shard stopped"], "running"),
         "shard failed": "failed",
     },
@@ -325,7 +344,7 @@ EFFECTS: dict[str, dict[str, str]] = {
     },
 }
 REPORTS = [
-    *(f"{kind} {state}" for kind in ("plan", "gate", "finish") for state in STEP_STATES),
+    *(f"{kind} {state}" for kind in ("plan", "count", "gate", "finish") for state in STEP_STATES),
     *(f"shard {state}" for state in SHARD_STATES),
 ]
 REPORT_CASES = [
@@ -458,6 +477,105 @@ def test_what_is_unknown_is_none_and_not_zero() -> None:
     assert (session.matched, session.percent, session.eta_seconds) == (None, None, None)
 
 
+def test_the_count_comes_while_the_shards_run() -> None:
+    session = after(None, start())
+    step = on_report(session, step_report(session, "plan", plan=uncounted()), at(1))
+    assert [token.key for token in step.tokens] == [f"{REPLAY}/{one}" for one in (0, 1, "count")]
+    session = after(step.session, shard_report(counting(), 0, read=3))
+    assert (session.matched, session.percent, session.eta_seconds) == (None, None, None)
+    counted = plan(0, 10, by_type={"a": 10}, by_topic={"t": 10}, partitions={"t": 2})
+    counted = counted.model_copy(update={"warnings": ("odd",), "counted": "beside"})
+    step = on_report(session, step_report(session, "count", plan=counted), at(2))
+    assert (step.urgent, step.tokens) == (True, ())
+    session = after(session, step_report(session, "count", plan=counted))
+    assert session.plan is not None
+    assert (session.plan.counted, len(session.plan.shards)) == ("beside", 2)
+    assert (session.matched, session.percent, session.warnings) == (10, 30.0, ("odd",))
+    assert (session.plan.by_type, session.plan.by_topic) == ({"a": 10}, {"t": 10})
+    assert session.plan.partitions == {"t": 2}
+    assert not session.is_counting
+
+
+def test_a_count_that_fails_is_a_warning() -> None:
+    session = counting()
+    session = after(session, step_report(session, "count", "failed", error="no right"))
+    assert (session.state, session.matched, session.is_counting) == ("running", None, False)
+    assert session.warnings == ("the matching events could not be counted: no right",)
+
+
+def test_a_count_that_waits_does_not_hide_why_the_shards_wait() -> None:
+    session = after(counting(), shard_report(counting(), 0, reason="the store is away"))
+    waits = step_report(session, "count", "live", reason="counting")
+    assert on_report(session, waits, at(2)) == Step.nothing(session)
+
+
+def test_a_replay_that_is_faster_than_its_count_is_the_count() -> None:
+    session = answer_all(counting(), "done", read=4)
+    assert session.finishing
+    assert not session.wants(Token(replay_id=REPLAY, epoch=session.epoch, kind="count"))
+    late = step_report(session, "count", plan=plan(0, 9))
+    assert on_report(session, late, at(2)) == Step.nothing(session)
+    session = after(session, step_report(session, "finish"))
+    assert (session.state, session.matched, session.percent) == ("completed", 8, 100.0)
+
+
+def test_a_pause_stops_the_count_and_a_resume_counts_again() -> None:
+    session = after(counting(), Pause(replay_id=REPLAY))
+    assert not session.wants(Token(replay_id=REPLAY, epoch=session.epoch, kind="count"))
+    late = step_report(session, "count", plan=plan(0, 9))
+    assert on_report(session, late, at(2)) == Step.nothing(session)
+    step = on_command(session, Resume(replay_id=REPLAY), at(2))
+    assert [token.kind for token in step.tokens] == ["emit", "emit", "count"]
+
+
+def test_a_replay_that_waits_at_its_gate_is_counted_meanwhile() -> None:
+    session = after(None, start(after=("r0",)))
+    step = on_report(session, step_report(session, "plan", plan=uncounted()), at(1))
+    assert [token.kind for token in step.tokens] == ["gate", "count"]
+    assert step.session is not None
+    counted = after(step.session, step_report(step.session, "count", plan=plan(0, 7)))
+    assert (counted.state, counted.matched) == ("waiting", 7)
+    opened = on_report(counted, step_report(counted, "gate"), at(2))
+    assert [token.kind for token in opened.tokens] == ["emit", "emit"]
+
+
+def test_a_retry_counts_again_and_shows_the_old_count_until_then() -> None:
+    session = after(counting(), step_report(counting(), "count", plan=plan(0, 10)))
+    session = after(session, shard_report(session, 0, "failed", error="no topic"))
+    session = after(session, Retry(replay_id=REPLAY))
+    step = on_report(session, step_report(session, "plan", plan=uncounted()), at(1))
+    assert [token.kind for token in step.tokens] == ["emit", "emit", "count"]
+    assert step.session is not None
+    assert step.session.matched == 10
+    session = after(step.session, step_report(step.session, "count", plan=plan(0, 12)))
+    assert (session.matched, session.planned_matches) == (12, (10, 12))
+    assert "counted 10, then 12 events" in session.warnings[-1]
+
+
+def test_a_count_tells_the_shard_of_events_without_a_time_whether_it_has_any() -> None:
+    session = after(None, start())
+    shards = (*plan(1).shards, ShardPlan(match={}, sort=("_id",)))
+    made = uncounted().model_copy(update={"shards": shards})
+    session = after(session, step_report(session, "plan", plan=made))
+    assert [session.awaits_count(number) for number in range(2)] == [False, True]
+    orders = session.orders
+    session = after(session, step_report(session, "count", plan=plan(0, 9, untimed=0)))
+    assert not session.awaits_count(1)
+    assert session.orders != orders  # wakes the shard
+    assert session.plan is not None
+    assert session.plan.untimed == 0
+
+
+def test_the_position_is_the_time_of_the_last_event_in_global_order() -> None:
+    session = running(1)
+    assert session.position is None
+    session = after(session, shard_report(session, 0, read=3, last_time=at(-60)))
+    assert session.position is not None
+    assert session.position.model_dump() == {"time": at(-60), "start": None, "end": T0}
+    session = after(running(1, ordering="aggregate"), shard_report(session, 0, last_time=at(-60)))
+    assert session.position is None
+
+
 def test_a_failed_shard_stops_the_others_under_a_new_epoch() -> None:
     session = running(3)
     session = after(session, shard_report(session, 1, "done", read=2))
@@ -521,31 +639,6 @@ def test_a_pause_of_a_retry_that_is_being_planned_waits_for_every_shard() -> Non
     session = after(session, shard_report(session, 1, "stopped", slice=STOP_SLICE))
     assert session.state == "paused"
     assert after(session, Resume(replay_id=REPLAY)).state == "running"
-
-
-DRAFT = plan(1).shards
-
-
-def test_a_draft_is_there_while_the_events_are_counted() -> None:
-    session = planning()
-    told = after(session, step_report(session, "plan", "live", reason="counting", draft=DRAFT))
-    assert told.draft == DRAFT
-    assert told.orders != session.orders  # wakes the owners of the shards at once
-    assert after(told, step_report(told, "plan", "live", reason="counting")).draft == DRAFT
-    for ended in (
-        after(told, step_report(told, "plan", plan=plan())),
-        after(told, step_report(told, "plan", "failed", error="no topic 'orders'")),
-        after(told, Pause(replay_id=REPLAY)),
-        after(told, Cancel(replay_id=REPLAY)),
-    ):
-        assert ended.draft == ()
-
-
-@pytest.mark.parametrize("fields", [{"control_records": True}, {"after": ("r0",)}])
-def test_a_replay_that_may_wait_long_has_no_draft(fields: dict[str, Any]) -> None:
-    session = after(None, start(**fields))
-    report = step_report(session, "plan", "live", reason="counting", draft=DRAFT)
-    assert after(session, report).draft == ()
 
 
 def test_a_retry_of_a_failed_plan_plans_again() -> None:
@@ -900,6 +993,7 @@ def test_offsets_of_more_partitions_than_a_record_holds_are_left_out() -> None:
         ("waiting", "gate", True),
         ("waiting", "emit", False),
         ("running", "emit", True),
+        ("running", "count", True),
         ("running", "finish", False),
         ("finishing", "finish", True),
         ("completed", "finish", True),
@@ -962,6 +1056,7 @@ def test_why_a_worker_cannot_begin_is_shown_until_it_reports() -> None:
         ("planning", ["plan"]),
         ("waiting", ["gate"]),
         ("running", ["emit", "emit"]),
+        ("counting", ["emit", "emit", "count"]),
         ("finishing", ["finish"]),
         ("pausing", ["stop", "stop"]),
         ("cancelling", ["stop", "stop"]),
@@ -1050,7 +1145,7 @@ def test_an_ended_session_is_forgotten_with_its_checkpoints_after_its_retention(
     step = on_nudge(session, before + timedelta(seconds=1), STALL, RETENTION)
     assert step.session is None
     assert [(token.kind, token.shard) for token in step.tokens] == [
-        ("forget", part) for part in ("plan", "gate", "finish", 0, 1)
+        ("forget", part) for part in ("plan", "count", "gate", "finish", 0, 1)
     ]
 
 

@@ -33,6 +33,11 @@ function setText(element, text) {
 const count = (value) => (value === null || value === undefined ? UNKNOWN : value.toLocaleString("en"));
 const words = (state) => state.replaceAll("_", " ");
 const time = (value) => (value ? new Date(value).toISOString().slice(0, 19).replace("T", " ") : UNKNOWN);
+// How far in the events' time a replay is: "at 2026-01-09 14:02 of 2026-01-21 00:00".
+const place = (position) =>
+  position ? `at ${time(position.time).slice(0, 16)} of ${time(position.end).slice(0, 16)}` : "";
+const matched = (session) =>
+  session.matched === null && session.plan?.counted === "running" ? "counting" : count(session.matched);
 
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return UNKNOWN;
@@ -76,7 +81,9 @@ function makeRow(id) {
   cells.state = second.appendChild(make("span", "state"));
   cells.notes = second.appendChild(make("ul", "notes"));
 
-  const progress = cell().appendChild(make("div", "progress"));
+  const third = cell();
+  const progress = third.appendChild(make("div", "progress"));
+  cells.position = third.appendChild(make("div", "quiet"));
   cells.bar = progress.appendChild(make("progress"));
   cells.bar.max = 100;
   cells.bar.setAttribute("aria-label", `Progress of ${id}`);
@@ -113,7 +120,8 @@ function showRow(cells, session) {
   cells.bar.hidden = !known;
   if (known) cells.bar.value = session.percent;
   setText(cells.percent, known ? `${session.percent.toFixed(1)} %` : UNKNOWN);
-  setText(cells.read, `${count(session.plan ? session.counters.read : null)} / ${count(session.matched)}`);
+  setText(cells.position, FINISHED.has(session.state) ? "" : place(session.position));
+  setText(cells.read, `${count(session.plan ? session.counters.read : null)} / ${matched(session)}`);
   setText(cells.rate, pace(session.events_per_second));
   setText(cells.limit, session.rate === null ? "" : `at most ${pace(session.rate)}`);
   setText(cells.eta, duration(session.eta_seconds));
@@ -225,7 +233,7 @@ function detailsOf(session) {
   const known = (value) => count(plan ? value : null);
   const parts = [
     part("Counters", facts([
-      ["Matched", count(session.matched)],
+      ["Matched", matched(session)],
       ["Read", known(counters.read)],
       ["Published", known(counters.published)],
       ["Skipped", known(counters.skipped)],
@@ -239,6 +247,7 @@ function detailsOf(session) {
       ["Created (UTC)", time(session.created_at)],
       ["Started (UTC)", time(session.started_at)],
       ["Ended (UTC)", time(session.ended_at)],
+      ["Position (UTC)", place(session.position) || UNKNOWN],
       ["Ordering", start.ordering],
       ["Shards", count(plan ? session.shards.length : null)],
       ["Repairs", count(session.repairs)],
