@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from replay_app.counts import (
     topic_of_group,
 )
 from replay_app.destinations import Destination, Preflight, Spans, name_topics
-from replay_app.events import event_time, is_text
+from replay_app.events import Document, event_time, field_at, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
     Query,
@@ -35,7 +36,7 @@ from replay_app.queries import (
 from replay_app.reports import OTHER, Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
-from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
+from replay_app.store_checks import LOOK_SECONDS, SAMPLE_EVENTS, StoreChecks, is_customized
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
 MAX_PLAN_NAMES = 500
 """Types, and topics, that a plan counts by name: a plan must fit into one record."""
 AT_ONCE_SECONDS = 0.15
-"""How long a replay that starts at once waits for its count, and for each look at the store."""
-LOOK_EVENTS = 1000
-"""Events whose topics are looked for before the first event, where the events are not counted."""
+"""How long a replay that starts at once waits for its count, and for looks beside the events."""
+LOOK_AROUND_SECONDS = 0.5
+"""How long a replay that starts at once waits for its look at some events."""
 MAX_LOOKED_TYPES = 20
 """Types of a filter that are looked for one by one."""
 SAMPLE_PER_SHARD = 200
@@ -84,6 +85,7 @@ class Planner:
         self._describe = describe
         self._filter = compile_filter(start.filter, settings.mapping)
         """Everything in the command's filter but the time range."""
+        self._checks = StoreChecks(start, settings.mapping, store, self._filter)
 
     async def plan(self, frozen: Plan | None = None, *, at_once: bool = False) -> Plan:
         """Freeze the upper bound, count, check the topics, and cut the replay into shards.
@@ -109,37 +111,39 @@ class Planner:
         end = frozen.end if frozen else await self._bound()
         bounds = self._bounds(end)
         timed = all_of(self._filter, bounds)
-        seconds = AT_ONCE_SECONDS if at_once else self._settings.plan_seconds
-        look_seconds = AT_ONCE_SECONDS if at_once else LOOK_SECONDS
         counting = asyncio.create_task(self._count(end, at_once=at_once))
         try:
             index_warnings, kinds, shards = await asyncio.gather(
                 self._index_warnings(timed),
-                self._look_at_types(timed, at_once=at_once),
+                self._look(timed) if at_once else asyncio.sleep(0, []),
                 self._shards(timed, bounds, frozen),
             )
             found = await counting
         finally:
             counting.cancel()
+        if kinds is None and found.timed is None:
+            found = replace(found, timed={})
         is_open = at_once and found.total is None
         topics, by_type, without_topic = self._destinations(found)
         if found.timed is None:
-            topics = Counter(dict.fromkeys(self._known_topics(kinds, frozen), 0))
-        await self._require_fit(found.timed or kinds, look_seconds)
+            topics = Counter(dict.fromkeys(self._known_topics(kinds or [], frozen), 0))
+        if not is_open:
+            await self._require_fit(found.timed or {})
         destinations = await self._require_topics(topics)
         preflight = self._preflight(destinations)
         more, spans = list[str](), Spans()
+        seconds = AT_ONCE_SECONDS if at_once else self._settings.plan_seconds
         try:
-            if not is_open:
-                more += await self._look_around(found, end, look_seconds)
-            more += without_topic
-            if found.timed != {}:
-                more += index_warnings
-            if preflight.needs_spans and not is_open:
-                spans = await self._time_spans(timed, seconds)
-        except TimeLimitExceeded:
+            # Nothing waits for the first event of a replay that has none.
+            async with asyncio.timeout(seconds if at_once and found.total != 0 else None):
+                if not is_open:
+                    more += await self._look_around(found, end, seconds)
+                if preflight.needs_spans and not is_open:
+                    spans = await self._time_spans(timed, seconds)
+        except (TimeLimitExceeded, TimeoutError):
             is_open = at_once
             more += [] if at_once else [_not_compared(seconds)]
+        more += [*without_topic, *(index_warnings if found.timed != {} else [])]
         warnings = [*found.warnings, *more, *preflight.check(self._settings, spans)]
         if frozen is None:
             shards = [] if found.timed == {} else shards
@@ -260,17 +264,17 @@ class Planner:
                     return found
         return Counts(None, misfits=Counter() if leaves_out_untimed(start) else None)
 
-    async def _require_fit(self, kinds: Iterable[tuple[Any, ...]], seconds: float) -> None:
+    async def _require_fit(self, kinds: Iterable[tuple[Any, ...]]) -> None:
         """Check whether mapping and times fit the stored events.
 
-        Where the types of some events prove that the mapping fits, the store is not asked again.
+        Where the types of the counted events prove that the mapping fits, the store is not asked
+        again.
         """
-        checks = StoreChecks(self._start, self._mapping, self._store, self._filter, seconds)
         has_types = any(is_text(kind) for kind, *_ in kinds)
         if not has_types or is_customized(self._mapping):
-            await checks.require_mapping()
+            await self._checks.require_mapping()
         if self._mapping.timestamp_type == "iso":
-            await checks.require_text_times()
+            await self._checks.require_text_times()
 
     async def _look_around(self, found: Counts, end: datetime, seconds: float) -> list[str]:
         """Return warnings of what the counts say, and of what lies beside the matching events.
@@ -281,10 +285,9 @@ class Planner:
             When a look at the store takes longer than ``seconds``.
 
         """
-        checks = StoreChecks(self._start, self._mapping, self._store, self._filter, seconds)
-        warnings: list[str] = []
+        checks, warnings = self._checks, list[str]()
         if self._start.filter.end is None and found.may_be_later:
-            warnings += await checks.later_events(end)
+            warnings += await checks.later_events(end, seconds)
         total, most = found.total, self._start.max_events
         if total == 0:
             warnings.append(await checks.nothing_matches())
@@ -318,34 +321,53 @@ class Planner:
                 topicless.add(_type_name(event_type), count, error)
         return topics, types, topicless.warnings(self._start.on_error)
 
-    async def _look_at_types(self, timed: Query, *, at_once: bool) -> list[tuple[Any, ...]]:
-        """Return type and topic field of some matching events: of the first ones, and by type.
+    async def _look(self, timed: Query) -> list[tuple[Any, ...]] | None:
+        """Return type and topic field of some matching events, and check whether the mapping fits.
 
-        Only looks that answer within AT_ONCE_SECONDS count. A type of the filter for which no look
-        answers is taken for one that some event has. Where every event is counted first, there is
-        nothing to look for.
+        None if no event matches.
+
+        The look takes the first events that the store finds, and one event for each further type
+        of the filter. What the store does not answer in time stays unknown: an event may name its
+        own topic, so no topic follows from the filter alone.
         """
-        if not at_once:
+        names = self._start.filter.event_types[:MAX_LOOKED_TYPES]
+        seen = await self._first_events(timed, SAMPLE_EVENTS)
+        if seen is None:
             return []
-        field = self._mapping.field_type
-        keys = [f"${field}", f"${self._mapping.field_topic}"]
-
-        async def look(query: Query, events: int) -> list[tuple[Any, ...]] | None:
-            with contextlib.suppress(TimeLimitExceeded, TimeoutError):
-                async with asyncio.timeout(AT_ONCE_SECONDS):
-                    return [
-                        *await self._store.count_groups(query, keys, AT_ONCE_SECONDS, first=events)
-                    ]
+        if not seen:
             return None
-
-        named = self._start.filter.event_types[:MAX_LOOKED_TYPES]
-        found, *by_type = await asyncio.gather(
-            look(timed, LOOK_EVENTS), *(look(all_of(timed, {field: name}), 1) for name in named)
+        await self._checks.require_mapping(seen)
+        if self._mapping.timestamp_type == "iso":
+            await self._checks.require_text_times(seen)
+        found = dict.fromkeys(map(self._kind, seen))
+        if len(seen) < SAMPLE_EVENTS:  # these are all
+            return [*found]
+        unseen = sorted(set(names) - {kind for kind, _ in found})
+        by_type = await asyncio.gather(
+            *(
+                self._first_events(all_of(timed, {self._mapping.field_type: name}), 1)
+                for name in unseen
+            )
         )
-        kinds = dict.fromkeys(found or [])
-        for name, seen in zip(named, by_type, strict=True):
-            kinds |= dict.fromkeys([(name, None)] if seen is None else seen)
-        return [*kinds]
+        for first in by_type:
+            found |= dict.fromkeys(map(self._kind, first or []))
+        return [*found]
+
+    async def _first_events(self, query: Query, events: int) -> list[Document] | None:
+        """Return the first matching events; None if the store does not answer in time."""
+        with contextlib.suppress(TimeLimitExceeded, TimeoutError):
+            async with asyncio.timeout(LOOK_AROUND_SECONDS):
+                pipeline: list[dict[str, Any]] = [{"$match": query}, {"$limit": events}]
+                return await self._store.documents(pipeline, LOOK_AROUND_SECONDS)
+        return None
+
+    def _kind(self, document: Document) -> tuple[Any, ...]:
+        """Return what the topic of an event depends on: its type, and its topic field."""
+        found = (
+            field_at(document, path)
+            for path in (self._mapping.field_type, self._mapping.field_topic)
+        )
+        return tuple(one if isinstance(one, Hashable) else None for one in found)
 
     def _known_topics(self, kinds: list[tuple[Any, ...]], frozen: Plan | None) -> set[str]:
         """Return the topics that are known without a count: they must exist.

@@ -189,11 +189,10 @@ class EventStore:
         )
 
     async def count_groups(
-        self, query: Query, keys: Sequence[Any], seconds: float, first: int = 0
+        self, query: Query, keys: Sequence[Any], seconds: float
     ) -> dict[tuple[Any, ...], int]:
         """Return the number of matching events for each combination of the values of ``keys``.
 
-        ``first`` counts at most this number of events, those that the store finds first; 0: all.
         ``keys`` are aggregation expressions. What Python cannot hold, or cannot use as a key, stays
         a `StoredValue`.
 
@@ -204,11 +203,7 @@ class EventStore:
 
         """
         names = {f"k{number}": key for number, key in enumerate(keys)}
-        pipeline: list[dict[str, Any]] = [
-            {"$match": query},
-            *([{"$limit": first}] if first else []),
-            {"$group": {"_id": names, "count": {"$sum": 1}}},
-        ]
+        pipeline = [{"$match": query}, {"$group": {"_id": names, "count": {"$sum": 1}}}]
         rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
         counts: Counter[tuple[Any, ...]] = Counter()
         for row in rows:  # added up, because to Python true, 1 and 1.0 are one value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -51,25 +51,19 @@ class StoreChecks:
     """
 
     def __init__(
-        self,
-        start: Start,
-        mapping: EventMapping,
-        store: EventStore,
-        wanted: Query,
-        seconds: float = LOOK_SECONDS,
+        self, start: Start, mapping: EventMapping, store: EventStore, wanted: Query
     ) -> None:
         self._start = start
         self._mapping = mapping
         self._store = store
         self._wanted = wanted
         """The command's filter without its time range."""
-        self._seconds = seconds
-        """Longest time for one look at the store."""
 
-    async def require_mapping(self) -> None:
+    async def require_mapping(self, seen: Sequence[Document] = ()) -> None:
         """Check that every field that the mapping names is in some event.
 
-        The check looks at a sample of the events that match the filter, and then of all events.
+        The check looks at the matching events ``seen``, or at a sample of them, and then at a
+        sample of all events.
 
         Raises
         ------
@@ -78,8 +72,8 @@ class StoreChecks:
 
         """
         documents: list[Document] = []
-        for query in (self._wanted, {}) if self._wanted else ({},):
-            documents += await self._sample(query)
+        for query in (self._wanted, {}) if self._wanted or seen else ({},):
+            documents += (not documents and seen) or await self._sample(query)
             faults = mapping_faults(
                 documents, self._mapping, needs_topic=not self._start.target.topic
             )
@@ -93,10 +87,11 @@ class StoreChecks:
             )
             raise ReplayFailed(msg)
 
-    async def require_text_times(self) -> None:
+    async def require_text_times(self, seen: Sequence[Document] = ()) -> None:
         """Check that text times sort in the order of time, and beside the command's bounds.
 
-        The check looks at a sample of the matching events, and at the first and the last of them.
+        The check looks at the events ``seen``, or at a sample of the matching events, and at the
+        first and the last of them.
 
         Raises
         ------
@@ -106,7 +101,7 @@ class StoreChecks:
         """
         field = self._mapping.field_timestamp
         query = all_of(self._wanted, {field: {"$type": "string"}})
-        documents = await self._sample(query)
+        documents = [*(seen or await self._sample(query))]
         for direction in (1, -1):
             documents += await self._look(
                 [{"$match": query}, {"$sort": {field: direction}}, {"$limit": EDGE_EVENTS}]
@@ -122,7 +117,7 @@ class StoreChecks:
             )
             raise ReplayFailed(msg)
 
-    async def later_events(self, end: datetime) -> list[str]:
+    async def later_events(self, end: datetime, seconds: float = WARNING_SECONDS) -> list[str]:
         """Return a warning if matching events lie past a bound that nobody asked for.
 
         Events that are stored while the check runs are not counted, if their clocks are right.
@@ -136,7 +131,7 @@ class StoreChecks:
         clock = await self._store.clock()
         bound = max(end, clock + timedelta(seconds=WARNING_SECONDS))
         query = all_of(self._wanted, not_before(bound, self._mapping))
-        seconds = min(WARNING_SECONDS, self._seconds)
+        seconds = min(WARNING_SECONDS, seconds)
         found = await self._store.documents([{"$match": query}, {"$limit": 1}], seconds)
         if not found:
             return []
@@ -178,7 +173,7 @@ class StoreChecks:
     async def _look(self, pipeline: list[dict[str, Any]]) -> list[Document]:
         """Return the events of a pipeline; no event if the store needs more time."""
         with contextlib.suppress(TimeLimitExceeded):
-            return await self._store.documents(pipeline, self._seconds)
+            return await self._store.documents(pipeline, LOOK_SECONDS)
         return []
 
 

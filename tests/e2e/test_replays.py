@@ -293,7 +293,12 @@ def test_a_retry_counts_again_what_matches_up_to_the_same_bound(
 ) -> None:
     shop.insert(_with_a_bad_one(kind))
     replay_id = unique_name("recount")
-    session = shop.run(replay_id, filter={"event_types": [kind]}, target={"topic": topic})
+    session = shop.run(
+        replay_id,
+        filter={"event_types": [kind]},
+        target={"topic": topic},
+        preflight="full",
+    )
     assert (session["state"], session["matched"]) == ("failed", 5)
     with shop.store() as events:
         events.delete_one({"event_id": f"{kind}-2"})
@@ -393,7 +398,7 @@ def test_a_missing_destination_topic_is_named_before_anything_is_published(
     missing = unique_name("not-there")
     shop.insert([*events_of(kind, 3, topic=topic), *events_of(f"{kind}-b", 1, topic=missing)])
     wanted = {"event_types": [kind, f"{kind}-b"]}
-    session = shop.run("nowhere", filter=wanted, target={})
+    session = shop.run("nowhere", filter=wanted, target={}, preflight="full")
     assert session["state"] == "failed"
     assert f"missing destination topics: {missing!r}" in session["error"]
     assert read(shop, topic) == []

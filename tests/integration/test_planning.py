@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pymongo.collection import Collection
 from support import create_topics, unique_name
 
+from replay_app import plans
 from replay_app.checkpoints import Origin, Token
 from replay_app.commands import Pause, Resume, Start
 from replay_app.context import WorkerContext
+from replay_app.destinations import Destination
+from replay_app.exceptions import ReplayFailed
+from replay_app.plans import Planner
 from replay_app.publisher import Outbox
 from replay_app.queries import Query
 from replay_app.reports import Report, decode_report
 from replay_app.sessions import Session
 from replay_app.settings import Settings
 from replay_app.store import EventStore
+from replay_app.store_checks import SAMPLE_EVENTS
 from replay_app.topics import Topic
 from replay_app.transitions import on_command, on_report
 from replay_app.work_partition import WorkPartition
@@ -39,12 +44,11 @@ class SlowStore(EventStore):
         self.counts = 0
 
     async def count_groups(
-        self, query: Query, keys: Sequence[Any], seconds: float, first: int = 0
+        self, query: Query, keys: Sequence[Any], seconds: float
     ) -> dict[tuple[Any, ...], int]:
-        if not first:
-            self.counts += 1
-            await self.go_on.wait()
-        return await super().count_groups(query, keys, seconds, first)
+        self.counts += 1
+        await self.go_on.wait()
+        return await super().count_groups(query, keys, seconds)
 
 
 class KeepingOutbox(Outbox):
@@ -100,6 +104,133 @@ async def run_steps(
 def present(session: Session | None) -> Session:
     assert session is not None
     return session
+
+
+class NeverCounts(EventStore):
+    """Counts so slowly that no plan which starts at once has its counts."""
+
+    async def count_groups(
+        self, query: Query, keys: Sequence[Any], seconds: float
+    ) -> dict[tuple[Any, ...], int]:
+        if seconds < 1:
+            await asyncio.Event().wait()
+        return await super().count_groups(query, keys, seconds)
+
+
+TOPICS = {"orders": 3, "payments": 1, "named": 2}
+
+
+async def describe(names: Iterable[str]) -> dict[str, Destination]:
+    config = {"cleanup.policy": "delete", "message.timestamp.type": "CreateTime"}
+    return {name: Destination(TOPICS[name], config=config) for name in names if name in TOPICS}
+
+
+@pytest.fixture
+def slow(settings: Settings) -> Iterator[EventStore]:
+    store = NeverCounts(settings)
+    yield store
+    store.close()
+
+
+def planner(store: EventStore, settings: Settings, **fields: Any) -> Planner:
+    start = Start.model_validate({"replay_id": "r1", **fields})
+    return Planner(start, settings, store, describe)
+
+
+def stored(number: int, **fields: Any) -> dict[str, Any]:
+    time = T0 + timedelta(seconds=number)
+    event = {"_id": number, "timestamp": time, "event_type": "orders", "aggregate_id": "a"}
+    return event | fields
+
+
+MANY = SAMPLE_EVENTS + 100
+
+
+async def test_a_plan_that_starts_at_once_knows_the_topics_of_the_first_events(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(MANY)] + [stored(MANY, event_type="nowhere")])
+    plan = await planner(slow, settings).plan(at_once=True)
+    assert (plan.counted, plan.matched, plan.untimed) == ("running", None, None)
+    assert plan.partitions == {"orders": 3}
+    # No count says that every event has a time.
+    assert [shard.is_untimed for shard in plan.shards] == [False, True]
+    counted = await planner(slow, settings).count(plan)
+    assert (counted.counted, counted.matched, counted.untimed) == ("beside", MANY + 1, 0)
+    assert counted.by_topic == {"orders": MANY, "nowhere": 1}
+    assert counted.partitions == {"orders": 3}
+    assert "missing destination topics, for 1 events: 'nowhere'" in counted.warnings[0]
+    full = await planner(slow, settings, target={"topics": {"nowhere": "named"}}).plan()
+    assert (full.counted, full.matched, len(full.shards)) == ("before", MANY + 1, 1)
+
+
+async def test_a_plan_that_starts_at_once_looks_for_each_type_of_the_filter(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(MANY)] + [stored(MANY, event_type="nowhere")])
+    wanted = {"event_types": ["orders", "nowhere", "no event has this type"]}
+    with pytest.raises(ReplayFailed, match="missing destination topics: 'nowhere'; create"):
+        await planner(slow, settings, filter=wanted).plan(at_once=True)
+    target = {"topics": {"nowhere": "named"}}
+    plan = await planner(slow, settings, filter=wanted, target=target).plan(at_once=True)
+    assert plan.partitions == {"orders": 3, "named": 2}
+
+
+async def test_a_plan_that_starts_at_once_needs_the_topics_that_the_command_names(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(3)])
+    for target in ({"topic": "gone"}, {"topics": {"later": "gone"}}):
+        with pytest.raises(ReplayFailed, match="missing destination topics: 'gone'; create"):
+            await planner(slow, settings, target=target).plan(at_once=True)
+    wanted = {"exclude_event_types": ["later"]}
+    target = {"topics": {"later": "gone"}}
+    plan = await planner(slow, settings, filter=wanted, target=target).plan(at_once=True)
+    assert plan.partitions == {"orders": 3}
+
+
+async def test_a_retry_that_starts_at_once_needs_the_topics_of_the_former_count(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(MANY)] + [stored(MANY, event_type="nowhere")])
+    plan = await planner(slow, settings).plan(at_once=True)
+    known = plan.model_copy(update={"by_topic": {"orders": MANY, "nowhere": 1}})
+    with pytest.raises(ReplayFailed, match="missing destination topics: 'nowhere'; create"):
+        await planner(slow, settings).plan(known, at_once=True)
+    again = await planner(slow, settings).plan(plan, at_once=True)
+    assert (again.end, again.shards) == (plan.end, plan.shards)
+
+
+async def test_a_plan_that_starts_at_once_knows_that_nothing_matches(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(3)])
+    wanted = {"start": T0.isoformat(), "event_types": ["no event has this type"]}
+    plan = await planner(slow, settings, filter=wanted).plan(at_once=True)
+    assert (plan.counted, plan.matched, plan.shards) == ("before", 0, ())
+    assert "the filter fits no event. In a sample of 3 events" in plan.warnings[0]
+
+
+async def test_a_plan_that_starts_at_once_refuses_a_mapping_that_fits_no_event(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(3)])
+    other = settings.model_copy(update={"field_type": "kind"})
+    with pytest.raises(ReplayFailed, match="the mapping fits no event: of 6 events"):
+        await planner(slow, other).plan(at_once=True)
+
+
+async def test_a_store_that_answers_no_look_is_planned_all_the_same(
+    settings: Settings, events: Collection[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "LOOK_AROUND_SECONDS", 0.001)
+    monkeypatch.setattr(plans, "AT_ONCE_SECONDS", 0.001)
+    events.insert_many([stored(n) for n in range(3)])
+    store = EventStore(settings)
+    fields = {"filter": {"event_types": ["orders"]}, "target": {"topics": {"orders": "named"}}}
+    plan = await planner(store, settings, **fields).plan(at_once=True)
+    store.close()
+    assert (plan.counted, plan.matched, plan.partitions) == ("running", None, {"named": 2})
 
 
 async def test_the_shards_begin_before_the_events_are_counted(partition: WorkPartition) -> None:
