@@ -98,7 +98,9 @@ class Steps:
             task = self._tasks[token.key] = asyncio.create_task(self._make(session, token.kind))
         await asyncio.wait([task], timeout=PLAN_WAIT_SECONDS)
         if not task.done() or task.cancelled():  # `on_session` cancels the task
-            return Checkpoint.of_step(token, origin, reason="counting the matching events")
+            is_count = token.kind == "count" or counts_first(session.start)
+            reason = "counting the matching events" if is_count else "looking at events and topics"
+            return Checkpoint.of_step(token, origin, reason=reason)
         self._tasks.pop(token.key, None)
         try:
             return Checkpoint.of_step(token, origin, "done", plan=task.result())

@@ -275,7 +275,7 @@ def test_the_documented_rights_are_enough_and_not_more(
     # A missing right at the destination is named by the plan.
     main.take(on_destinations["Write"])
     main.take(on_destinations["DescribeConfigs"])
-    send(main, cluster, "denied", "start")
+    send(main, cluster, "denied", "start", preflight="full")
     error = cluster.wait_for("denied", "failed")["error"]
     assert f"no right to write to '{cluster.target_prefix}shop.customers'" in error
     main.grant(on_destinations["Write"])

@@ -75,7 +75,8 @@ def test_types_without_a_legal_topic_name_fail_one_by_one(shop: Cluster, on_erro
         }
         for number, kind in enumerate(types)
     )
-    session = shop.run(good, filter={"fields": {"run": good}}, target={}, on_error=on_error)
+    wanted = {"fields": {"run": good}}
+    session = shop.run(good, filter=wanted, target={}, on_error=on_error, preflight="full")
     (warning,) = [one for one in session["warnings"] if "have no topic" in one]
     assert warning.startswith("5 events have no topic, and each of them fails under")
     assert "'a b/c' (1)" in warning

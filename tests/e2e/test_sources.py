@@ -18,7 +18,8 @@ def pause_in_mid_run(cluster: Cluster, *replay_ids: str) -> None:
     cluster.seed(EVENTS)
     cluster.start_worker()
     for name in replay_ids:
-        cluster.command(name, rate=200)
+        # Counted before the first event: a count beside the replay begins again after a pause.
+        cluster.command(name, rate=200, preflight="full")
     for name in replay_ids:
         wait_until(partial(has_read, cluster, name), A_MINUTE)
         cluster.command(name, "pause")
