@@ -13,6 +13,9 @@ ENCODERS = ("native", "python") if importlib.util.find_spec("replay_native") els
 BEST = ENCODERS[0]
 WORKER, BARE = "this worker", "its encoder in a bare loop"
 CONFLUENT, AIOKAFKA, RAW = "pymongo + confluent-kafka", "motor + aiokafka send", "raw sorted read"
+LEAN, FIRST_PAGE = "the same with one header", "the store's first page"
+ORDERINGS = ("global", "aggregate")
+FIRST_EVENT, TEN_MILLION = "Time to the first event", "10 million events"
 CODECS = ("none", "snappy", "lz4", "zstd", "gzip")
 SMALL = 10
 """Events of a small replay."""
@@ -51,6 +54,7 @@ class Script:
     """Number of events that match; 0: all."""
     limit: int = 0
     publishes: bool = True
+    order: str = "global"
 
     @property
     def kind(self) -> Hashable:
@@ -79,12 +83,15 @@ class Replay:
     """Send all commands before the first replay is completed."""
     first_event: bool = False
     """Measure when a read_committed consumer gets the first event."""
+    cancelled: bool = False
+    """Cancel the replay once its first event is there."""
 
     @property
     def kind(self) -> Hashable:
         """A value that is equal for cases that run the same code."""
         is_plain = self.workers == 1 and not self.first_event and self.replays == 1
-        ways = (self.workers, self.first_event, self.replays > 1, self.at_once)
+        order = self.body.get("ordering") if self.first_event else None
+        ways = (self.workers, self.first_event, self.replays > 1, self.at_once, order)
         return self.encoder if is_plain else ways
 
     @property
@@ -116,13 +123,16 @@ def groups(*, quick: bool) -> list[Group]:
     found = [
         _main(small, scale),
         _filters(small),
-        _first_event(small),
+        _first_event(FIRST_EVENT, History(600, 300_000 // scale), History(600, 2_000_000 // scale)),
         _shards(History(600, 200_000 // scale)),
         _small(tiny),
         _sized("2 kB events", History(2_000, 150_000 // scale)),
         _sized("20 kB events", History(20_000, 15_000 // scale)),
     ]
-    return list(_one_of_each_kind(found)) if quick else found
+    if quick:
+        return list(_one_of_each_kind(found))
+    # Seeding takes minutes.
+    return [*found, _first_event(TEN_MILLION, History(450, 100_000), History(450, 10_000_000))]
 
 
 def _one_of_each_kind(full: list[Group]) -> Iterator[Group]:
@@ -144,6 +154,7 @@ def _main(history: History, scale: int) -> Group:
         (
             *_limits(history),
             *(Script(f"{CONFLUENT}, {codec}", "confluent", history, codec) for codec in CODECS),
+            Script(LEAN, "lean", history, "lz4"),
             Script(AIOKAFKA, "aiokafka_send", history),
             Script(
                 "motor + aiokafka send_and_wait",
@@ -164,7 +175,7 @@ def _main(history: History, scale: int) -> Group:
             ),
             Script(BARE, "bare_loop", history, "snappy"),
         ),
-        (CONFLUENT, RAW, AIOKAFKA),
+        (CONFLUENT, LEAN, RAW, AIOKAFKA),
     )
 
 
@@ -266,13 +277,33 @@ def _filters(history: History) -> Group:
     )
 
 
-def _first_event(history: History) -> Group:
+def _first_event(title: str, *histories: History) -> Group:
     return Group(
-        "Time to the first event",
-        "From the command until a read_committed consumer has it; the whole history follows.",
+        title,
+        "From the command until a read_committed consumer has the first event; the replay is then "
+        "cancelled. Beside it, the time to the first page of the same query without this program. "
+        "The figures of whole runs say nothing here.",
         tuple(
-            Replay(f"{WORKER}, {encoder}", history, encoder, first_event=True)
-            for encoder in ENCODERS
+            case
+            for history in histories
+            for order in ORDERINGS
+            for case in (
+                Script(
+                    f"{FIRST_PAGE}, {order} order, {history.events:,}",
+                    "first_page",
+                    history,
+                    publishes=False,
+                    order=order,
+                ),
+                Replay(
+                    f"{WORKER}, {order} order, {history.events:,}",
+                    history,
+                    body={"ordering": order},
+                    shards=2 if order == "aggregate" else 1,
+                    first_event=True,
+                    cancelled=True,
+                ),
+            )
         ),
         (),
     )

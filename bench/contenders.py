@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import orjson
@@ -38,7 +38,10 @@ from replay_app.worker import tune_memory
 
 READ_EVENTS = 10_000
 """Events in one batch of the cursor; larger batches are not faster."""
+PAGE_EVENTS = 5_000
+"""The worker's pages."""
 SORT = [("timestamp", pymongo.ASCENDING), ("_id", pymongo.ASCENDING)]
+ORDERS = {"global": SORT, "aggregate": [("aggregate_id", pymongo.ASCENDING), *SORT]}
 READ_SECONDS = 60.0
 BATCH_BYTES = 900_000
 """The same as the worker's; the defaults of the clients are slower."""
@@ -59,6 +62,7 @@ class Options(argparse.Namespace):
     prefix: str
     codec: str
     limit: int
+    order: str
 
 
 @contextmanager
@@ -95,6 +99,21 @@ def librdkafka(options: Options) -> Figures:
     return figures
 
 
+def first_page(options: Options) -> Figures:
+    """Wait for the first page of the query that a replay makes, in the order of the replay.
+
+    A replay cannot be faster than its store.
+    """
+    figures: Figures = {}
+    query = {"timestamp": {"$lt": datetime.now(UTC), "$not": {"$type": "array"}}}
+    with measure(figures), _events(options) as events:
+        cursor = events.find_raw_batches(query, sort=ORDERS[options.order], batch_size=PAGE_EVENTS)
+        figures["bytes"] = len(next(cursor))
+        cursor.close()
+    figures["first_page_seconds"] = figures["seconds"]
+    return figures
+
+
 # What a user would write
 
 
@@ -104,6 +123,16 @@ def confluent(options: Options) -> Figures:
     with measure(figures), _events(options) as events:
         found = events.find(options.query, sort=SORT, batch_size=READ_EVENTS)
         _produce((_record(event, options) for event in found), options)
+    return figures
+
+
+def lean(options: Options) -> Figures:
+    """Do the same as `confluent`, with one header only: nobody could find a single record again."""
+    figures: Figures = {}
+    headers = [("replay-id", REPLAY_ID.encode())]
+    with measure(figures), _events(options) as events:
+        found = events.find(options.query, sort=SORT, batch_size=READ_EVENTS)
+        _produce(((*_record(event, options)[:3], headers) for event in found), options)
     return figures
 
 
@@ -212,7 +241,7 @@ def bare_loop(options: Options) -> Figures:
 CONTENDERS: dict[str, Callable[[Options], Figures]] = {
     one.__name__: one
     for one in (
-        *(raw_read, librdkafka, confluent),
+        *(raw_read, first_page, librdkafka, confluent, lean),
         *(aiokafka_send, aiokafka_send_and_wait, status_updates, bare_loop),
     )
 }
@@ -307,6 +336,7 @@ def main() -> int:
     parser.add_argument("--query", type=json.loads, default={}, help="a MongoDB filter as JSON")
     parser.add_argument("--prefix", default="", help="put before the topics' names")
     parser.add_argument("--codec", default="none")
+    parser.add_argument("--order", choices=ORDERS, default="global")
     parser.add_argument("--limit", type=int, default=0, help="only so many events; 0: all")
     options = parser.parse_args(namespace=Options())
     print(json.dumps(CONTENDERS[options.name](options)))

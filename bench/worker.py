@@ -77,6 +77,10 @@ class Workers:
         """Send one start command over HTTP."""
         self._client.start({"replay_id": replay_id, "filter": {"all": True}, **body})
 
+    def cancel(self, replay_id: str) -> None:
+        """Cancel a replay; `completed` then waits for its end."""
+        self._client.command(replay_id, "cancel", None)
+
     def start_many(self, bodies: Sequence[Mapping[str, Any]]) -> None:
         """Publish start commands on the requests topic."""
         producer = Producer(
@@ -98,7 +102,7 @@ class Workers:
             session = json.loads(message.value() or b"{}") if message else {}
             if session.get("state") not in ENDED:
                 continue
-            if session["state"] != "completed":
+            if session["state"] not in {"completed", "cancelled"}:
                 raise RuntimeError(f"{session['replay_id']}: {session.get('error')}")
             sessions.append(session)
         return sessions
