@@ -21,7 +21,7 @@ from replay_app.counts import (
     leaves_out_untimed,
     topic_of_group,
 )
-from replay_app.destinations import Destination, Preflight, Spans, name_topics
+from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Spans, name_topics
 from replay_app.events import Document, event_time, field_at, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.queries import (
@@ -127,7 +127,7 @@ class Planner:
         topics, by_type, without_topic = self._destinations(found)
         if found.timed is None:
             topics = Counter(dict.fromkeys(self._known_topics(kinds or [], frozen), 0))
-        if not is_open:
+        if kinds is None or not (kinds or is_open):  # no look has checked the mapping
             await self._require_fit(found.timed or {})
         destinations = await self._require_topics(topics)
         preflight = self._preflight(destinations)
@@ -536,10 +536,12 @@ def _missing(topics: Counter[str], found: Iterable[str]) -> list[str]:
     missing = sorted(set(topics) - set(found))
     if not missing:
         return []
-    events = sum(topics[name] for name in missing)
+    named = [f"{name!r} ({topics[name]:,} events)" for name in missing[:MAX_NAMED_TOPICS]]
+    more = len(missing) - len(named)
+    named += [f"and {more} more"] if more > 0 else []
     warning = (
-        f"missing destination topics, for {events:,} events: {name_topics(missing)}; create them "
-        "before the replay gets there. A replay that gets there first fails, and a retry goes on"
+        f"missing destination topics: {', '.join(named)}; create them before the replay gets "
+        "there. A replay that gets there first fails, and a retry goes on"
     )
     return [warning]
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from replay_app.sessions import Session
     from replay_app.stable_offsets import Hidden, LostMarkers
 
-PLAN_WAIT_SECONDS = 0.05
-"""How long a plan or count step waits. A longer plan, or count, goes on between two slices."""
+PLAN_WAIT_SECONDS = 0.5
+"""How long a plan step waits for a plan that does not count first."""
+COUNT_WAIT_SECONDS = 0.05
+"""How long a step waits for a count. A longer plan, or count, goes on between two slices."""
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
@@ -96,10 +98,10 @@ class Steps:
         task = self._tasks.get(token.key)
         if task is None:
             task = self._tasks[token.key] = asyncio.create_task(self._make(session, token.kind))
-        await asyncio.wait([task], timeout=PLAN_WAIT_SECONDS)
+        counts = token.kind == "count" or counts_first(session.start)
+        await asyncio.wait([task], timeout=COUNT_WAIT_SECONDS if counts else PLAN_WAIT_SECONDS)
         if not task.done() or task.cancelled():  # `on_session` cancels the task
-            is_count = token.kind == "count" or counts_first(session.start)
-            reason = "counting the matching events" if is_count else "looking at events and topics"
+            reason = "counting the matching events" if counts else "looking at events and topics"
             return Checkpoint.of_step(token, origin, reason=reason)
         self._tasks.pop(token.key, None)
         try:

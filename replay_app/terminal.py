@@ -20,6 +20,8 @@ from replay_app.logs import escaped
 LINE_SECONDS = 1.0  # between two plain lines if only the counters have changed
 PIPED_COLUMNS = 200
 """The width of a table that is not printed to a terminal."""
+COUNTING = ("waiting", "running")
+"""States in which the events are counted beside the replay, until they are counted."""
 MAX_SHOWN_FAILURES = 10
 
 
@@ -215,6 +217,8 @@ def account(session: SessionJson) -> list[str]:
     ]
     if session["plan"]:
         parts += ["", "Plan", *plan_account(session["plan"], warnings=False)]
+        if session["plan"].get("counted") == "running" and session["state"] in COUNTING:
+            parts += ["  the matching events are being counted"]
     if session["receipt"]:
         receipt = session["receipt"]
         parts += [
@@ -245,9 +249,8 @@ def account(session: SessionJson) -> list[str]:
 def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     """Return what a replay would do, as lines of text."""
     matched = plan["matched"]
-    unknown = "being counted" if plan.get("counted") == "running" else "unknown"
     parts = _facts(
-        ("matched", unknown if matched is None else f"{matched:,} events"),
+        ("matched", "unknown" if matched is None else f"{matched:,} events"),
         ("up to", plan["end"]),
         ("by type", _counts(plan["by_type"])),
         ("by topic", _counts(plan["by_topic"])),

@@ -76,7 +76,7 @@ def test_events_come_before_the_count_and_a_missing_topic_is_a_warning_until_it_
     assert session["plan"]["by_topic"] == {kind: EVENTS - LATE, late: LATE}
     assert session["plan"]["counted"] == "beside"
     (warning,) = [one for one in session["warnings"] if "missing" in one]
-    assert warning.startswith(f"missing destination topics, for {LATE} events: {late!r}; create")
+    assert warning.startswith(f"missing destination topics: {late!r} ({LATE} events); create")
     position = session["position"]
     assert position["time"].startswith("2026-03-01T00:0")
     assert (position["start"], position["end"]) == (None, session["plan"]["end"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 from secret_values import SECRET_TOKEN
+from store_proxy import slow_store
 from support import unique_name
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
 
@@ -201,6 +203,25 @@ def test_the_buttons_are_in_sight_however_narrow_the_window(
     page.close()
     shop.command(running, "cancel")
     shop.wait_for(running, "cancelled")
+
+
+def test_a_replay_shows_where_it_is_before_its_events_are_counted(
+    browser: Browser, cluster: Cluster
+) -> None:
+    cluster.seed(SHOP_EVENTS)
+    cluster.create_shop_topics()
+    with slow_store(cluster.stack.mongo, b"$group", 3) as uri:
+        worker = cluster.start_worker(None, REPLAY_MONGO=uri).wait_until_ready()
+        page = browser.new_page()
+        page.goto(worker.url)
+        cluster.command("r", rate=SHOP_EVENTS / 60, filter=SHOP_HISTORY)
+        row = page.locator("tbody tr")
+        expect(row).to_contain_text("/ counting", timeout=20_000)
+        expect(row).to_contain_text(re.compile(r"at 2026-01-\d\d \d\d:\d\d of 2026-02-01 00:00"))
+        expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}", timeout=20_000)
+        page.close()
+        cluster.command("r", "cancel")
+        cluster.wait_for("r", "cancelled")
 
 
 def test_without_its_worker_the_page_says_so_and_recovers(

@@ -159,7 +159,7 @@ async def test_a_plan_that_starts_at_once_knows_the_topics_of_the_first_events(
     assert (counted.counted, counted.matched, counted.untimed) == ("beside", MANY + 1, 0)
     assert counted.by_topic == {"orders": MANY, "nowhere": 1}
     assert counted.partitions == {"orders": 3}
-    assert "missing destination topics, for 1 events: 'nowhere'" in counted.warnings[0]
+    assert "missing destination topics: 'nowhere' (1 events); create" in counted.warnings[0]
     full = await planner(slow, settings, target={"topics": {"nowhere": "named"}}).plan()
     assert (full.counted, full.matched, len(full.shards)) == ("before", MANY + 1, 1)
 

@@ -36,8 +36,9 @@ const time = (value) => (value ? new Date(value).toISOString().slice(0, 19).repl
 // How far in the events' time a replay is: "at 2026-01-09 14:02 of 2026-01-21 00:00".
 const place = (position) =>
   position ? `at ${time(position.time).slice(0, 16)} of ${time(position.end).slice(0, 16)}` : "";
-const matched = (session) =>
-  session.matched === null && session.plan?.counted === "running" ? "counting" : count(session.matched);
+const isCounting = ({ matched, plan, state }) =>
+  matched === null && plan?.counted === "running" && ["waiting", "running"].includes(state);
+const matched = (session) => (isCounting(session) ? "counting" : count(session.matched));
 
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return UNKNOWN;
