@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import bson
@@ -334,7 +334,7 @@ class EmitSlice:
             return encoder, refused_page(page, refused, self._spec)
         encoded = await self._encode(encoder, page)
         if any(failure.missing_topic for failure in encoded.failures):
-            return await self._encode_again(page, encoded)
+            return await self._encode_again(page)
         return encoder, encoded
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
@@ -342,13 +342,16 @@ class EmitSlice:
         with self._context.metrics.waiting("encode"):
             return await asyncio.to_thread(encoder.encode, page, _now_ms())
 
-    async def _encode_again(
-        self, page: bytes, encoded: EncodedPage
-    ) -> tuple[PageEncoder, EncodedPage]:
+    async def _encode_again(self, page: bytes) -> tuple[PageEncoder, EncodedPage]:
         """Ask the broker for topics that the plan did not know, and encode the page again.
 
         If a topic does not exist, the page ends before the first event for the topic.
         """
+        # An encoder that stops at the first failure names one topic only.
+        names_all = make_encoder(
+            replace(self._spec, stop_at_failure=False), self._context.settings.encoder
+        )
+        encoded = await self._encode(names_all, page)
         wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
         found = await self._context.destinations(wanted)
         self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)

@@ -37,16 +37,14 @@ def rewritten_store(
     return _proxy(uri, lambda one: rewrite(one, answers), lambda one: rewrite(one, requests or {}))
 
 
-def slow_store(
-    uri: str, requests_with: bytes, seconds: float
-) -> contextlib.AbstractContextManager[str]:
-    """Give the URI of a proxy that holds each request with these bytes back for a time.
+def slow_store(uri: str, seconds: float, *markers: bytes) -> contextlib.AbstractContextManager[str]:
+    """Give the URI of a proxy that holds each request with one of the markers back for a time.
 
     The other requests go on meanwhile, over other connections.
     """
 
     def hold(message: bytes) -> bytes:
-        if requests_with in message:
+        if any(marker in message for marker in markers):
             time.sleep(seconds)
         return message
 

@@ -10,7 +10,7 @@ import pytest
 from oracle import event_id_of
 from store_proxy import slow_store
 from support import create_topics, read_topic, unique_name, wait_until
-from workers import Cluster
+from workers import SHOP_HISTORY, Cluster
 
 EVENTS = 1_000
 LATE = 10
@@ -22,7 +22,7 @@ FIRST = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 
 @pytest.fixture(autouse=True)
 def slow_count(cluster: Cluster) -> Iterator[None]:
-    with slow_store(cluster.stack.mongo, b"$group", COUNT_SECONDS) as uri:
+    with slow_store(cluster.stack.mongo, COUNT_SECONDS, b"$group") as uri:
         cluster.environment |= {"REPLAY_MONGO": uri}
         yield
 
@@ -112,6 +112,16 @@ def test_a_replay_that_ends_before_its_count_is_the_count(cluster: Cluster) -> N
     assert (session["state"], session["matched"], session["percent"]) == ("completed", EVENTS, 100)
     assert session["plan"]["by_topic"] == {kind: EVENTS - LATE, late: LATE}
     assert_each_once(cluster, kind, late)
+
+
+def test_topics_that_no_look_has_found_are_found_while_the_replay_runs(cluster: Cluster) -> None:
+    cluster.seed(EVENTS)
+    with slow_store(cluster.stack.mongo, COUNT_SECONDS, b"$group", b"$limit") as uri:
+        cluster.start_worker(None, REPLAY_MONGO=uri).wait_until_ready()
+        session = cluster.run("r", filter=SHOP_HISTORY)
+    assert (session["state"], session["matched"]) == ("completed", EVENTS), session["error"]
+    assert len(session["plan"]["by_topic"]) > 1
+    cluster.assert_exact("r")
 
 
 def test_a_count_goes_on_after_a_pause_and_on_another_worker(cluster: Cluster) -> None:

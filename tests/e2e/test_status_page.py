@@ -209,8 +209,7 @@ def test_a_replay_shows_where_it_is_before_its_events_are_counted(
     browser: Browser, cluster: Cluster
 ) -> None:
     cluster.seed(SHOP_EVENTS)
-    cluster.create_shop_topics()
-    with slow_store(cluster.stack.mongo, b"$group", 3) as uri:
+    with slow_store(cluster.stack.mongo, 3, b"$group") as uri:
         worker = cluster.start_worker(None, REPLAY_MONGO=uri).wait_until_ready()
         page = browser.new_page()
         page.goto(worker.url)
