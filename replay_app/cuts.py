@@ -7,6 +7,7 @@ time limit. Without a sample there are fewer shards, and a warning.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import uuid
 from datetime import datetime
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SAMPLE_PER_SHARD = 25
 """Aggregate ids of the sample for each shard. Of eight shards, the largest has then about a sixth
 of the events."""
-MIN_SAMPLE, MAX_SAMPLE = 100, 500
+MIN_SAMPLE, MAX_SAMPLE = 200, 500
 """Fewest and most ids of a sample. For each id the store reads an event, perhaps from its disk."""
 SIZE_SHARE = 0.4
 """Part of `Settings.cut_seconds` within which the store must tell how many events it has."""
@@ -158,14 +159,19 @@ def ranges(
 
 
 def quantiles(ordered: Sequence[Any], parts: int) -> list[Any]:
-    """Return up to parts - 1 distinct values that cut an ordered sample into equal parts.
+    """Return up to parts - 1 distinct values that cut an ordered sample into about equal parts.
 
-    The values keep the order of the sample. That order is the store's; Python's may differ.
+    The values keep the order of the sample. That order is the store's; Python's may differ. A cut
+    lies where a new value begins, so a value that is very frequent gets a part for itself.
     """
-    if not ordered:
-        return []
-    cuts = [ordered[len(ordered) * number // parts] for number in range(1, parts)]
-    return [cut for cut in dict.fromkeys(cuts) if cut != ordered[0]]
+    begins = [place for place in range(1, len(ordered)) if ordered[place] != ordered[place - 1]]
+    cuts: dict[int, Any] = {}
+    for number in range(1, parts) if begins else ():
+        wanted = len(ordered) * number // parts
+        right = bisect.bisect_left(begins, wanted, hi=len(begins) - 1)
+        near = min(begins[max(0, right - 1) : right + 1], key=lambda one: abs(one - wanted))
+        cuts[near] = ordered[near]
+    return list(cuts.values())
 
 
 def in_order(named: Iterable[Any]) -> list[Any]:

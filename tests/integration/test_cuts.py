@@ -30,7 +30,7 @@ AGGREGATES = 100
 EVENTS = 1_000
 SHARDS = 4
 LARGEST = 0.45
-"""Largest part of the events in one of four shards. With a sample of 100 events, a larger one comes
+"""Largest part of the events in one of four shards. With a sample of 200 events, a larger one comes
 less than once in a million runs."""
 
 

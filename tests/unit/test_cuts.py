@@ -159,7 +159,10 @@ def test_named_ids_are_cut_in_each_type_in_which_they_may_be_stored() -> None:
         ([1, 2, 3, 4], 2, [3]),
         ([1, 2, 3, 4], 4, [2, 3, 4]),
         ([1, 2], 8, [2]),
-        (["a"] * 9 + ["b"], 4, []),
+        (["a"] * 9 + ["b"], 4, ["b"]),
+        (["a"] + ["b"] * 9, 4, ["b"]),
+        (["a"] + ["b"] * 8 + ["c"], 3, ["b", "c"]),
+        (["a", "b"] + ["c"] * 7 + ["d"], 2, ["c"]),  # nearer than the begin of d
         (["b", "B", "a", "A"], 4, ["B", "a", "A"]),  # the store's order, not Python's
     ],
 )
