@@ -7,7 +7,7 @@ import random
 import struct
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from support import AWARE
 
 from replay_app.commands import Filter, Start
 from replay_app.cuts import ID_TYPES, Range, find_ranges
+from replay_app.destinations import Destination
+from replay_app.plans import Planner
 from replay_app.queries import all_of, compile_filter, time_range
 from replay_app.settings import Settings
 from replay_app.store import EventStore, TimeLimitExceeded
@@ -57,6 +59,10 @@ IDS: dict[str, Callable[[int], Any]] = {
 
 def event(number: int, aggregate: Any) -> Document:
     return {"_id": number, "timestamp": T0 + timedelta(seconds=number), "aggregate_id": aggregate}
+
+
+async def describe(topics: Iterable[str]) -> dict[str, Destination]:
+    return {topic: Destination(1) for topic in topics}
 
 
 async def cut(
@@ -183,6 +189,20 @@ async def test_a_store_that_does_not_know_its_size_gives_one_shard_and_a_warning
         "speed matters, read a collection and not a view, create an index on {aggregate_id: 1, "
         "timestamp: 1, _id: 1}, or raise REPLAY_CUT_SECONDS, which delays the first event"
     )
+
+
+async def test_a_plan_without_cuts_has_the_shard_of_global_order_and_the_warning(
+    slow_store: SlowStore, settings: Settings, events: Collection[Document]
+) -> None:
+    events.insert_many(event(n, f"o-{n}") | {"event_type": "orders"} for n in range(20))
+    slow_store.slow = "estimate late"
+    start = Start(replay_id="r", filter=Filter(end=END))
+    in_time = await Planner(start, settings, slow_store, describe).plan()
+    start = start.model_copy(update={"ordering": "aggregate"})
+    plan = await Planner(start, settings, slow_store, describe).plan()
+    assert plan.shards == in_time.shards
+    assert plan.matched == 20
+    assert any("gave no sample of its aggregate ids" in warning for warning in plan.warnings)
 
 
 @pytest.mark.parametrize("slow", ["sample late", "sample silent"])
