@@ -222,8 +222,9 @@ def _shards(history: History) -> Group:
             Replay(
                 f"{WORKER}, {shards} shard{'s' * (shards > 1)} on {count}",
                 history,
-                # As many partitions as workers: each worker has one partition.
-                settings={"REPLAY_PARTITIONS": str(count)},
+                # As many partitions as workers: each worker has one partition. The bench's store
+                # reads all events for a sample.
+                settings={"REPLAY_PARTITIONS": str(count), "REPLAY_CUT_SECONDS": "60"},
                 body={"ordering": "aggregate", "shards": shards},
                 workers=count,
                 shards=shards,

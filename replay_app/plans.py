@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-
-from bson import ObjectId
 
 from replay_app.counts import (
     Counts,
@@ -21,6 +17,7 @@ from replay_app.counts import (
     leaves_out_untimed,
     topic_of_group,
 )
+from replay_app.cuts import find_ranges
 from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Spans, name_topics
 from replay_app.events import Document, event_time, field_at, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
@@ -28,7 +25,6 @@ from replay_app.queries import (
     Query,
     all_of,
     compile_filter,
-    of_type,
     time_range,
     to_json,
     untimed,
@@ -52,17 +48,6 @@ LOOK_AROUND_SECONDS = 0.5
 """How long a replay that starts at once waits for its look at some events."""
 MAX_LOOKED_TYPES = 20
 """Types of a filter that are looked for one by one."""
-SAMPLE_PER_SHARD = 200
-"""Aggregate ids of the sample for each shard that the command asks for."""
-_AGGREGATE_TYPES: dict[str, Any] = {
-    "bool": bool,  # before number: to Python a bool is an int
-    "number": int | float,
-    "string": str,
-    "binData": bytes | uuid.UUID,
-    "objectId": ObjectId,
-    "date": datetime,
-}
-"""BSON types of aggregate ids, as the driver decodes them. A shard has ids of one type."""
 
 Describe = Callable[[Iterable[str]], Awaitable[dict[str, Destination]]]
 """Returns those topics that exist."""
@@ -111,12 +96,13 @@ class Planner:
         end = frozen.end if frozen else await self._bound()
         bounds = self._bounds(end)
         timed = all_of(self._filter, bounds)
+        # Before the count: a store that is busy with the count gives no cuts in time.
+        shards, cut_warnings = await self._shards(timed, bounds, frozen)
         counting = asyncio.create_task(self._count(end, at_once=at_once))
         try:
-            index_warnings, kinds, shards = await asyncio.gather(
+            index_warnings, kinds = await asyncio.gather(
                 self._index_warnings(timed),
                 self._look(timed) if at_once else asyncio.sleep(0, []),
-                self._shards(timed, bounds, frozen),
             )
             found = await counting
         finally:
@@ -143,7 +129,7 @@ class Planner:
         except (TimeLimitExceeded, TimeoutError):
             is_open = at_once
             more += [] if at_once else [_not_compared(seconds)]
-        more += [*without_topic, *(index_warnings if found.timed != {} else [])]
+        more += [*without_topic, *(index_warnings + cut_warnings if found.timed != {} else [])]
         warnings = [*found.warnings, *more, *preflight.check(self._settings, spans)]
         if frozen is None:
             shards = [] if found.timed == {} else shards
@@ -447,14 +433,17 @@ class Planner:
 
     # Shards
 
-    async def _shards(self, timed: Query, bounds: Query, frozen: Plan | None) -> list[ShardPlan]:
+    async def _shards(
+        self, timed: Query, bounds: Query, frozen: Plan | None
+    ) -> tuple[list[ShardPlan], list[str]]:
+        """Return the shards, and warnings if they are fewer than the command asks for."""
         if frozen is not None:
-            return list(frozen.shards)
+            return list(frozen.shards), []
         last = self._mapping.field_timestamp
         if self._start.ordering == "global":
-            return [_shard(bounds, last)]
-        ranges = await self._aggregate_ranges(timed)
-        return [_shard(all_of(bounds, part), *fields, last) for part, fields in ranges]
+            return [_shard(bounds, last)], []
+        ranges, warnings = await find_ranges(self._start, self._settings, self._store, timed)
+        return [_shard(all_of(bounds, part), *order, last) for part, order in ranges], warnings
 
     async def _index_warnings(self, timed: Query) -> list[str]:
         mapping, store = self._mapping, self._store
@@ -476,54 +465,6 @@ class Planner:
                 "no index fits the order: all matching events are sorted before the first one comes"
             )
             return [f"{found}; an index on {index} would avoid it"]
-        return []
-
-    async def _aggregate_ranges(self, timed: Query) -> list[tuple[Query, tuple[str, ...]]]:
-        """Return disjoint ranges of aggregate ids that cover every event, one for each shard.
-
-        Each range comes with the fields that sort before the time: the aggregate id, or no field.
-        """
-        aggregate, store = self._mapping.field_aggregate, self._store
-        wanted = self._start.shards or self._settings.partitions
-        values = await self._sample(timed, wanted)
-        seen = {_aggregate_type(value) for value in values}
-        kinds = [kind for kind in _AGGREGATE_TYPES if kind in seen]
-        others: Query = {"$nor": [of_type(aggregate, kind) for kind in kinds]}
-        ranges: list[tuple[Query, tuple[str, ...]]] = []
-        if not kinds or await store.has_any(all_of(timed, others)):
-            kinds = [
-                kind
-                for kind in _AGGREGATE_TYPES
-                if kind in seen or await store.has_any(all_of(timed, of_type(aggregate, kind)))
-            ]
-            # Events whose aggregate id is null, missing or of a type that is no id. They have no
-            # order of their aggregate to keep.
-            rest: Query = {"$nor": [of_type(aggregate, kind) for kind in _AGGREGATE_TYPES]}
-            if await store.has_any(all_of(timed, rest)):
-                ranges.append((rest, ()))
-        for kind in kinds:
-            same = [value for value in values if _aggregate_type(value) == kind]
-            if kind == "binData" and not all(isinstance(value, uuid.UUID) for value in same):
-                same = []  # bytes of unequal lengths: some stores sort and compare them differently
-            share = max(1, round(wanted * len(same) / len(values))) if values else wanted
-            for low, high in pairwise([None, *quantiles(same, share), None]):
-                limits = {"$gte": low} if low is not None else {}
-                limits |= {"$lt": high} if high is not None else {}
-                part = all_of(of_type(aggregate, kind), {aggregate: limits} if limits else {})
-                ranges.append((part, (aggregate,)))
-        return ranges
-
-    async def _sample(self, timed: Query, shards: int) -> list[Any]:
-        """Return the aggregate ids of a sample of the matching events.
-
-        The sample is of all events if nearly all match, or if a sample of the matching events takes
-        too long.
-        """
-        size, seconds = shards * SAMPLE_PER_SHARD, self._settings.plan_seconds
-        is_narrow = self._start.filter.start is not None or self._filter
-        for query in (timed, {}) if is_narrow else ({},):
-            with contextlib.suppress(TimeLimitExceeded):
-                return await self._store.sample(query, self._mapping.field_aggregate, size, seconds)
         return []
 
 
@@ -559,25 +500,3 @@ def _type_name(event_type: Any) -> str:
 
 def _shard(match: Query, *fields: str) -> ShardPlan:
     return ShardPlan(match=to_json(match), sort=(*fields, "_id"))
-
-
-def quantiles(ordered: list[Any], parts: int) -> list[Any]:
-    """Return up to parts - 1 distinct values that cut an ordered sample into equal parts.
-
-    The values keep the order of the sample. That order is the store's; Python's may differ.
-    """
-    if not ordered:
-        return []
-    cuts = [ordered[len(ordered) * number // parts] for number in range(1, parts)]
-    return [cut for cut in dict.fromkeys(cuts) if cut != ordered[0]]
-
-
-def _aggregate_type(value: Any) -> str | None:
-    """Return the BSON type of an aggregate id; None for NaN and for types that are no id."""
-    if value != value:  # noqa: PLR0124 - only NaN is not equal to itself
-        return None
-    if isinstance(value, str) and not is_text(value):
-        return None  # PyMongo's `Code` is a str, and cannot be a key of a dict
-    return next(
-        (kind for kind, types in _AGGREGATE_TYPES.items() if isinstance(value, types)), None
-    )

@@ -189,6 +189,12 @@ class Settings(BaseSettings):
     plan_seconds: float = Field(
         60.0, gt=0, description="Longest time to count the matching events."
     )
+    cut_seconds: float = Field(
+        0.25,
+        gt=0,
+        le=600,
+        description="Longest time of a sample of aggregate ids, by which shards are cut.",
+    )
     stall_seconds: float = Field(
         30.0, gt=0, description="Time without progress until a replay is stalled."
     )

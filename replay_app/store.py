@@ -82,6 +82,8 @@ class Identity(NamedTuple):
     """Whether several events may have the same ``_id``. An ordinary collection has a unique index
     on ``_id``. A view and a time series collection have no such index, and in a sharded cluster the
     index is unique within each shard only."""
+    collates: bool
+    """Whether texts have another order than that of their bytes."""
 
 
 class EventStore:
@@ -186,6 +188,7 @@ class EventStore:
                 or kind.get("type", "collection") != "collection"
                 or "timeseries" in kind.get("options", {})
             ),
+            collates="collation" in kind.get("options", {}),
         )
 
     async def count_groups(
@@ -237,19 +240,28 @@ class EventStore:
             for row in rows
         }
 
-    async def has_any(self, query: Query) -> bool:
-        """Return whether any event matches."""
+    async def estimate(self, seconds: float) -> int:
+        """Return about how many events the collection has, of any kind.
+
+        MongoDB keeps this number for a collection. Other stores, and MongoDB for a view, count.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When the store needs longer than ``seconds``.
+
+        """
         with self._errors():
-            async with self._causal() as (collection, session):
-                found = await collection.with_options(codec_options=self._raw).find_one(
-                    query, projection=["_id"], session=session
-                )
-        return found is not None
+            found: int = await self._collection.estimated_document_count(
+                maxTimeMS=math.ceil(seconds * 1000)
+            )
+        return found
 
     async def sample(self, query: Query, field: str, size: int, seconds: float) -> list[Any]:
         """Return the field's values in a random sample of the matching events, in BSON's order.
 
-        What Python cannot hold stays a `StoredValue`.
+        What Python cannot hold stays a `StoredValue`. A lagging secondary may answer: a sample is
+        a guess anyway.
 
         Raises
         ------
@@ -264,7 +276,11 @@ class EventStore:
             {"$project": {"_id": 0, "value": f"${field}"}},
             {"$sort": {"value": 1}},
         ]
-        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
+        with self._errors():
+            cursor = self._collection.with_options(codec_options=self._raw).aggregate(
+                pipeline, maxTimeMS=math.ceil(seconds * 1000)
+            )
+            rows: list[Any] = await cursor.to_list(None)
         return [_value_at(row, "value") for row in rows]
 
     async def documents(

@@ -169,6 +169,8 @@ class Cluster:
             "REPLAY_PARTITIONS": str(self.partitions),
             "REPLAY_MONGO_DATABASE": self.name,
             "REPLAY_SESSION_TIMEOUT_SECONDS": "6",
+            # The development store reads all events for a sample, on a machine with other work.
+            "REPLAY_CUT_SECONDS": "60",
             **self.environment,
         }
 

@@ -22,7 +22,8 @@ from replay_app.topics import Topics, ensure_topics
 
 @pytest.fixture
 def settings(stack: Stack) -> Settings:
-    return load_settings(mongo=stack.mongo, mongo_database=unique_name("store"))
+    # The development store reads all events for a sample, and other tests run beside this one.
+    return load_settings(mongo=stack.mongo, mongo_database=unique_name("store"), cut_seconds=60)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from replay_app.commands import Filter, Start, Target
 from replay_app.demo.stack import free_port
 from replay_app.destinations import Destination
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.plans import MAX_PLAN_NAMES, Planner, quantiles
+from replay_app.plans import MAX_PLAN_NAMES, Planner
 from replay_app.queries import all_of, compile_filter, from_json
 from replay_app.reports import OTHER, Plan
 from replay_app.settings import Settings, load_settings
@@ -443,16 +443,6 @@ async def test_the_shards_of_aggregates_cover_every_event_exactly_once(
     assert all(len(numbers) == 1 for numbers in shard_of.values())  # one shard for each aggregate
 
 
-async def test_many_aggregates_are_spread_evenly(
-    store: EventStore, settings: Settings, events: Collection[Document]
-) -> None:
-    events.insert_many([event(n, aggregate_id=f"o-{n % 400}") for n in range(2000)])
-    plan = await plan_of(store, settings, ordering="aggregate", shards=4)
-    sizes = [len(part) for part in await shards(store, settings, plan)]
-    assert len(sizes) == 4
-    assert min(sizes) > 250
-
-
 async def test_a_filter_and_bounds_hold_for_shards_of_aggregates_too(
     store: EventStore, settings: Settings, events: Collection[Document]
 ) -> None:
@@ -465,26 +455,6 @@ async def test_a_filter_and_bounds_hold_for_shards_of_aggregates_too(
     plan = await plan_of(store, settings, filter=wanted, ordering="aggregate", shards=3)
     found = await shards(store, settings, plan, wanted)
     assert sorted(one for part in found for one in part) == [n for n in range(5, 35) if n % 4]
-
-
-@pytest.mark.parametrize(
-    ("ordered", "parts", "cuts"),
-    [
-        ([], 4, []),
-        (["a"], 4, []),
-        (["a"] * 100, 4, []),
-        ([1, 2, 3, 4], 1, []),
-        ([1, 2, 3, 4], 2, [3]),
-        ([1, 2, 3, 4], 4, [2, 3, 4]),
-        ([1, 2], 8, [2]),
-        (["a"] * 9 + ["b"], 4, []),
-        (["b", "B", "a", "A"], 4, ["B", "a", "A"]),  # the store's order, not Python's
-    ],
-)
-def test_cuts_are_distinct_and_keep_the_order(
-    ordered: list[Any], parts: int, cuts: list[Any]
-) -> None:
-    assert quantiles(ordered, parts) == cuts
 
 
 async def test_a_count_that_takes_too_long_leaves_the_total_unknown(

@@ -443,6 +443,14 @@ async def test_events_may_tie_where_nothing_keeps_their_ids_unique(
     assert (await store.identify()).may_tie == may_tie
 
 
+async def test_a_collation_is_told(store: EventStore, events: Collection[Document]) -> None:
+    events.insert_one({"_id": 1})
+    assert not (await store.identify()).collates
+    events.drop()
+    events.database.create_collection("events", collation={"locale": "en", "strength": 2})
+    assert (await store.identify()).collates
+
+
 async def test_a_collection_has_the_same_identity_until_it_is_dropped(
     store: EventStore, events: Collection[Document]
 ) -> None:
@@ -519,6 +527,25 @@ async def test_a_sample_is_in_the_stores_order(
     found = await store.sample({}, "v", 100, 10)
     assert found == sorted(values, key=bson_rank)
     assert len(await store.sample({}, "v", 3, 10)) == 3
+    assert await store.estimate(10) == 9
+
+
+async def test_size_and_sample_have_time_limits_that_the_server_keeps(
+    settings: Settings, events: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events.insert_many([{"_id": number} for number in range(8_000)])
+    listener = Listener()
+    monkeypatch.setattr(
+        "replay_app.store.AsyncIOMotorClient",
+        functools.partial(AsyncIOMotorClient, event_listeners=[listener]),
+    )
+    store = EventStore(settings)
+    assert await store.estimate(60) == 8_000
+    with pytest.raises(TimeLimitExceeded):
+        await store.sample({}, "_id", 4_000, 0.001)
+    store.close()
+    limits = [one["maxTimeMS"] for one in listener.sent if one.keys() & {"count", "aggregate"}]
+    assert limits == [60_000, 1]
 
 
 async def test_the_clock_is_the_servers(store: EventStore) -> None:
@@ -542,7 +569,7 @@ async def test_a_query_that_bson_cannot_hold_is_an_error_and_not_a_crash(
     store: EventStore, events: Collection[Document]
 ) -> None:
     with pytest.raises(ReplayFailed, match="cannot be written as BSON"):
-        await store.has_any({"a": 2**70})
+        await store.count_groups({"a": 2**70}, [], 10)
     reader = PageReader(store, {"a": 2**70}, BY_TIME, 10, None)
     with pytest.raises(ReplayFailed, match="cannot be written as BSON"):
         await reader.next(10)
@@ -554,7 +581,7 @@ async def test_a_query_that_the_store_does_not_know_is_refused_for_good(
 ) -> None:
     events.insert_one({"_id": 1})
     with pytest.raises(ReplayFailed, match="refused"):
-        await store.has_any({"$nonsense": 1})
+        await store.count_groups({"$nonsense": 1}, [], 10)
 
 
 def test_a_wrong_uri_is_refused_and_its_variable_named() -> None:
@@ -572,7 +599,7 @@ async def test_a_store_that_is_away_is_unavailable_and_named(
         store.clock,
         store.require_collection,
         lambda: store.count_groups({}, [], 5),
-        lambda: store.has_any({}),
+        lambda: store.estimate(5),
         lambda: store.sample({}, "a", 1, 5),
         lambda: store.plan_stages({}, BY_TIME),
         lambda: ids(store, {}),
@@ -630,12 +657,10 @@ async def test_reads_of_secondaries_wait_for_what_the_primary_has(
     uri = f"{settings.mongo.get_secret_value()}/?readPreference={preference}"
     store = EventStore(load_settings(mongo=uri, mongo_database=settings.mongo_database))
     assert await store.count_groups({}, ["$event_type"], 10) == {("a",): 5}
-    assert await store.sample({}, "_id", 9, 10) == [0, 1, 2, 3, 4]
     assert len(await store.documents([{"$limit": 2}], 10)) == 2
-    assert await store.has_any({"_id": 3})
     assert await ids(store, {}) == [0, 1, 2, 3, 4]
     store.close()
-    assert len(listener.reads()) == (5 if preference == "primary" else 10)  # one probe for each
+    assert len(listener.reads()) == (3 if preference == "primary" else 6)  # one probe for each
     for command in listener.reads():
         if preference == "primary":
             assert "afterClusterTime" not in command.get("readConcern", {})
@@ -652,7 +677,7 @@ async def test_a_secondary_that_lags_is_named_and_asked_again_later(
     monkeypatch.setattr("replay_app.store.CATCH_UP_MS", 1)
     uri = f"{settings.mongo.get_secret_value()}/?readPreference=secondaryPreferred"
     store = EventStore(load_settings(mongo=uri, mongo_database=settings.mongo_database))
-    for read in (store.has_any({}), store.count_groups({}, [], 10), ids(store, {})):
+    for read in (store.count_groups({}, [], 10), ids(store, {})):
         with pytest.raises(
             Unavailable, match=r"readPreference in REPLAY_MONGO.* lags behind"
         ) as no:

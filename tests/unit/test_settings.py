@@ -73,6 +73,8 @@ def test_lists_and_maps_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> N
         ("KAFKA", "", "REPLAY_KAFKA: String should have at least 1 character"),
         ("TOPIC_PREFIX", "a/", "REPLAY_TOPIC_PREFIX: String should match pattern"),
         ("WEB_PORT", "70000", "REPLAY_WEB_PORT: Input should be less than or equal to 65535"),
+        ("CUT_SECONDS", "0", "REPLAY_CUT_SECONDS: Input should be greater than 0"),
+        ("CUT_SECONDS", "601", "REPLAY_CUT_SECONDS: Input should be less than or equal to 600"),
         ("RETENTION_DAYS", "7", "REPLAY_RETENTION_DAYS: Input should be greater than 7"),
         ("TOPICS", "{orders", "REPLAY_TOPICS: not JSON; write an object such as"),
         ("TOPICS", "[]", "REPLAY_TOPICS: Input should be a valid dictionary"),
