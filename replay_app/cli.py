@@ -32,7 +32,7 @@ from replay_app.client import (
 from replay_app.commands import VERBS, command_of, new_replay_id, parse_command
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
-from replay_app.kafka_internals import never_create_topics
+from replay_app.kafka_internals import mend_aiokafka
 from replay_app.logs import configure_logging
 from replay_app.sessions import MAX_LISTED
 from replay_app.settings import Settings, check_names, load_settings, settings_rows
@@ -77,7 +77,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
-    never_create_topics()
+    mend_aiokafka()
     # Both parsers read --json and --url; a default of the second would undo the first's value.
     options = argparse.Namespace(json=False, url=None)
     try:

@@ -50,6 +50,7 @@ async def watching(settings: Settings) -> AsyncIterator[Watching]:
             await asyncio.sleep(0.1)
     yield watching
     watching.task.cancel()
+    await asyncio.wait([watching.task])
 
 
 @pytest.mark.parametrize("name", NAMES)
