@@ -44,7 +44,7 @@ stack: $(INSTALLED)  ## Start a broker and a store, print where they are, run un
 	@$(BIN)/python -m replay_app.demo.stack
 
 check: lint $(NATIVE)  ## Lint, and run the unit and integration tests: a minute or two
-	$(PYTEST) tests/unit tests/integration
+	$(PYTEST) tests/unit tests/integration -m "not long"
 
 test: lint browser $(NATIVE)  ## Lint, run every test, and fuzz the native encoder for a minute
 ifneq ($(RUST_ANSWERS),)

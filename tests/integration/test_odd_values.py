@@ -239,7 +239,7 @@ EVERY_AGGREGATE = {
 }
 
 
-@pytest.mark.parametrize("ordering", ["global", "aggregate"])
+@pytest.mark.parametrize("ordering", ["global", pytest.param("aggregate", marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", VALUES)
 async def test_an_odd_value_fails_its_event_alone(
     settings: Settings, events: Collection[Document], kind: str, ordering: str

@@ -23,7 +23,7 @@ from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Failure, Offsets, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
 from replay_app.sessions_agent import SessionPartitions
-from replay_app.settings import Settings
+from replay_app.settings import Settings, load_settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
 from replay_app.work_partition import WorkPartition
@@ -103,10 +103,11 @@ def nudge_of(context: WorkerContext) -> str | None:
 async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_read(
     context: WorkerContext, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    monkeypatch.setattr("replay_app.compacted.OBSTACLE_SECONDS", 0.5)
-    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.5)
-    monkeypatch.setattr("replay_app.compacted.HELD_SECONDS", 3.0)
-    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 3.0)
+    monkeypatch.setattr("replay_app.compacted.OBSTACLE_SECONDS", 0.1)
+    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.1)
+    monkeypatch.setattr("replay_app.compacted.HELD_SECONDS", 1.0)
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 2.0)
+    monkeypatch.setattr("replay_app.work_partition.BACKOFF_SECONDS", (0.1, 0.1, 0.1))
     topic = getattr(context.topics, held).name
     token = Token(replay_id="r1", epoch=1, kind="emit")
     checkpoint = Checkpoint.of_shard(token, Origin(0, 0), None, ShardProgress(state="stopped"))
@@ -135,8 +136,8 @@ async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_rea
 async def test_no_step_of_a_session_is_taken_before_the_newest_session_is_known(
     context: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.5)
-    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 3.0)
+    monkeypatch.setattr("replay_app.board.OBSTACLE_SECONDS", 0.1)
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", 2.0)
     agent = SessionPartitions(context, {}, lambda: True)
     await agent.assign([0])
     command = Start(replay_id="r1", filter=Filter(all=True)).model_dump_json().encode()
@@ -146,7 +147,7 @@ async def test_no_step_of_a_session_is_taken_before_the_newest_session_is_known(
             while not context.obstacles:
                 await asyncio.sleep(0.05)
         (why,) = context.obstacles.values()
-        assert "is not read to its end within 3 s" in why
+        assert "is not read to its end within 2 s" in why
         assert "open transaction of producer id" in why
         assert not handling.done()
     async with asyncio.timeout(SECONDS):
@@ -284,6 +285,13 @@ async def test_a_topic_that_is_gone_is_named_within_a_time_limit(
 # While a replay runs
 
 
+async def look_until(watch: ConsumerWatch, written: Offsets, *, is_found: bool) -> str | None:
+    async with asyncio.timeout(SECONDS):
+        while bool(found := watch.hidden_records("r1", written)) is not is_found:
+            await asyncio.sleep(0.05)
+    return found
+
+
 async def test_a_watch_tells_what_consumers_do_not_see_until_they_see_it(
     context: WorkerContext, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,34 +299,35 @@ async def test_a_watch_tells_what_consumers_do_not_see_until_they_see_it(
     watch = ConsumerWatch(context.settings)
     offset = await commit(context.settings, topic, b"seen")
     written: Offsets = {topic: {0: (offset, offset)}}
-
-    async def look_until(*, is_found: bool) -> str | None:
-        async with asyncio.timeout(SECONDS):
-            while bool(found := watch.hidden_records("r1", written)) is not is_found:
-                await asyncio.sleep(0.05)
-        return found
-
     assert watch.hidden_records("r1", written) is None
     with open_transactions(context.settings.kafka, {topic: 1}):
         hidden = await commit(context.settings, topic, b"hidden")
         written = {topic: {0: (offset, hidden)}}
-        told = await look_until(is_found=True)
+        told = await look_until(watch, written, is_found=True)
         assert f"partition 0 of {topic!r} stands still at offset" in (told or "")
         assert watch.hidden_records("another", written) is None
-    assert await look_until(is_found=False) is None
+    assert await look_until(watch, written, is_found=False) is None
     watch.forget("r1", "another")
 
 
 async def test_a_watch_keeps_what_it_has_found_while_the_broker_is_away(
-    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    context: WorkerContext,
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.0)
-    away = context.settings.model_copy(update={"kafka": f"127.0.0.1:{free_port()}"})
-    watch = ConsumerWatch(away)
-    async with asyncio.timeout(SECONDS):
-        while "does not tell the stable offsets" not in caplog.text:
-            assert watch.hidden_records("r1", {"t": {0: (0, 0)}}) is None
-            await asyncio.sleep(0.05)
+    monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.2)
+    watch = ConsumerWatch(context.settings)
+    with open_transactions(context.settings.kafka, {topic: 1}):
+        hidden = await commit(context.settings, topic, b"hidden")
+        written: Offsets = {topic: {0: (hidden, hidden)}}
+        told = await look_until(watch, written, is_found=True)
+        watch._settings = load_settings(kafka=f"127.0.0.1:{free_port()}")
+        async with asyncio.timeout(SECONDS):
+            while "does not tell the stable offsets" not in caplog.text:
+                assert watch.hidden_records("r1", written) == told
+                await asyncio.sleep(0.05)
+    assert watch.hidden_records("r1", written) == told
     watch.forget("r1")
 
 
