@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from pymongo.collection import Collection
-from support import create_topics, open_transactions, read_topic, unique_name, wait_until
+from support import (
+    create_topics,
+    open_transactions,
+    read_topic,
+    unique_name,
+    wait_until,
+    write_transaction,
+)
 
 from replay_app import steps
 from replay_app.checkpoints import Checkpoint, Origin, Token
@@ -23,7 +30,7 @@ from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Failure, Offsets, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
 from replay_app.sessions_agent import SessionPartitions
-from replay_app.settings import Settings, load_settings
+from replay_app.settings import load_settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
 from replay_app.steps import audit
 from replay_app.work_partition import WorkPartition
@@ -32,23 +39,12 @@ SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-async def commit(settings: Settings, topic: str, value: bytes, key: bytes = b"k") -> int:
-    """Write one record in a transaction that is committed; return its offset."""
-    producer = await FencedProducer(settings, settings.kafka, unique_name("own")).start()
-    await producer.begin()
-    await producer.send(topic, partition=0, key=key, value=value)
-    (ack,) = producer._unacked
-    await producer.commit()
-    await producer.discard()
-    return int((await ack).offset)
-
-
 async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
     context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("replay_app.compacted.OBSTACLE_SECONDS", 0.1)
     settings, topic = context.settings, context.topics.checkpoints.name
-    await commit(settings, topic, b"old")
+    await write_transaction(settings, topic, ("k", b"old"))
     reader = CompactedReader(settings, settings.kafka, topic, [0])
     await reader.start()
 
@@ -56,7 +52,7 @@ async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
         return [record.value async for record in reader.read_to_end()]
 
     with open_transactions(settings.kafka, {topic: 1}):
-        await commit(settings, topic, b"new")
+        await write_transaction(settings, topic, ("k", b"new"))
         reading = asyncio.create_task(read())
         async with asyncio.timeout(SECONDS):
             while "open transaction of producer id" not in caplog.text:
@@ -72,7 +68,7 @@ async def test_a_reader_does_not_go_on_from_less_than_what_is_committed(
 async def test_the_board_waits_for_what_an_open_transaction_hides(context: WorkerContext) -> None:
     topic = context.topics.status.name
     with open_transactions(context.settings.kafka, {topic: 1}):
-        await commit(context.settings, topic, new_session().encode(), b"r1")
+        await write_transaction(context.settings, topic, ("r1", new_session().encode()))
         waiting = asyncio.create_task(context.board.caught_up(0))
         await asyncio.wait([waiting], timeout=1)
         assert not waiting.done()
@@ -111,7 +107,9 @@ async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_rea
     topic = getattr(context.topics, held).name
     token = Token(replay_id="r1", epoch=1, kind="emit")
     checkpoint = Checkpoint.of_shard(token, Origin(0, 0), None, ShardProgress(state="stopped"))
-    await commit(context.settings, context.topics.checkpoints.name, checkpoint.encode(), b"r1/0")
+    await write_transaction(
+        context.settings, context.topics.checkpoints.name, ("r1/0", checkpoint.encode())
+    )
     context.board.sessions["r1"] = new_session()
     partition = WorkPartition(context, 0)
     with open_transactions(context.settings.kafka, {topic: 1}):
@@ -210,7 +208,7 @@ async def test_a_replay_does_not_complete_while_consumers_cannot_see_its_records
         return partition.checkpoints.newest["r1/finish"]
 
     with open_transactions(context.settings.kafka, {topic: 1}):
-        offset = await commit(context.settings, topic, b"replayed")
+        offset = await write_transaction(context.settings, topic, ("k", b"replayed"))
         session = await session_of(context, topic, 3, offsets={topic: {0: (offset, offset)}})
         context.board.sessions["r1"] = session
         waits = (await finish(1)).report
@@ -266,7 +264,7 @@ async def test_a_slice_without_marker_fails_the_replay_until_consumers_see_the_s
 
 
 async def test_seen_records_need_no_explanation(context: WorkerContext, topic: str) -> None:
-    offset = await commit(context.settings, topic, b"replayed")
+    offset = await write_transaction(context.settings, topic, ("k", b"replayed"))
     written = {topic: {0: (offset, offset)}}
     assert await find_hidden_records(context.settings, written, "r1") is None
     assert await find_hidden_records(context.settings, {}, "r1") is None
@@ -297,11 +295,11 @@ async def test_a_watch_tells_what_consumers_do_not_see_until_they_see_it(
 ) -> None:
     monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.2)
     watch = ConsumerWatch(context.settings)
-    offset = await commit(context.settings, topic, b"seen")
+    offset = await write_transaction(context.settings, topic, ("k", b"seen"))
     written: Offsets = {topic: {0: (offset, offset)}}
     assert watch.hidden_records("r1", written) is None
     with open_transactions(context.settings.kafka, {topic: 1}):
-        hidden = await commit(context.settings, topic, b"hidden")
+        hidden = await write_transaction(context.settings, topic, ("k", b"hidden"))
         written = {topic: {0: (offset, hidden)}}
         told = await look_until(watch, written, is_found=True)
         assert f"partition 0 of {topic!r} stands still at offset" in (told or "")
@@ -319,7 +317,7 @@ async def test_a_watch_keeps_what_it_has_found_while_the_broker_is_away(
     monkeypatch.setattr("replay_app.stable_offsets.LOOK_SECONDS", 0.2)
     watch = ConsumerWatch(context.settings)
     with open_transactions(context.settings.kafka, {topic: 1}):
-        hidden = await commit(context.settings, topic, b"hidden")
+        hidden = await write_transaction(context.settings, topic, ("k", b"hidden"))
         written: Offsets = {topic: {0: (hidden, hidden)}}
         told = await look_until(watch, written, is_found=True)
         watch._settings = load_settings(kafka=f"127.0.0.1:{free_port()}")
