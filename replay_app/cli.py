@@ -55,7 +55,7 @@ from replay_app.terminal import (
     table,
     warnings_at_the_end,
 )
-from replay_app.topics import Topics, ensure_topics, partition_counts
+from replay_app.topics import Topics, ensure_topics, partition_counts, topics_by_cluster
 
 DONE, FAILED, USAGE, REFUSED, NONE_REPLAYED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = (
@@ -297,10 +297,12 @@ def _topics(options: argparse.Namespace) -> int:
 
 async def _topic_rows(settings: Settings) -> list[tuple[str, str, int, bool, dict[str, str]]]:
     rows = []
-    for topic in Topics.of(settings).all():
-        cluster = settings.target_bootstrap if topic.on_target else settings.kafka
-        exists = topic.name in await partition_counts(settings, cluster, [topic.name])
-        rows.append((topic.name, cluster, topic.partitions, exists, topic.config))
+    for cluster, topics in topics_by_cluster(settings).items():
+        existing = await partition_counts(settings, cluster, [topic.name for topic in topics])
+        rows += [
+            (topic.name, cluster, topic.partitions, topic.name in existing, topic.config)
+            for topic in topics
+        ]
     return rows
 
 
