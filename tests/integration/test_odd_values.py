@@ -171,7 +171,9 @@ def stored(
         documents[ODD][field] = value
     events.delete_many({})
     events.insert_many(documents)
-    with rewritten_store(settings.mongo.get_secret_value(), changes, back) as uri:
+    uri = settings.mongo.get_secret_value()
+    way = rewritten_store(uri, changes, back) if changes else contextlib.nullcontext(uri)
+    with way as uri:
         store = EventStore(settings.model_copy(update={"mongo": type(settings.mongo)(uri)}))
         try:
             yield store

@@ -124,6 +124,9 @@ async def test_a_partition_stays_closed_and_says_why_until_everything_can_be_rea
         assert not await partition.is_open_within(0.1)
         reason = await asyncio.to_thread(wait_until, lambda: nudge_of(context), SECONDS)
         assert reason.startswith(f"partition 0 of {context.topics.work.name} cannot be opened: ")
+    # From here on, no limit may end a try that would succeed on a slow machine.
+    monkeypatch.setattr("replay_app.compacted.HELD_SECONDS", SECONDS)
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", SECONDS)
     async with asyncio.timeout(SECONDS):
         await partition.wait_until_open()
     assert not context.obstacles
@@ -148,6 +151,7 @@ async def test_no_step_of_a_session_is_taken_before_the_newest_session_is_known(
         assert "is not read to its end within 2 s" in why
         assert "open transaction of producer id" in why
         assert not handling.done()
+    monkeypatch.setattr("replay_app.board.CAUGHT_UP_SECONDS", SECONDS)  # for a slow machine
     async with asyncio.timeout(SECONDS):
         await handling
     assert not context.obstacles
