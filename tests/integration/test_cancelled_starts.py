@@ -19,7 +19,7 @@ from replay_app.settings import Settings
 from replay_app.topic_watch import TopicWatch
 from replay_app.topics import partition_counts
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class SlowBroker:
