@@ -43,8 +43,8 @@ demo: $(INSTALLED) $(NATIVE)  ## Run the whole program on a stack of its own, wi
 stack: $(INSTALLED)  ## Start a broker and a store, print where they are, run until Ctrl-C
 	@$(BIN)/python -m replay_app.demo.stack
 
-check: lint $(NATIVE)  ## Lint, and run the unit and integration tests: a minute or two
-	$(PYTEST) tests/unit tests/integration
+check: lint $(NATIVE)  ## Lint, and run the unit and integration tests but the long ones: two or three minutes
+	$(PYTEST) tests/unit tests/integration -m "not long"
 
 test: lint browser $(NATIVE)  ## Lint, run every test, and fuzz the native encoder for a minute
 ifneq ($(RUST_ANSWERS),)

@@ -32,7 +32,7 @@ from replay_app.client import (
 from replay_app.commands import VERBS, command_of, new_replay_id, parse_command
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
-from replay_app.kafka_internals import never_create_topics
+from replay_app.kafka_internals import mend_aiokafka
 from replay_app.logs import configure_logging
 from replay_app.sessions import MAX_LISTED
 from replay_app.settings import Settings, check_names, load_settings, settings_rows
@@ -55,7 +55,7 @@ from replay_app.terminal import (
     table,
     warnings_at_the_end,
 )
-from replay_app.topics import Topics, ensure_topics, partition_counts
+from replay_app.topics import Topics, ensure_topics, partition_counts, topics_by_cluster
 
 DONE, FAILED, USAGE, REFUSED, NONE_REPLAYED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = (
@@ -77,7 +77,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
-    never_create_topics()
+    mend_aiokafka()
     # Both parsers read --json and --url; a default of the second would undo the first's value.
     options = argparse.Namespace(json=False, url=None)
     try:
@@ -297,10 +297,12 @@ def _topics(options: argparse.Namespace) -> int:
 
 async def _topic_rows(settings: Settings) -> list[tuple[str, str, int, bool, dict[str, str]]]:
     rows = []
-    for topic in Topics.of(settings).all():
-        cluster = settings.target_bootstrap if topic.on_target else settings.kafka
-        exists = topic.name in await partition_counts(settings, cluster, [topic.name])
-        rows.append((topic.name, cluster, topic.partitions, exists, topic.config))
+    for cluster, topics in topics_by_cluster(settings).items():
+        existing = await partition_counts(settings, cluster, [topic.name for topic in topics])
+        rows += [
+            (topic.name, cluster, topic.partitions, topic.name in existing, topic.config)
+            for topic in topics
+        ]
     return rows
 
 

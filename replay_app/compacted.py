@@ -123,14 +123,15 @@ class CompactedReader:
             for record in await self.read():
                 yield record
                 moved = time.monotonic()
-            if time.monotonic() - moved > HELD_SECONDS:
-                raise KafkaTimeoutError(f"{why}; gave up after {HELD_SECONDS:g} s")
-            if time.monotonic() - said > OBSTACLE_SECONDS:
-                said = time.monotonic()
+            now = time.monotonic()
+            if now - said > OBSTACLE_SECONDS:
+                said = now
                 for number, end in ends.items():
                     if (obstacle := await self.explain(number, end)) is not None:
                         why = obstacle
                         logger.warning("%s", why)
+            if now - moved > HELD_SECONDS:
+                raise KafkaTimeoutError(f"{why}; gave up after {HELD_SECONDS:g} s")
 
     async def explain(self, number: int, end: int) -> str | None:
         """Return why the reader has not reached an offset of a partition; None if it reads on.

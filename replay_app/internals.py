@@ -1,9 +1,9 @@
-"""Every private name of another library that this program uses, behind public names.
+"""Private names of other libraries, behind public names, and a check of the libraries' versions.
 
 A private name may change with any version. So the versions are pinned, and a worker that finds
-other versions does not start (`check_versions`). Nothing else in this program may use private
-names of aiokafka, Faust or PyMongo; `kafka_internals` has those of aiokafka's producer, and
-`kafka_requests` those of its client.
+other versions does not start (`check_versions`). Only three modules of this program may use private
+names of aiokafka, Faust and PyMongo: this one, `kafka_internals` (aiokafka's producer and its
+connections) and `kafka_requests` (requests that aiokafka does not have).
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 aiokafka's transactional producer tries for ever: it never gives up a batch, or a partition that
 cannot join the transaction. It knows fewer error codes than the broker has, and it throws away
 which record of a batch the broker refuses. `TransactionalProducer` differs in these points only.
+
+`mend_aiokafka` changes all clients of this process: they create no topics, and a start that is
+cancelled closes its connection.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+import aiokafka.client
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import ProducerFenced
 from aiokafka.producer.sender import (
     BACKOFF_OVERRIDE,
@@ -44,18 +49,43 @@ _VERSION_OF_DETAILS = 8
 """The first version of the Produce response with the broker's words and the records at fault."""
 
 
-def never_create_topics() -> None:
-    """Let no metadata request of this process create a topic: of no client, Faust's included.
+def mend_aiokafka() -> None:
+    """Change two things in every client of this process, Faust's included.
 
-    By default aiokafka lets the broker create each topic that a client asks for. A deleted topic
-    would come back, with the broker's default partitions.
+    - No metadata request creates a topic. By default aiokafka lets the broker create each topic
+      that a client asks for: a deleted topic would come back, with the broker's default partitions.
+    - A client whose start is cancelled, such as by a time limit, closes its first connection.
+      aiokafka leaves the connection open, and writes "Unclosed AIOKafkaConnection" into the log.
     """
     MetadataRequest.build = _build_without_creation
+    aiokafka.client.create_conn = _connect
 
 
 def _build_without_creation(request: Any, struct: Any) -> Any:
     request._allow_auto_topic_creation = False  # noqa: SLF001
     return _build_metadata_request(request, struct)
+
+
+async def _connect(
+    host: str, port: int, *, on_close: Any = None, **options: Any
+) -> AIOKafkaConnection:
+    """Do what aiokafka's ``create_conn`` does."""
+    # The connection of a client's start is the only one without a callback.
+    kind = _FirstConnection if on_close is None else AIOKafkaConnection
+    connection = kind(host, port, on_close=on_close, **options)
+    await connection.connect()
+    return connection
+
+
+class _FirstConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships no types
+    """The connection over which a client that starts asks for the brokers."""
+
+    async def send(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().send(*arguments, **options)
+        except asyncio.CancelledError:
+            self.close()
+            raise
 
 
 async def close_client(client: Any) -> None:

@@ -53,59 +53,6 @@ async def request_types(client: AIOKafkaClient) -> frozenset[int]:
     raise KafkaConnectionError(msg)
 
 
-class _TopicsResponse(Response):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            Array(
-                ("node_id", Int32),
-                ("host", String("utf-8")),
-                ("port", Int32),
-                ("rack", String("utf-8")),
-            ),
-        ),
-        ("cluster_id", String("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            Array(
-                ("error_code", Int16),
-                ("topic", String("utf-8")),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    Array(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", Array(Int32)),
-                        ("isr", Array(Int32)),
-                        ("offline_replicas", Array(Int32)),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-            ),
-        ),
-        ("cluster_authorized_operations", Int32),
-    )
-
-
-class _TopicsRequestV8(RequestStruct):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 8
-    RESPONSE_TYPE = _TopicsResponse
-    SCHEMA = Schema(
-        ("topics", Array(String("utf-8"))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-    )
-
-
 class _Uuid(AbstractType[bytes]):  # type: ignore[misc]
     """16 bytes, which aiokafka's types do not have."""
 
@@ -118,50 +65,64 @@ class _Uuid(AbstractType[bytes]):  # type: ignore[misc]
         return data.read(16)
 
 
+def _topics_schema(array: type[Array], text: String, *, is_flexible: bool) -> Schema:
+    """Return the schema of an answer with topics.
+
+    ``is_flexible``: of the versions with compact types and tags; from version 10 on with topic ids.
+    """
+    tags = [("tags", TaggedFields)] if is_flexible else []
+    topic_id = [("topic_id", _Uuid)] if is_flexible else []
+    broker = (("node_id", Int32), ("host", text), ("port", Int32), ("rack", text))
+    partition = (
+        ("error_code", Int16),
+        ("partition", Int32),
+        ("leader", Int32),
+        ("leader_epoch", Int32),
+        ("replicas", array(Int32)),
+        ("isr", array(Int32)),
+        ("offline_replicas", array(Int32)),
+    )
+    topic = (
+        ("error_code", Int16),
+        ("topic", text),
+        *topic_id,
+        ("is_internal", Boolean),
+        ("partitions", array(*partition, *tags)),
+        ("authorized_operations", Int32),
+    )
+    return Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", array(*broker, *tags)),
+        ("cluster_id", text),
+        ("controller_id", Int32),
+        ("topics", array(*topic, *tags)),
+        ("cluster_authorized_operations", Int32),
+        *tags,
+    )
+
+
+class _TopicsResponseV8(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = _topics_schema(Array, String("utf-8"), is_flexible=False)
+
+
+class _TopicsRequestV8(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _TopicsResponseV8
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
 class _TopicsResponseV10(Response):  # type: ignore[misc]
     API_KEY = 3
     API_VERSION = 10
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("topic", CompactString("utf-8")),
-                ("topic_id", _Uuid),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline_replicas", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_authorized_operations", Int32),
-        ("tags", TaggedFields),
-    )
+    SCHEMA = _topics_schema(CompactArray, CompactString("utf-8"), is_flexible=True)
 
 
 class _TopicsRequestV10(RequestStruct):  # type: ignore[misc]

@@ -34,6 +34,8 @@ GONE_SECONDS = 8.0
 may not know all topics yet."""
 ANSWER_SECONDS = 10.0
 """How long the broker may take to answer a look."""
+METADATA_MS = 24 * 60 * 60 * 1000
+"""How often aiokafka asks for all topics of the cluster by itself. The watch does not need them."""
 OBSTACLE = "topics"
 """Under which name the worker shows what a look has found."""
 
@@ -49,35 +51,52 @@ class TopicWatch:
         """By topic: the id at the first look. A broker before Kafka 2.8 has no ids."""
         self._missing_since: dict[str, float] = {}
         """By topic: monotonic seconds."""
+        self._clients: dict[str, AIOKafkaClient] = {}
+        """By the addresses of the cluster."""
 
     async def until_lost(self) -> str:
         """Look until a topic is lost. Return what has happened, in words."""
-        while True:
-            try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    found = await self._find()
-            except Exception as error:  # noqa: BLE001 - a look that fails must not end the watch
-                logger.debug("the topics cannot be looked at: %r", error)
-            else:
-                if (lost := self._compare(found, time.monotonic())) is not None:
-                    return lost
-            await asyncio.sleep(LOOK_SECONDS)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        found = await self._find()
+                except Exception as error:  # noqa: BLE001 - a look that fails must not end the watch
+                    logger.debug("the topics cannot be looked at: %r", error)
+                    await self._disconnect()
+                else:
+                    if (lost := self._compare(found, time.monotonic())) is not None:
+                        return lost
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            await self._disconnect()
 
     async def _find(self) -> dict[str, str | None]:
         """Return the id of each topic, "" without an id; None: the broker does not know it."""
-        settings, found = self._settings, dict[str, str | None]()
-        for bootstrap, topics in topics_by_cluster(settings).items():
-            client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
-            try:
-                await client.bootstrap()
-                for topic in await describe_topics(client, [own.name for own in topics]):
-                    if topic.error_code == UnknownTopicOrPartitionError.errno:
-                        found[topic.name] = None
-                    elif not topic.error_code:
-                        found[topic.name] = topic.topic_id
-            finally:
-                await close_client(client)
+        found: dict[str, str | None] = {}
+        for bootstrap, topics in topics_by_cluster(self._settings).items():
+            client = await self._connect(bootstrap)
+            for topic in await describe_topics(client, [own.name for own in topics]):
+                if topic.error_code == UnknownTopicOrPartitionError.errno:
+                    found[topic.name] = None
+                elif not topic.error_code:
+                    found[topic.name] = topic.topic_id
         return found
+
+    async def _connect(self, bootstrap: str) -> AIOKafkaClient:
+        """Return a cluster's client. A client is kept until a look fails."""
+        if bootstrap not in self._clients:
+            client = self._clients[bootstrap] = AIOKafkaClient(
+                bootstrap_servers=bootstrap,
+                metadata_max_age_ms=METADATA_MS,
+                **self._settings.kafka_security(),
+            )
+            await client.bootstrap()
+        return self._clients[bootstrap]
+
+    async def _disconnect(self) -> None:
+        while self._clients:
+            await close_client(self._clients.popitem()[1])
 
     def _compare(self, found: dict[str, str | None], now: float) -> str | None:
         """Return what has happened, once a topic is lost; show what is missing meanwhile."""

@@ -56,7 +56,8 @@ TRANSACTION_REQUESTS = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "End
 NOOP = b'{"kind":"noop"}'
 """The record that primes a new partition. The agents ignore it."""
 ANSWER_SECONDS = 20.0
-"""How long a broker may take to describe, or to create, topics. aiokafka waits without a limit."""
+"""How long a broker may take to describe topics, or to create topics with their leaders. aiokafka
+waits without a limit."""
 PRIME_SECONDS = 60.0
 """How long the broker may take to give every partition its first offset."""
 NEW_SECONDS = 600.0
@@ -242,35 +243,32 @@ async def _create_missing(
                 for t in missing
             ]
         )
-    created: list[str] = []
-    for name, code, message in (entry[:3] for entry in response.topic_errors):
-        if not code:
-            created.append(name)
-        # When two workers start at once, both try: the second one finds the topic created.
-        elif for_code(code) is not TopicAlreadyExistsError:
-            msg = (
-                f"topic {name!r} cannot be created: {message or for_code(code).__name__}. "
-                "REPLAY_REPLICATION is at most the number of brokers, and the worker needs the "
-                "right to create topics"
-            )
-            raise InvalidSettings(msg)
-    await _await_leaders(settings, bootstrap, [topic.name for topic in missing])
+        created: list[str] = []
+        for name, code, message in (entry[:3] for entry in response.topic_errors):
+            if not code:
+                created.append(name)
+            # When two workers start at once, both try: the second one finds the topic created.
+            elif for_code(code) is not TopicAlreadyExistsError:
+                msg = (
+                    f"topic {name!r} cannot be created: {message or for_code(code).__name__}. "
+                    "REPLAY_REPLICATION is at most the number of brokers, and the worker needs "
+                    "the right to create topics"
+                )
+                raise InvalidSettings(msg)
+        await _await_leaders(admin, [topic.name for topic in missing])
     if created:
         logger.info("created topics %s", ", ".join(created))
     return created
 
 
-async def _await_leaders(settings: Settings, bootstrap: str, names: list[str]) -> None:
+async def _await_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> None:
     """Wait until new topics can be used. Before, aiokafka's clients log errors about them."""
-    async with _admin(settings, bootstrap) as admin:
-        while True:
-            topics = await admin.describe_topics(names)
-            codes = [
-                part["error_code"] for topic in topics for part in (topic, *topic["partitions"])
-            ]
-            if not NOT_THERE_YET.intersection(codes):
-                return  # a missing right, for example, is named later
-            await asyncio.sleep(LEADERS_POLL_SECONDS)
+    while True:
+        topics = await admin.describe_topics(names)
+        codes = [part["error_code"] for topic in topics for part in (topic, *topic["partitions"])]
+        if not NOT_THERE_YET.intersection(codes):
+            return  # a missing right, for example, is named later
+        await asyncio.sleep(LEADERS_POLL_SECONDS)
 
 
 async def _prime(settings: Settings, topics: list[Topic]) -> None:

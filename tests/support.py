@@ -32,6 +32,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from replay_app.events import STRICT
+from replay_app.publisher import FencedProducer
+from replay_app.settings import Settings
 
 KAFKA_SECONDS = 30.0
 POLL_SECONDS = 0.1
@@ -203,6 +205,27 @@ def open_transactions(bootstrap: str, partitions: Mapping[str, int]) -> Iterator
         yield
     finally:
         producer.abort_transaction(KAFKA_SECONDS)
+
+
+async def write_transaction(
+    settings: Settings,
+    topic: str,
+    *records: tuple[str, bytes | None],
+    partition: int = 0,
+    commits: bool = True,
+) -> int:
+    """Write keys with their values in one transaction of a new producer; return the last offset."""
+    producer = await FencedProducer(settings, settings.kafka, unique_name("own")).start()
+    try:
+        await producer.begin()
+        for key, value in records:
+            await producer.send(topic, partition=partition, key=key.encode(), value=value)
+        *_, ack = producer._unacked
+        offset = int((await ack).offset)
+        await (producer.commit() if commits else producer.abort())
+    finally:
+        await producer.discard()
+    return offset
 
 
 def wait_until(

@@ -14,10 +14,17 @@ from support import AWARE, unique_name
 from replay_app.board import Board
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack
+from replay_app.kafka_internals import mend_aiokafka
 from replay_app.publisher import Outbox
 from replay_app.settings import Settings, load_settings
 from replay_app.store import EventStore
 from replay_app.topics import Topics, ensure_topics
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _aiokafka_of_a_worker() -> None:
+    """Mend aiokafka as every command of the program does."""
+    mend_aiokafka()
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def allow(bootstrap: str, topic: str, *operations: AclOperation) -> None:
         done.result(SECONDS)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("old_events")
 async def test_missing_rights_are_told_by_topic_and_acl(
     guarded: EmbeddedServers, settings: Settings, store: EventStore

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from support import KAFKA_SECONDS, create_topics, open_transactions, unique_name
+from support import (
+    KAFKA_SECONDS,
+    create_topics,
+    open_transactions,
+    unique_name,
+    write_transaction,
+)
 
 from replay_app.context import WorkerContext
 from replay_app.dropped_slices import LastSlices, find_dropped_records
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.publisher import FencedProducer
 from replay_app.reports import Offsets
-from replay_app.settings import Settings
+
+RECORD = ("k", b"v")
 
 
 @pytest.fixture
@@ -22,29 +28,17 @@ def topic(context: WorkerContext) -> str:
     return name
 
 
-async def write(settings: Settings, topic: str, *, partition: int, commits: bool) -> int:
-    """Write one record in a transaction, and return its offset."""
-    producer = await FencedProducer(settings, settings.kafka, unique_name("own")).start()
-    await producer.begin()
-    await producer.send(topic, partition=partition, key=b"k", value=b"v")
-    (ack,) = producer._unacked
-    offset = int((await ack).offset)
-    await (producer.commit() if commits else producer.abort())
-    await producer.discard()
-    return offset
-
-
 async def test_records_that_consumers_see_are_found_once_until_an_abort(
     context: WorkerContext, topic: str
 ) -> None:
     settings = context.settings
-    last = await write(settings, topic, partition=0, commits=True)
-    other = await write(settings, topic, partition=1, commits=True)
+    last = await write_transaction(settings, topic, RECORD)
+    other = await write_transaction(settings, topic, RECORD, partition=1)
     offsets: Offsets = {topic: {0: (0, last), 1: (0, other)}}
     slices = LastSlices(settings, context.describe)
     await slices.require("r/0", offsets)
     await slices.require("r/1", {})
-    dropped = await write(settings, topic, partition=1, commits=False)
+    dropped = await write_transaction(settings, topic, RECORD, partition=1, commits=False)
     newer: Offsets = {topic: {0: (0, last), 1: (0, dropped)}}
     await slices.require("r/0", newer)  # nothing was aborted, so nobody looks
     slices.aborted()
@@ -61,9 +55,9 @@ async def test_records_behind_an_open_transaction_are_looked_at_again(
     settings = context.settings
     slices = LastSlices(settings, context.describe)
     with open_transactions(settings.kafka, {topic: 1}):
-        dropped = await write(settings, topic, partition=0, commits=False)
+        dropped = await write_transaction(settings, topic, RECORD, commits=False)
         await slices.require("r/0", {topic: {0: (0, dropped)}})
-        last = await write(settings, topic, partition=0, commits=True)
+        last = await write_transaction(settings, topic, RECORD)
         await slices.require("r/0", {topic: {0: (0, last)}})
     with pytest.raises(ReplayFailed, match=rf"\(offset {dropped}\)"):
         await slices.require("r/0", {topic: {0: (0, last)}})
@@ -73,8 +67,8 @@ async def test_deleted_records_are_not_taken_for_dropped(
     context: WorkerContext, topic: str
 ) -> None:
     settings = context.settings
-    dropped = await write(settings, topic, partition=0, commits=False)
-    last = await write(settings, topic, partition=0, commits=True)
+    dropped = await write_transaction(settings, topic, RECORD, commits=False)
+    last = await write_transaction(settings, topic, RECORD)
     admin = AdminClient({"bootstrap.servers": settings.kafka})
     (deletion,) = admin.delete_records([TopicPartition(topic, 0, last + 1)]).values()
     deletion.result(KAFKA_SECONDS)

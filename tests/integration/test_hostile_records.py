@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pymongo.collection import Collection
-from support import create_topics, read_topic, unique_name
+from support import create_topics, read_topic, unique_name, write_transaction
 
 from replay_app.checkpoints import Checkpoint, Origin, Token
 from replay_app.commands import Start
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import Stack
 from replay_app.plans import Planner
-from replay_app.publisher import FencedProducer
 from replay_app.reports import Counters, Report, ShardProgress, decode_report
 from replay_app.sessions import Session, Shard
 from replay_app.work_agent import WorkPartitions
@@ -22,17 +21,6 @@ from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-async def write(context: WorkerContext, topic: str, *records: tuple[str, bytes | None]) -> None:
-    """Write records to partition 0 of an internal topic, in one transaction."""
-    producer = FencedProducer(context.settings, context.settings.kafka, unique_name("stranger"))
-    await producer.start()
-    await producer.begin()
-    for key, value in records:
-        await producer.send(topic, partition=0, key=key.encode(), value=value)
-    await producer.commit()
-    await producer.discard()
 
 
 def reports(context: WorkerContext) -> list[Report]:
@@ -80,9 +68,13 @@ async def test_an_unreadable_checkpoint_fails_only_its_shard_and_stays_as_it_is(
         for name, read in (("bad", 2), ("good", 0))
     ]
     status = context.topics.status.name
-    await write(context, status, *((one.replay_id, one.encode()) for one in sessions))
+    await write_transaction(
+        context.settings, status, *((one.replay_id, one.encode()) for one in sessions)
+    )
     checkpoints = context.topics.checkpoints.name
-    await write(context, checkpoints, ("old/0", b"{"), ("old/0", None), ("bad/0", b"{"), ("x", b""))
+    await write_transaction(
+        context.settings, checkpoints, ("old/0", b"{"), ("old/0", None), ("bad/0", b"{"), ("x", b"")
+    )
     partitions = WorkPartitions(context)
     await partitions.assign([0])
     for number, replay_id in enumerate(("bad", "good")):
@@ -134,7 +126,9 @@ async def test_tokens_of_unknown_sessions_wait_aside_until_their_session_comes(
         await partitions.handle(0, 100, late.encode())
 
     session = await running_session(context, stack, events, "late")
-    await write(context, context.topics.status.name, ("late", session.encode()))
+    await write_transaction(
+        context.settings, context.topics.status.name, ("late", session.encode())
+    )
     work = context.topics.work.name
 
     async def sent() -> list[Token]:
@@ -160,7 +154,9 @@ async def test_a_token_of_a_shard_that_the_replay_does_not_have_changes_nothing(
     context: WorkerContext, stack: Stack, events: Collection[dict[str, Any]]
 ) -> None:
     session = await running_session(context, stack, events, "small")
-    await write(context, context.topics.status.name, ("small", session.encode()))
+    await write_transaction(
+        context.settings, context.topics.status.name, ("small", session.encode())
+    )
     partitions = WorkPartitions(context)
     await partitions.assign([0])
     await partitions.handle(0, 0, Token(replay_id="small", shard=7, epoch=1, kind="emit").encode())
@@ -175,7 +171,9 @@ async def test_a_checkpoint_that_belongs_to_another_key_is_unreadable(
 ) -> None:
     token = Token(replay_id="a", epoch=1, kind="emit")
     checkpoint = Checkpoint.of_shard(token, Origin(0, 1), None, ShardProgress())
-    await write(context, context.topics.checkpoints.name, ("b/0", checkpoint.encode()))
+    await write_transaction(
+        context.settings, context.topics.checkpoints.name, ("b/0", checkpoint.encode())
+    )
     partition = WorkPartition(context, 0)
     await partition.wait_until_open()
     assert partition.checkpoints.newest == {}

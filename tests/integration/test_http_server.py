@@ -275,9 +275,11 @@ async def test_without_the_token_nothing_is_read_and_nothing_else_happens(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server = await start()
-    for more in ("Expect: 100-continue", "Expect: nothing", "X-A: b"):
-        head = _head("POST /replays", "Content-Length: 100000000", more, token=token)
-        answer = await server.ask(head)
+    heads = [
+        _head("POST /replays", "Content-Length: 100000000", more, token=token)
+        for more in ("Expect: 100-continue", "Expect: nothing", "X-A: b")
+    ]
+    for answer in await asyncio.gather(*map(server.ask, heads)):
         assert _status(answer) == 401
         assert b"Content-Security-Policy" in answer
         assert b"WWW-Authenticate: Bearer" in answer

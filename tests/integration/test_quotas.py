@@ -146,6 +146,7 @@ async def work(context: WorkerContext, partitions: WorkPartitions, session: Sess
         await consumer.stop()
 
 
+@pytest.mark.long
 async def test_a_replay_completes_under_a_quota_that_is_slower_than_its_transactions(
     settings: Settings,
     events: Collection[dict[str, Any]],
