@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from replay_app.counts import (
 )
 from replay_app.cuts import find_ranges
 from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Spans, name_topics
-from replay_app.events import Document, event_time, field_at, is_text
+from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
+from replay_app.looks import known_topics, look
 from replay_app.queries import (
     Query,
     all_of,
@@ -29,10 +30,10 @@ from replay_app.queries import (
     to_json,
     untimed,
 )
-from replay_app.reports import OTHER, Plan, ShardPlan, most_common
+from replay_app.reports import Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
-from replay_app.store_checks import LOOK_SECONDS, SAMPLE_EVENTS, StoreChecks, is_customized
+from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
 from replay_app.topics import Topics
 
 if TYPE_CHECKING:
@@ -44,10 +45,6 @@ MAX_PLAN_NAMES = 500
 """Types, and topics, that a plan counts by name: a plan must fit into one record."""
 AT_ONCE_SECONDS = 0.15
 """How long a replay that starts at once waits for its count, and for looks beside the events."""
-LOOK_AROUND_SECONDS = 0.5
-"""How long a replay that starts at once waits for its look at some events."""
-MAX_LOOKED_TYPES = 20
-"""Types of a filter that are looked for one by one."""
 
 Describe = Callable[[Iterable[str]], Awaitable[dict[str, Destination]]]
 """Returns those topics that exist."""
@@ -102,7 +99,9 @@ class Planner:
         try:
             index_warnings, kinds = await asyncio.gather(
                 self._index_warnings(timed),
-                self._look(timed) if at_once else asyncio.sleep(0, []),
+                look(self._start, self._mapping, self._store, self._checks, timed)
+                if at_once
+                else asyncio.sleep(0, []),
             )
             found = await counting
         finally:
@@ -112,7 +111,9 @@ class Planner:
         is_open = at_once and found.total is None
         topics, by_type, without_topic = self._destinations(found)
         if found.timed is None:
-            topics = Counter(dict.fromkeys(self._known_topics(kinds or [], frozen), 0))
+            topics = Counter(
+                dict.fromkeys(known_topics(self._start, self._mapping, kinds or [], frozen), 0)
+            )
         if kinds is None or not (kinds or is_open):  # no look has checked the mapping
             await self._require_fit(found.timed or {})
         destinations = await self._require_topics(topics)
@@ -306,73 +307,6 @@ class Planner:
             except EventError as error:  # these events fail one by one
                 topicless.add(_type_name(event_type), count, error)
         return topics, types, topicless.warnings(self._start.on_error)
-
-    async def _look(self, timed: Query) -> list[tuple[Any, ...]] | None:
-        """Return type and topic field of some matching events, and check whether the mapping fits.
-
-        None if no event matches.
-
-        The look takes the first events that the store finds, and one event for each further type
-        of the filter. What the store does not answer in time stays unknown: an event may name its
-        own topic, so no topic follows from the filter alone.
-        """
-        names = self._start.filter.event_types[:MAX_LOOKED_TYPES]
-        seen = await self._first_events(timed, SAMPLE_EVENTS)
-        if seen is None:
-            return []
-        if not seen:
-            return None
-        await self._checks.require_mapping(seen)
-        if self._mapping.timestamp_type == "iso":
-            await self._checks.require_text_times(seen)
-        found = dict.fromkeys(map(self._kind, seen))
-        if len(seen) < SAMPLE_EVENTS:  # these are all
-            return [*found]
-        unseen = sorted(set(names) - {kind for kind, _ in found})
-        by_type = await asyncio.gather(
-            *(
-                self._first_events(all_of(timed, {self._mapping.field_type: name}), 1)
-                for name in unseen
-            )
-        )
-        for first in by_type:
-            found |= dict.fromkeys(map(self._kind, first or []))
-        return [*found]
-
-    async def _first_events(self, query: Query, events: int) -> list[Document] | None:
-        """Return the first matching events; None if the store does not answer in time."""
-        with contextlib.suppress(TimeLimitExceeded, TimeoutError):
-            async with asyncio.timeout(LOOK_AROUND_SECONDS):
-                pipeline: list[dict[str, Any]] = [{"$match": query}, {"$limit": events}]
-                return await self._store.documents(pipeline, LOOK_AROUND_SECONDS)
-        return None
-
-    def _kind(self, document: Document) -> tuple[Any, ...]:
-        """Return what the topic of an event depends on: its type, and its topic field."""
-        found = (
-            field_at(document, path)
-            for path in (self._mapping.field_type, self._mapping.field_topic)
-        )
-        return tuple(one if isinstance(one, Hashable) else None for one in found)
-
-    def _known_topics(self, kinds: list[tuple[Any, ...]], frozen: Plan | None) -> set[str]:
-        """Return the topics that are known without a count: they must exist.
-
-        These are the topics that the command names, those of the known ``kinds`` of events, and
-        those of a count before a retry.
-        """
-        target, wanted = self._start.target, self._start.filter
-        topics = {
-            topic
-            for name, topic in target.topics.items()
-            if name in (wanted.event_types or [name]) and name not in wanted.exclude_event_types
-        }
-        topics |= {target.topic} if target.topic else set()
-        topics |= frozen.by_topic.keys() - {OTHER} if frozen else set()
-        for event_type, own_topic in kinds:
-            with contextlib.suppress(EventError):  # these events fail one by one
-                topics.add(topic_of_group(event_type, own_topic, self._mapping, target))
-        return topics
 
     async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
         """Return the topics, or raise `ReplayFailed` if one is missing."""

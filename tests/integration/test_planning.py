@@ -12,7 +12,7 @@ import pytest
 from pymongo.collection import Collection
 from support import create_topics, unique_name
 
-from replay_app import plans
+from replay_app import looks, plans
 from replay_app.checkpoints import Origin, Token
 from replay_app.commands import Pause, Resume, Start
 from replay_app.context import WorkerContext
@@ -223,7 +223,7 @@ async def test_a_plan_that_starts_at_once_refuses_a_mapping_that_fits_no_event(
 async def test_a_store_that_answers_no_look_is_planned_all_the_same(
     settings: Settings, events: Collection[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "LOOK_AROUND_SECONDS", 0.001)
+    monkeypatch.setattr(looks, "LOOK_AROUND_SECONDS", 0.001)
     monkeypatch.setattr(plans, "AT_ONCE_SECONDS", 0.001)
     events.insert_many([stored(n) for n in range(3)])
     store = EventStore(settings)
