@@ -57,6 +57,7 @@ class Turn(NamedTuple):
 
 LONG = (
     Turn(scenarios.kill_workers, 110),
+    Turn(scenarios.kill_counting_workers, 12),
     Turn(scenarios.join_and_leave, 10),
     Turn(scenarios.stop_and_wake_workers, 6),
     Turn(scenarios.kill_broker, 10),
@@ -77,6 +78,7 @@ LONG = (
 )
 QUICK = (
     Turn(scenarios.kill_workers, 4),
+    Turn(scenarios.kill_counting_workers, 2),
     Turn(scenarios.stop_and_wake_workers, 1),
     Turn(scenarios.kill_store, 1),
     Turn(scenarios.kill_broker, 1),

@@ -13,15 +13,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from chaos.toxiproxy import Toxiproxy, ToxiproxyMissing, server_command
 from chaos.trials import RECOVERY_SECONDS, SESSION_TIMEOUT_SECONDS, Outcome, Trial
+from store_proxy import slow_store
 from strangers import write_hostile_records
 from support import wait_until
 
 from replay_app.demo.stack import REPLICAS
 
+COUNT_SECONDS = 2.5
+"""How long a store that counts slowly takes. A replay without a fault takes twice this time."""
 EVICTED_SECONDS = SESSION_TIMEOUT_SECONDS + 3
 """A worker that has sent nothing for this time has lost its partitions."""
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -54,6 +58,16 @@ def kill_workers(trial: Trial, times: int) -> Outcome:
             trial.await_recovery(struck_at, names)
         trial.go_on(rng.uniform(0, 1.5))
     return trial.outcome("kill -9 of workers", kills)
+
+
+def kill_counting_workers(trial: Trial, times: int) -> Outcome:
+    """Kill workers while a slow store counts the events of the replays that run.
+
+    Some replays end before their count, and some counts move to another worker.
+    """
+    with slow_store(trial.stack.mongo, COUNT_SECONDS, b"$group") as uri:
+        trial.cluster.environment["REPLAY_MONGO"] = uri
+        return replace(kill_workers(trial, times), fault="kill -9 of workers while they count")
 
 
 def join_and_leave(trial: Trial, times: int) -> Outcome:

@@ -30,6 +30,7 @@ def test_nothing_is_lost_repeated_or_disordered_whatever_dies() -> None:
     ][2:]
     assert [row[0] for row in rows] == [
         "kill -9 of workers",
+        "kill -9 of workers while they count",
         "SIGSTOP past the session timeout, SIGCONT",
         "store kill -9 and restart",
         "broker kill -9 and restart",
