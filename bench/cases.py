@@ -59,7 +59,7 @@ class Script:
     @property
     def kind(self) -> Hashable:
         """A value that is equal for cases that run the same code."""
-        return self.name
+        return self.name, self.order
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,8 @@ async def test_times_that_cannot_be_compared_in_time_are_a_warning(
     create_topics(settings.kafka, {topic: 1}, {"message.timestamp.before.max.ms": DAY_MS})
     hasty = settings.model_copy(update={"plan_seconds": 0.001})
     plan = await plan_for(hasty, store, topic, original=True)
-    assert "could not be compared with the time limits of their topics" in plan.warnings[-1]
+    told = "could not be compared with the time limits of their topics"
+    assert any(told in warning for warning in plan.warnings)
 
 
 # Rights
