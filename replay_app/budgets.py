@@ -7,8 +7,9 @@ budget follows the pace of the last transaction. The class reads no clock: the c
 
 from __future__ import annotations
 
-FIRST_BYTES = 1 << 20
-"""The budget while the pace is unknown. Small: at 30 kB/s a transaction of this size takes 35 s."""
+FIRST_BYTES = 4 << 20
+"""The budget while the pace is unknown. At 100 kB/s a transaction of this size takes 42 s.
+At a smaller pace the first transaction may fail; the next one is then smaller."""
 GROWTH = 4
 """A budget grows to this multiple at most. A quota lets the first bytes through at full speed, so a
 single fast transaction says little about the pace."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from replay_app.store import EventStore
     from replay_app.store_checks import StoreChecks
 
-LOOK_AROUND_SECONDS = 0.5
+LOOK_AROUND_SECONDS = 0.15
 """How long a replay waits for each of the two parts of the look."""
 MAX_LOOKED_TYPES = 20
 """Types of a filter that are looked for one by one."""

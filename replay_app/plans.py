@@ -96,17 +96,16 @@ class Planner:
         # Before the count: a store that is busy with the count gives no cuts in time.
         shards, cut_warnings = await self._shards(timed, bounds, frozen)
         counting = asyncio.create_task(self._count(end, at_once=at_once))
+        looking = asyncio.create_task(self._look(timed, at_once=at_once))
         try:
-            index_warnings, kinds = await asyncio.gather(
-                self._index_warnings(timed),
-                look(self._start, self._mapping, self._store, self._checks, timed)
-                if at_once
-                else asyncio.sleep(0, []),
-            )
+            index_warnings = await self._index_warnings(timed)
             found = await counting
+            kinds = await looking if found.timed is None else []
         finally:
             counting.cancel()
-        if kinds is None and found.timed is None:
+            looking.cancel()
+            await asyncio.gather(counting, looking, return_exceptions=True)
+        if kinds is None:
             found = replace(found, timed={})
         is_open = at_once and found.total is None
         topics, by_type, without_topic = self._destinations(found)
@@ -114,7 +113,7 @@ class Planner:
             topics = Counter(
                 dict.fromkeys(known_topics(self._start, self._mapping, kinds or [], frozen), 0)
             )
-        if kinds is None or not (kinds or is_open):  # no look has checked the mapping
+        if found.timed is not None or not at_once:  # else the look has checked what it could
             await self._require_fit(found.timed or {})
         destinations = await self._require_topics(topics)
         preflight = self._preflight(destinations)
@@ -250,6 +249,12 @@ class Planner:
                 if found.total is not None:
                     return found
         return Counts(None, misfits=Counter() if leaves_out_untimed(start) else None)
+
+    async def _look(self, timed: Query, *, at_once: bool) -> list[tuple[Any, ...]] | None:
+        """Return the kinds of events that `look` finds. A full plan needs no look: it counts."""
+        if not at_once:
+            return []
+        return await look(self._start, self._mapping, self._store, self._checks, timed)
 
     async def _require_fit(self, kinds: Iterable[tuple[Any, ...]]) -> None:
         """Check whether mapping and times fit the stored events.

@@ -29,6 +29,9 @@ PLAN_WAIT_SECONDS = 0.5
 """How long a plan step waits for a plan that does not count first."""
 COUNT_WAIT_SECONDS = 0.05
 """How long a step waits for a count. A longer plan, or count, goes on between two slices."""
+SHARDS_FIRST_SECONDS = 30.0
+"""How long a count lets the shards go first. Count and first page would slow each other down."""
+SHARDS_LOOK_SECONDS = 0.1
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
@@ -113,8 +116,18 @@ class Steps:
         context, plan = self._context, session.plan
         planner = Planner(session.start, context.settings, context.store, context.describe)
         if kind == "count" and plan is not None:
+            await self._let_shards_begin(session)
             return await planner.count(plan)
         return await planner.plan(plan, at_once=not counts_first(session.start))
+
+    async def _let_shards_begin(self, session: Session) -> None:
+        """Wait, not for long, until a shard has read: the store then has time for the count."""
+        until = time.monotonic() + SHARDS_FIRST_SECONDS
+        while time.monotonic() < until:
+            newest = self._context.board.sessions.get(session.replay_id, session)
+            if newest.state != "running" or newest.counters.read:
+                return
+            await asyncio.sleep(SHARDS_LOOK_SECONDS)
 
     async def gate(
         self, session: Session, token: Token, origin: Origin, producer: FencedProducer

@@ -12,7 +12,7 @@ import pytest
 from pymongo.collection import Collection
 from support import create_topics, unique_name
 
-from replay_app import looks, plans
+from replay_app import looks, plans, steps
 from replay_app.checkpoints import Origin, Token
 from replay_app.commands import Pause, Resume, Start
 from replay_app.context import WorkerContext
@@ -67,8 +67,11 @@ class KeepingOutbox(Outbox):
 
 @pytest.fixture
 async def partition(
-    start_worker: Callable[..., Awaitable[WorkerContext]], events: Collection[dict[str, Any]]
+    start_worker: Callable[..., Awaitable[WorkerContext]],
+    events: Collection[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[WorkPartition]:
+    monkeypatch.setattr(steps, "SHARDS_FIRST_SECONDS", 0.1)  # no shard runs here
     topic = unique_name("orders")
     events.insert_one({"_id": 1, "timestamp": T0, "event_type": topic})
     worker = await start_worker(SlowStore, KeepingOutbox)
