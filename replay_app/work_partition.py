@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COUNT_WAIT_SECONDS = 4.0
+UNTIMED_WAIT_SECONDS = 4.0
 """Interval at which a shard that awaits the count reports. The count's end wakes the shard."""
 REFUSED_ROUNDS = 10
 """How often one token starts its slice again because the broker refuses events. Then the next token
@@ -494,7 +494,7 @@ class WorkPartition:
         if plan is not None and isinstance(shard, int) and plan.shards[shard].is_untimed:
             progress = progress_of(old)
             if session.awaits_count(shard):
-                due_at = time.time() + COUNT_WAIT_SECONDS
+                due_at = time.time() + UNTIMED_WAIT_SECONDS
                 return Checkpoint.of_shard(token, origin, old, progress, due_at=due_at)
             if plan.counted == "beside" and plan.untimed == 0:
                 done = progress.model_copy(update={"state": "done", "reason": None})
