@@ -51,7 +51,7 @@ def counted(cluster: Cluster) -> dict[str, Any]:
         session = cluster.session("r")
         return session is not None and session["matched"] is not None
 
-    wait_until(has_count, A_MINUTE, "never counted")
+    wait_until(has_count, 2 * A_MINUTE, "never counted")
     session: dict[str, Any] = cluster.session("r")
     return session
 
@@ -66,7 +66,7 @@ def test_events_come_before_the_count_and_a_missing_topic_is_a_warning_until_it_
 ) -> None:
     kind, late = fill(cluster)
     cluster.start_worker().wait_until_ready()
-    cluster.command("r", rate=20, target={})
+    cluster.command("r", rate=10, target={})
     wait_until(lambda: read_topic(cluster.stack.kafka, kind), A_MINUTE, "no event")
     session = cluster.session("r")
     assert session["plan"]["counted"] == "running"
@@ -78,7 +78,7 @@ def test_events_come_before_the_count_and_a_missing_topic_is_a_warning_until_it_
     (warning,) = [one for one in session["warnings"] if "missing" in one]
     assert warning.startswith(f"missing destination topics: {late!r} ({LATE} events); create")
     position = session["position"]
-    assert position["time"].startswith("2026-03-01T00:0")
+    assert position["time"].startswith("2026-03-01T00:")
     assert (position["start"], position["end"]) == (None, session["plan"]["end"])
     cluster.command("r", "set-rate", rate=None)
     session = cluster.wait_for("r", "failed")
@@ -131,7 +131,7 @@ def test_a_count_goes_on_after_a_pause_and_on_another_worker(cluster: Cluster) -
         cluster.start_worker()
     for worker in cluster.workers:
         worker.wait_until_ready()
-    cluster.command("r", rate=20, target={})
+    cluster.command("r", rate=5, target={})
     cluster.wait_for("r", "running")
     cluster.command("r", "pause")
     assert cluster.wait_for("r", "paused")["matched"] is None
