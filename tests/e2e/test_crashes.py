@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -17,6 +18,8 @@ from workers import Cluster
 from replay_app.crashpoints import VARIABLE
 from replay_app.demo.stack import EmbeddedServers, Stack
 
+STANDS_STILL = "stands still at offset"
+"""What a worker's log says of a partition that has an open transaction."""
 SMALL_SLICES = {"REPLAY_SLICE_EVENTS": "400", "REPLAY_PAGE_EVENTS": "150"}
 
 
@@ -151,19 +154,34 @@ def own_cluster(own_stack: EmbeddedServers, tmp_path: Path) -> Iterator[Cluster]
 
 
 def test_the_broker_is_killed_and_restarted_in_the_middle(
-    own_cluster: Cluster, own_stack: EmbeddedServers
+    own_stack: EmbeddedServers, tmp_path: Path
 ) -> None:
-    own_cluster.environment |= SMALL_SLICES
-    own_cluster.seed(5_000)
-    own_cluster.start_worker().wait_until_ready()
-    own_cluster.command("r", rate=1_250)
-    wait_until(lambda: _read(own_cluster) > 0, 60)
-    own_stack.kill_broker()
-    own_stack.start_broker()
-    session = own_cluster.wait_for("r", "completed")
-    assert session["counters"]["published"] == 5_000
-    records, events = own_cluster.published(), own_cluster.stored()
-    assert_published_exactly(records, events, "r", own_cluster.target_prefix)
+    # A lone broker may lose the marker of a transaction that it is killed in
+    # (docs/reliability.md, "What is not covered"): such an attempt says nothing about a restart.
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        cluster = Cluster(own_stack, folder, environment=SMALL_SLICES)
+        with contextlib.closing(cluster):
+            cluster.seed(5_000)
+            cluster.start_worker().wait_until_ready()
+            cluster.command("r", rate=1_250)
+            wait_until(partial(_has_read_more, cluster, 0), 60)
+            own_stack.kill_broker()
+            own_stack.start_broker()
+            try:
+                session = cluster.wait_for("r", "completed", "failed", seconds=120)
+            except AssertionError:
+                if STANDS_STILL in cluster.logs():
+                    continue
+                raise
+            if "the broker has lost the marker" in (session["error"] or ""):
+                continue
+            assert (session["state"], session["counters"]["published"]) == ("completed", 5_000)
+            records, events = cluster.published(), cluster.stored()
+            assert_published_exactly(records, events, "r", cluster.target_prefix)
+            return
+    raise AssertionError("the broker lost a marker in each attempt")
 
 
 def test_the_store_is_killed_and_restarted_in_the_middle(
