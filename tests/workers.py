@@ -293,8 +293,16 @@ class Cluster:
         producer = Producer(
             {"bootstrap.servers": self.stack.kafka, "partitioner": "murmur2_random"}
         )
-        producer.produce(f"{self.prefix}{topic}", value, key, partition)
+        errors: list[Any] = []  # an empty queue says only that no record waits any more
+        producer.produce(
+            f"{self.prefix}{topic}",
+            value,
+            key,
+            partition,
+            on_delivery=lambda error, _: errors.append(error),
+        )
         assert producer.flush(30) == 0
+        assert errors == [None], errors
 
     def session(self, replay_id: str) -> Any:
         """Return a session from any worker that knows it, else None."""

@@ -230,7 +230,7 @@ def test_fifty_small_replays_finish_before_a_large_one_that_came_first(cluster: 
     few = {"start": first.isoformat(), "end": last.isoformat()}
     matching = sum(first <= event["timestamp"] < last for event in events)
     assert 0 < matching <= 10
-    cluster.start_worker()
+    cluster.start_worker().wait_until_ready()
     cluster.command("large")
     names = [f"small-{number}" for number in range(50)]
     for name in names:
