@@ -272,7 +272,9 @@ def test_aggregate_order_holds_while_workers_join_leave_and_die(cluster: Cluster
     assert read(cluster, "r") < events
     cluster.command("r", "set-rate", rate=None)
     session = cluster.wait_for("r", "completed")
-    assert len(session["shards"]) == 4 + 1  # the last one has the events without an aggregate
+    # One more has the events without an aggregate. On a slow machine, where the count was not there
+    # yet, another one has the events without a time.
+    assert len(session["shards"]) in {5, 6}
     assert session["counters"]["published"] == events
     cluster.assert_exact("r", ordering="aggregate")
 
