@@ -138,16 +138,28 @@ class Planner:
         return Plan(
             end=end,
             counted="running" if is_open else "before",
-            matched=self._matched(found),
-            untimed=_untimed(found),
-            by_type=most_common(by_type, MAX_PLAN_NAMES),
-            by_topic=most_common(+topics, MAX_PLAN_NAMES),
-            partitions={name: topic.partitions for name, topic in destinations.items()},
+            **self._account(found, by_type, topics, destinations),
             warnings=tuple(warnings),
             shards=tuple(shards),
             source=source,
             dead_letters=await self._dead_letters(),
         )
+
+    def _account(
+        self,
+        found: Counts,
+        by_type: Counter[str],
+        topics: Counter[str],
+        destinations: dict[str, Destination],
+    ) -> dict[str, Any]:
+        """Return the members of a plan that come from the counts and from the topics."""
+        return {
+            "matched": self._matched(found),
+            "untimed": None if found.misfits is None else found.misfits.total(),
+            "by_type": most_common(by_type, MAX_PLAN_NAMES),
+            "by_topic": most_common(+topics, MAX_PLAN_NAMES),
+            "partitions": {name: topic.partitions for name, topic in destinations.items()},
+        }
 
     async def _dead_letters(self) -> str:
         """Return the id of the topic that takes the dead letters; empty without such a topic."""
@@ -194,11 +206,7 @@ class Planner:
         return Plan(
             end=plan.end,
             counted="beside",
-            matched=self._matched(found),
-            untimed=_untimed(found),
-            by_type=most_common(by_type, MAX_PLAN_NAMES),
-            by_topic=most_common(+topics, MAX_PLAN_NAMES),
-            partitions={name: topic.partitions for name, topic in destinations.items()},
+            **self._account(found, by_type, topics, destinations),
             warnings=tuple(warnings),
         )
 
@@ -405,10 +413,6 @@ class Planner:
             )
             return [f"{found}; an index on {index} would avoid it"]
         return []
-
-
-def _untimed(found: Counts) -> int | None:
-    return None if found.misfits is None else found.misfits.total()
 
 
 def _missing(topics: Counter[str], found: Iterable[str]) -> list[str]:

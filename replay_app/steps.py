@@ -285,15 +285,15 @@ async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
         return (f"{numbers}; why they differ is unknown: the events could not be counted again",)
-    if {now} >= {plan.matched, *session.planned_matches} and plan.counted == "beside":
-        warning = (
-            f"{numbers}, and the store still has {now:,}. The events were counted while the replay "
-            "ran: events were stored, changed or deleted behind its position meanwhile, and some "
-            "of them may be missing. To be sure, replay again with preflight full, which counts "
-            "before the first event"
-        )
-        return (warning,)
     if {now} >= {plan.matched, *session.planned_matches}:
+        if plan.counted == "beside":
+            warning = (
+                f"{numbers}, and the store still has {now:,}. The events were counted while the "
+                "replay ran: events were stored, changed or deleted behind its position meanwhile, "
+                "and some of them may be missing. To be sure, replay again with preflight full, "
+                "which counts before the first event"
+            )
+            return (warning,)
         msg = (
             f"{numbers}, and the store still has {now:,}: events were missed or read twice. An "
             "event whose time was mended meanwhile lies behind the cursor: replay it by its id. In "

@@ -28,7 +28,7 @@ def slow_count(cluster: Cluster) -> Iterator[None]:
 
 
 def fill(cluster: Cluster) -> tuple[str, str]:
-    """Store the events; return the topic of most of them, which exists, and that of the last."""
+    """Store the events; return two topics: of most events, which exists, and of the last events."""
     kind, late = unique_name("kind"), unique_name("late")
     create_topics(cluster.stack.kafka, {kind: 2})
     cluster.insert(
