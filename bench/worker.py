@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import resource
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +21,13 @@ from support import consumer_from_start
 from workers import Worker
 
 from replay_app.client import Client
-from replay_app.demo.stack import EmbeddedServers, free_port
+from replay_app.demo.stack import EmbeddedServers, free_port, outside_environment
 from replay_app.partitioner import partition_of
 
 COMPLETED_SECONDS = 600.0
 SEND_SECONDS = 30.0
+SAMPLE_SECONDS = 0.02
+"""Time between two looks at the memory of a process."""
 ENDED = {"completed", "completed_with_errors", "failed", "cancelled"}
 
 
@@ -43,23 +48,31 @@ class Workers:
         self.partitions = int(settings.get("REPLAY_PARTITIONS", "8"))
         self.prefix = f"{name}.replay."
         self._workers: list[Worker] = []
+        installation = {
+            **stack.environment(),
+            "REPLAY_APP_ID": name,
+            "REPLAY_TOPIC_PREFIX": self.prefix,
+            "REPLAY_MONGO_DATABASE": DATABASE,
+            "REPLAY_MONGO_COLLECTION": collection,
+            **settings,
+        }
         with contextlib.ExitStack() as undo:
             undo.callback(self._kill_workers)
             for number in range(count):
                 home = folder / f"{name}-{number}"
                 home.mkdir()
                 environment = {
-                    **stack.environment(),
-                    "REPLAY_APP_ID": name,
-                    "REPLAY_TOPIC_PREFIX": self.prefix,
-                    "REPLAY_MONGO_DATABASE": DATABASE,
-                    "REPLAY_MONGO_COLLECTION": collection,
+                    **installation,
                     "REPLAY_DATA_DIR": str(home / "data"),
                     "REPLAY_WEB_PORT": str(free_port()),
                     "REPLAY_WORKER_ID": f"worker-{number}",
-                    **settings,
                 }
                 self._workers.append(Worker(environment, home / "log"))
+            self._environment = {
+                **outside_environment(),
+                **installation,
+                "REPLAY_URL": self._workers[0].url,
+            }
             for worker in self._workers:
                 worker.wait_until_ready()
             self._client = Client(self._workers[0].url)
@@ -107,6 +120,32 @@ class Workers:
             sessions.append(session)
         return sessions
 
+    def verify(self, replay_id: str) -> dict[str, float]:
+        """Run ``replay-app verify``; return its seconds, seconds of CPU, and peak RSS in bytes."""
+        cpu, began, peak = _cpu_seconds_of_children(), time.perf_counter(), 0
+        with subprocess.Popen(
+            [sys.executable, "-m", "replay_app", "verify", replay_id],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                while process.poll() is None:
+                    # The operating system's own figure has the peak of this process too.
+                    peak = max(peak, peak_rss_bytes(process.pid))
+                    if time.perf_counter() > began + COMPLETED_SECONDS:
+                        raise TimeoutError(f"verify {replay_id} has not ended")
+                    time.sleep(SAMPLE_SECONDS)
+            finally:
+                process.kill()
+            seconds, output = time.perf_counter() - began, process.communicate()[0]
+        if process.returncode:
+            raise RuntimeError(f"verify {replay_id} ended with {process.returncode}: {output}")
+        used = _cpu_seconds_of_children() - cpu
+        return {"seconds": seconds, "cpu_seconds": used, "peak_rss_bytes": peak}
+
     def waited_seconds(self) -> dict[str, float]:
         """Return the seconds for which the shards have waited, by stage, from the metrics."""
         found: dict[str, float] = defaultdict(float)
@@ -124,6 +163,20 @@ class Workers:
     def _kill_workers(self) -> None:
         for worker in self._workers:
             worker.kill()
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """Return the largest resident size of a process since its start; 0 if the process has ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cpu_seconds_of_children() -> float:
+    """Return the seconds of CPU of the children of this process that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
