@@ -13,7 +13,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements-native.lock ./
-RUN pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements-native.lock
+RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r requirements-native.lock
 COPY native native
 RUN maturin build --release --locked --manifest-path native/Cargo.toml --out /wheels
 
@@ -24,7 +24,7 @@ RUN python -m venv /opt/replay
 WORKDIR /src
 # Wheels only, so this stage needs no compiler.
 COPY requirements-runtime.lock ./
-RUN /opt/replay/bin/pip install --require-hashes --only-binary :all: -r requirements-runtime.lock
+RUN /opt/replay/bin/pip install --no-deps --require-hashes --only-binary :all: -r requirements-runtime.lock
 COPY LICENSE pyproject.toml ./
 COPY replay_app replay_app
 COPY --from=native /wheels /wheels

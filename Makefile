@@ -19,11 +19,12 @@ RUST_LINTS := $(and $(RUST_ANSWERS),$(shell cargo clippy --version 2>/dev/null &
 FUZZ := $(if $(shell cargo +nightly --version 2>/dev/null),fuzz,no-nightly)
 CHROMIUM := /usr/bin/chromium
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
-# More than cores: most tests wait. A process that has no test left takes some from another.
+# More than cores: most tests wait. tests/conftest.py says which tests stay in one process.
 PYTEST_WORKERS ?= 3
-PYTEST := $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal
+PYTEST := $(BIN)/pytest -n $(PYTEST_WORKERS)
 CARGO_FUZZ := 0.13.2
-FUZZ_SECONDS ?= 60
+FUZZ_JOBS ?= 2
+FUZZ_SECONDS ?= 30
 CHAOS_SEED ?= 1
 # The store of the benchmark, the fastest there is without MongoDB; its Rust is newer than ours.
 STORE := .stack/secantusd-rs/bin/secantusd-rs
@@ -31,27 +32,35 @@ STORE_VERSION := 0.5.3-beta.196
 STORE_RUST := 1.98
 STORE_CARGO := cargo $(shell printf '%s\n' $(STORE_RUST) $(or $(RUST_FOUND),0) | sort -VC || echo +$(STORE_RUST))
 
+# The tests start hundreds of processes: without its bytecode, each of them compiles the program.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo stack check test lint format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
+.PHONY: help demo demo-rebuild stack check test coverage lint native-test format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) $(NATIVE)  ## Run the whole program on a stack of its own, with a shop's history to replay
 	$(BIN)/replay-app demo
 
+demo-rebuild: $(INSTALLED) $(NATIVE)  ## Rebuild two corrupted views beside a live stream, and compare them with the truth
+	$(BIN)/python examples/rebuild/demo.py
+
 stack: $(INSTALLED)  ## Start a broker and a store, print where they are, run until Ctrl-C
 	@$(BIN)/python -m replay_app.demo.stack
 
-check: lint $(NATIVE)  ## Lint, and run the unit and integration tests but the long ones: two or three minutes
+check: lint $(NATIVE)  ## Lint, and run the unit and integration tests but the long ones: about three minutes
 	$(PYTEST) tests/unit tests/integration -m "not long"
 
-test: lint browser $(NATIVE)  ## Lint, run every test, and fuzz the native encoder for a minute
-ifneq ($(RUST_ANSWERS),)
-	cd native && cargo test --locked --quiet
-endif
-	$(PYTEST) --cov
+# Two of the preparations side by side: one compiler or linter alone seldom keeps two cores busy.
+test:  ## Lint, run every test, and fuzz the native encoder for a minute of processor time
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint browser $(NATIVE) native-test
+	$(PYTEST)
 	@$(MAKE) --no-print-directory $(FUZZ)
+
+coverage: browser $(NATIVE)  ## Run every test, and show which lines none of them reaches; slower
+	$(PYTEST) --cov
 
 lint: $(INSTALLED)  ## Check style, types and formatting
 	$(BIN)/ruff check .
@@ -68,15 +77,20 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+native-test:
+ifneq ($(RUST_ANSWERS),)
+	cd native && cargo test --locked --quiet
+endif
+
 native: $(NATIVE_INSTALLED)  ## Build the native encoder and install it; needs Rust
 
 # Nightly, because only its compiler has the sanitizers.
-fuzz: $(INSTALLED)  ## Send hostile pages to the native encoder for a minute; needs a nightly Rust
+fuzz: $(INSTALLED)  ## Send hostile pages to the native encoder for half a minute on each of two cores; needs a nightly Rust
 	@[ -x $(BIN)/cargo-fuzz ] || \
 	  cargo install --quiet --locked --root $(VENV) --version $(CARGO_FUZZ) cargo-fuzz
 	$(BIN)/python native/fuzz/seeds.py native/fuzz/corpus/pages
-	cd native && PATH="$(CURDIR)/$(BIN):$$PATH" cargo +nightly fuzz run pages -- \
-	  -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1
+	cd native && PATH="$(CURDIR)/$(BIN):$$PATH" cargo +nightly fuzz run --jobs $(FUZZ_JOBS) pages -- \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -ignore_timeouts=0 -ignore_ooms=0
 
 chaos: $(INSTALLED) $(NATIVE)  ## Kill and cut everything, on one broker and on three; the table goes into docs/reliability.md
 	PYTHONPATH=tests $(BIN)/python -m chaos.run --seed $(CHAOS_SEED) --write
@@ -114,16 +128,19 @@ clean:  ## Remove everything that a target made
 	rm -rf native/target $(addprefix native/fuzz/,target corpus artifacts)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# With --no-deps pip takes the lock as it is. Else pip looks at newer versions of a package that
+# another one needs with an extra, and refuses them, because they have no hash in the lock.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/pip check
 	@touch $@
 
 $(NATIVE_INSTALLED): $(NATIVE_FILES) requirements-native.lock $(INSTALLED)
-	$(BIN)/pip install --quiet --require-hashes -r requirements-native.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-native.lock
 	rm -rf native/target/wheels
 	$(BIN)/maturin build --quiet --release --locked --manifest-path native/Cargo.toml \
 	  --interpreter $(BIN)/python --out native/target/wheels

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, TypedDict, final
 
-INTERFACE: Final = 3
+INTERFACE: Final = 4
 
 class Account(TypedDict):
     """The batches and counts of a page."""
@@ -78,6 +78,12 @@ class Batch:
     @property
     def size(self) -> int:
         """Bytes of the batch as the producer sends it."""
+
+    def records(self) -> list[tuple[int, bytes, bytes, list[bytes]]] | None:
+        """Return each record's timestamp, key, value, and the values of its last two headers.
+
+        None: the records are compressed.
+        """
 
     def seal(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
         """Return the batch as the producer sends it, with the producer's state in the header."""

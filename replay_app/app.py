@@ -15,7 +15,9 @@ from mode import Service
 from replay_app.board import Board
 from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
+from replay_app.group_watch import GroupWatch
 from replay_app.ignored import IgnoredRecords
+from replay_app.internals import mend_faust
 from replay_app.publisher import BATCH_OVERHEAD, GROUP_HEARTBEAT_SECONDS, Outbox
 from replay_app.reports import MAX_INTERNAL_BYTES
 from replay_app.sessions_agent import SessionPartitions
@@ -48,13 +50,17 @@ COMMIT_SECONDS = 1.0
 """Interval at which Faust commits the offsets of acked records."""
 
 
-def create_app(settings: Settings, obstacles: dict[str, str] | None = None) -> faust.App:
+def create_app(
+    settings: Settings,
+    obstacles: dict[str, str] | None = None,
+    topic_ids: tuple[str, ...] = (),
+) -> faust.App:
     """Return a worker's Faust app. Nothing is connected before the app starts.
 
     ``obstacles`` has what holds the worker up, in words, by the thing that is held up; ``/readyz``
-    shows it.
+    shows it. ``topic_ids`` are the ids of the worker's own topics.
     """
-    app = _faust_app(settings)
+    app = _faust_app(settings, topic_ids)
     table = app.Table(
         "sessions",
         partitions=settings.partitions,
@@ -86,6 +92,7 @@ def create_app(settings: Settings, obstacles: dict[str, str] | None = None) -> f
         (context.topics.work, "work", work.handle),
     ):
         _add_agent(app, topic, name, handle, ready)
+    mend_faust(app)
     add_views(app, context, table)
     _limit_the_server(app, context)
     return app
@@ -131,7 +138,7 @@ def _add_agent(
     app.agent(channel, name=name, isolated_partitions=True)(process)
 
 
-def _faust_app(settings: Settings) -> faust.App:
+def _faust_app(settings: Settings, topic_ids: tuple[str, ...]) -> faust.App:
     return faust.App(
         settings.app_id,
         broker=[f"kafka://{server.strip()}" for server in settings.kafka.split(",")],
@@ -140,7 +147,7 @@ def _faust_app(settings: Settings) -> faust.App:
         broker_session_timeout=settings.session_timeout_seconds,
         broker_heartbeat_interval=GROUP_HEARTBEAT_SECONDS,
         producer_max_request_size=MAX_INTERNAL_BYTES + BATCH_OVERHEAD,
-        consumer_group_instance_id=_member_name(settings),
+        consumer_group_instance_id=_member_name(settings, topic_ids),
         consumer_auto_offset_reset="earliest",
         store="rocksdb://",
         datadir=str(settings.data_dir),
@@ -170,13 +177,15 @@ def _url(settings: Settings) -> str:
     return settings.canonical_url or f"http://127.0.0.1:{settings.web_port}"
 
 
-def _member_name(settings: Settings) -> str:
-    """Return the name of the static group member: the worker's name and a hash of its address.
+def _member_name(settings: Settings, topic_ids: tuple[str, ...]) -> str:
+    """Return the name of the static group member: the worker's name and a checksum.
 
     The broker gives a member that comes back its former assignment at once. Faust fails on an
-    assignment that was made for another address.
+    assignment that was made for another address. An assignment that was made while the table's
+    changelog was missing does not say who owns a replay. So address and topics belong to the name.
     """
-    return f"{settings.worker_name}-{zlib.crc32(_url(settings).encode()):08x}"
+    checked = ",".join((_url(settings), *topic_ids))
+    return f"{settings.worker_name}-{zlib.crc32(checked.encode()):08x}"
 
 
 def _add_connections(
@@ -187,6 +196,7 @@ def _add_connections(
     ready: asyncio.Event,
 ) -> None:
     """Add the connections that Faust does not have. Sets ``ready`` once the outbox is connected."""
+    groups = GroupWatch(context, sessions.owned)
 
     @app.service
     class Connections(Service):
@@ -205,7 +215,7 @@ def _add_connections(
         @Service.task
         async def _watch_the_sessions(self) -> None:
             await ready.wait()
-            await sessions.watch()
+            await asyncio.gather(sessions.watch(), groups.watch())
 
         @Service.task
         async def _look_at_the_store(self) -> None:

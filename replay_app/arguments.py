@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
 from typing import NoReturn
 
 from replay_app.exceptions import WrongUsage
 
+AddCommand = Callable[..., ArgumentParser]
+"""Adds a command to the program's parser, by name, action and help; returns its parser."""
 _PLAIN_WORDS = (
     (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 takes one of \3, not \2"),
     (r"argument (\S+): expected one argument", r"\1 needs a value"),

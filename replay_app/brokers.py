@@ -8,7 +8,6 @@ import ssl
 import time
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaClient
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -19,16 +18,17 @@ from aiokafka.errors import (
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
 
-from replay_app.clusters import answers, cluster_name, refused_rights
+from replay_app.clusters import answers, cluster_name, connected, refused_rights
 from replay_app.exceptions import InvalidSettings, Unavailable
-from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_topics
 from replay_app.topics import Topics, ensure_topics, topics_by_cluster
 
 if TYPE_CHECKING:
+    from replay_app.kafka_requests import TopicMetadata
     from replay_app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,13 @@ _REFUSED_LOGINS = (
 )
 
 
-async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_SECONDS) -> None:
+async def prepare_topics(
+    settings: Settings, patience_seconds: float = PATIENCE_SECONDS
+) -> tuple[str, ...]:
     """Wait until the brokers answer, create the missing topics, and look at the rights on them.
 
-    While the worker waits, its log says why every `SAY_AGAIN_SECONDS`.
+    Return the ids of the worker's topics; a broker before Kafka 2.8 has none. While the worker
+    waits, its log says why every `SAY_AGAIN_SECONDS`.
 
     Raises
     ------
@@ -72,7 +75,7 @@ async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_
                 await _greet(settings, bootstrap)
             await _await_coordinator(settings)
             await ensure_topics(settings)
-            await _require_rights(settings)
+            topics = await _describe_own_topics(settings)
         except Unavailable as error:
             now = time.monotonic()
             left = began + patience_seconds - now
@@ -84,7 +87,7 @@ async def prepare_topics(settings: Settings, patience_seconds: float = PATIENCE_
                 logger.warning("%s; waiting for up to %.0f s more", error, left)
             await asyncio.sleep(min(ASK_AGAIN_SECONDS, left))
         else:
-            return
+            return tuple(sorted(topic.topic_id for topic in topics))
 
 
 async def _greet(settings: Settings, bootstrap: str) -> None:
@@ -161,21 +164,26 @@ async def _await_coordinator(settings: Settings) -> None:
         await admin.close()
 
 
-async def _require_rights(settings: Settings) -> None:
-    """Check that the worker may read and write its own topics, where the brokers tell.
+async def _describe_own_topics(settings: Settings) -> list[TopicMetadata]:
+    """Return what the brokers tell of the worker's own topics, if the worker may use them.
 
-    Without the check, most missing rights show when a replay runs, and some never: Faust only logs
-    that a row of the table is not in the changelog.
+    The worker needs the rights to read and to write them, where the brokers tell. Without the
+    check, most missing rights show when a replay runs, and some never: Faust only logs that a row
+    of the table is not in the changelog.
     """
     dead_letters = Topics.of(settings).dead_letters.name
+    found: list[TopicMetadata] = []
     for bootstrap, topics in topics_by_cluster(settings).items():
-        client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
-        try:
-            async with answers(settings, bootstrap, ANSWER_SECONDS):
-                await client.bootstrap()
-                described = await describe_topics(client, [topic.name for topic in topics])
-        finally:
-            await close_client(client)
+        async with (
+            answers(settings, bootstrap, ANSWER_SECONDS),
+            connected(settings, bootstrap) as client,
+        ):
+            described = await describe_topics(client, [topic.name for topic in topics])
+        if unknown := [
+            one.name for one in described if one.error_code == UnknownTopicOrPartitionError.errno
+        ]:  # the broker that was asked has not heard of a new topic yet
+            msg = f"{cluster_name(settings, bootstrap)} does not know {', '.join(unknown)} yet"
+            raise Unavailable(msg)
         lacking = [
             f"{right} on {topic.name!r}"
             for topic in described
@@ -186,6 +194,8 @@ async def _require_rights(settings: Settings) -> None:
         ]
         if lacking:
             raise refused_rights(settings, bootstrap, ", ".join(lacking))
+        found += described
+    return found
 
 
 def _text(error: object) -> str:

@@ -15,12 +15,23 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from replay_app import __version__
 from replay_app.arguments import PlainParser, positive, positive_number, rate, whole
+from replay_app.chain_commands import (
+    add_apply_options,
+    add_chain_options,
+    add_replay_or_chain,
+    apply_file,
+    chosen_chain,
+    show_chain,
+    steer_chain,
+)
+from replay_app.chain_files import WrongChainFile
 from replay_app.client import (
     FOLLOW_PATIENCE_SECONDS,
     Client,
@@ -29,11 +40,22 @@ from replay_app.client import (
     SessionJson,
     produce_command,
 )
-from replay_app.commands import VERBS, command_of, new_replay_id, parse_command
+from replay_app.commands import VERBS, LeavesOut, command_of, new_replay_id, parse_command
 from replay_app.encoders import encoder_name
-from replay_app.exceptions import InvalidCommand, InvalidSettings, ReplayError, WrongUsage
+from replay_app.event_commands import add_events_command
+from replay_app.exceptions import (
+    CommandConflict,
+    InvalidCommand,
+    InvalidSettings,
+    ReplayError,
+    WrongUsage,
+)
+from replay_app.group_offsets import execute_moves, find_moves, require_group, wanted_offsets
+from replay_app.inspect_command import add_inspect_command
 from replay_app.kafka_internals import mend_aiokafka
-from replay_app.logs import configure_logging
+from replay_app.letter_commands import add_letters_command
+from replay_app.logs import configure_logging, silence_aiokafka
+from replay_app.proof import add_proof_commands
 from replay_app.sessions import MAX_LISTED
 from replay_app.settings import Settings, check_names, load_settings, settings_rows
 from replay_app.start_options import (
@@ -47,6 +69,7 @@ from replay_app.terminal import (
     account,
     amount,
     is_dry_run,
+    offsets_shown,
     plan_account,
     replayable,
     say,
@@ -55,12 +78,14 @@ from replay_app.terminal import (
     table,
     warnings_at_the_end,
 )
-from replay_app.topics import Topics, ensure_topics, partition_counts, topics_by_cluster
+from replay_app.topic_commands import add_topics_command
+from replay_app.topics import Topics, partition_counts
 
 DONE, FAILED, USAGE, REFUSED, NONE_REPLAYED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed, cancelled or unanswered; 2 wrong usage or settings; 3 refused "
-    "by the worker; 4 the replay completed, but no event could be replayed; 130 interrupted."
+    "Exit codes: 0 done; 1 failed, cancelled or unanswered; 2 wrong usage or settings; 3 refused; "
+    "4 the replay completed, but no event could be replayed; 130 interrupted. Of "
+    "verify: 5 the topics differ; 6 the store has changed since; 7 cannot be verified."
 )
 logger = logging.getLogger(__name__)
 DEMO_EVENTS = 100_000
@@ -89,7 +114,8 @@ def run(arguments: Sequence[str]) -> int:
             if isinstance(error, Refused):
                 answer |= {"status": error.status, "state": error.state}
             say_json(answer)
-        say(f"error: {error}", error=True)
+        sentences = error.sentences if isinstance(error, WrongChainFile) else (str(error),)
+        say(*(f"error: {sentence}" for sentence in sentences), error=True)
         return _code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -103,7 +129,7 @@ def _code(error: ReplayError) -> int:
     """Return the exit code of an error."""
     if isinstance(error, WrongUsage | InvalidSettings):
         return USAGE
-    return REFUSED if isinstance(error, Refused | InvalidCommand) else FAILED
+    return REFUSED if isinstance(error, Refused | InvalidCommand | CommandConflict) else FAILED
 
 
 # The commands
@@ -134,7 +160,7 @@ def _start(options: argparse.Namespace) -> int:
     body = start_body(options)
     body.setdefault("replay_id", new_replay_id(body.get("name")))
     if options.kafka:
-        _silence_aiokafka()
+        silence_aiokafka()
         settings = load_settings()
         topic = Topics.of(settings).requests.name
         answer = asyncio.run(_produce(settings, topic, body))
@@ -227,11 +253,29 @@ def _status(options: argparse.Namespace) -> int:
 
 def _verb(options: argparse.Namespace) -> int:
     client = _client(options)
-    answer = client.command(options.replay_id, options.verb, options.requested_by)
+    if chosen_chain(options) is not None:
+        return DONE if steer_chain(client, options) else REFUSED
+    members = _members(client, options)
+    answer = client.command(options.replay_id, options.verb, options.requested_by, **members)
     if options.verb == "retry":
         _await_retry(client, options.replay_id)
     _answer(options, answer, f"{options.verb} of replay {options.replay_id} is requested")
     return DONE
+
+
+def _members(client: Client, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the members of a verb's command that not every verb has."""
+    if options.verb == "retry":
+        wanted = {"on_error": options.on_error, "skip_events": options.skip_event}
+        return {name: value for name, value in wanted.items() if value}
+    if options.verb != "step":
+        return {}
+    session = client.session(options.replay_id)
+    state = session["state"]
+    if state != "paused":
+        msg = f"replay {options.replay_id!r} is {state}: only a paused replay makes a step"
+        raise Refused(msg, _CONFLICT, state)
+    return {"events": options.events, "published": session["counters"]["published"]}
 
 
 def _await_retry(client: Client, replay_id: str) -> None:
@@ -248,6 +292,15 @@ def _await_retry(client: Client, replay_id: str) -> None:
             time.sleep(RETRY_POLL_SECONDS)
 
 
+def _apply(options: argparse.Namespace) -> int:
+    succeeded = apply_file(_client(options), options)
+    return DONE if succeeded else REFUSED if options.plan else FAILED
+
+
+def _chain(options: argparse.Namespace) -> int:
+    return DONE if show_chain(_client(options), options) else FAILED
+
+
 def _set_rate(options: argparse.Namespace) -> int:
     answer = _client(options).set_rate(options.replay_id, options.rate, options.requested_by)
     limit = "no limit" if options.rate is None else f"{options.rate:g} events/s"
@@ -258,6 +311,37 @@ def _set_rate(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     plan = _client(options).plan(start_body(options))
     _answer(options, plan, *([] if options.json else plan_account(plan)))
+    return DONE
+
+
+def _offsets(options: argparse.Namespace) -> int:
+    require_group(options.group)
+    session = _client(options).session(options.replay_id)
+    wanted = wanted_offsets(session, options.to)
+    silence_aiokafka()
+    settings = load_settings()
+    found = asyncio.run(find_moves(settings, options.group, options.to, wanted))
+    if not options.json:
+        say(f"group {options.group} on {found.cluster}, to the {options.to} of {options.replay_id}")
+        table(
+            ("TOPIC", "PARTITION", "NOW", "THEN", "CHANGE"),
+            ((one.topic, one.partition, *offsets_shown(one.now, one.then)) for one in found.moves),
+        )
+        for note in found.notes:
+            say(f"note: {note}")
+    if options.execute:
+        asyncio.run(execute_moves(settings, options.group, options.to, found.moves))
+    done = f"{len(found.moves)} offsets are set" if options.execute else "nothing is changed yet"
+    answer = {
+        "replay_id": options.replay_id,
+        "group": options.group,
+        "to": options.to,
+        "executed": options.execute,
+        "cluster": found.cluster,
+        "partitions": [asdict(one) for one in found.moves],
+        "notes": found.notes,
+    }
+    _answer(options, answer, done + ("" if options.execute else "; to set them, add --execute"))
     return DONE
 
 
@@ -272,38 +356,6 @@ def _settings(options: argparse.Namespace) -> int:
         table(("NAME", "VALUE", "SOURCE"), rows)
         say(f"active encoder: {active}")
     return DONE
-
-
-def _topics(options: argparse.Namespace) -> int:
-    _silence_aiokafka()
-    settings = load_settings()
-    if options.create:
-        for name in asyncio.run(ensure_topics(settings)):
-            say(f"created {name}", error=options.json)
-    rows = asyncio.run(_topic_rows(settings))
-    if options.json:
-        names = ("name", "cluster", "partitions", "exists", "config")
-        say_json([dict(zip(names, row, strict=True)) for row in rows])
-    else:
-        table(
-            ("TOPIC", "CLUSTER", "PARTITIONS", "EXISTS", "CONFIGURATION"),
-            (
-                (name, cluster, count, "yes" if exists else "no", _pairs(config))
-                for name, cluster, count, exists, config in rows
-            ),
-        )
-    return DONE
-
-
-async def _topic_rows(settings: Settings) -> list[tuple[str, str, int, bool, dict[str, str]]]:
-    rows = []
-    for cluster, topics in topics_by_cluster(settings).items():
-        existing = await partition_counts(settings, cluster, [topic.name for topic in topics])
-        rows += [
-            (topic.name, cluster, topic.partitions, topic.name in existing, topic.config)
-            for topic in topics
-        ]
-    return rows
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -328,15 +380,6 @@ def _answer(options: argparse.Namespace, answer: Any, *lines: str) -> None:
         say_json(answer)
     else:
         say(*lines)
-
-
-def _silence_aiokafka() -> None:
-    """Silence aiokafka's log: our own message says that a broker does not answer."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-
-
-def _pairs(config: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in config.items())
 
 
 # The parser
@@ -376,23 +419,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=action)
         return command
 
-    worker = add("worker", _worker, "Run a worker until SIGTERM or Ctrl-C", common)
-    worker.add_argument("--web-port", type=whole, help="port of the HTTP API (REPLAY_WEB_PORT)")
-    worker.add_argument("--data-dir", type=Path, help="this worker's folder (REPLAY_DATA_DIR)")
-    worker.add_argument("--worker-id", help="a name that does not change (REPLAY_WORKER_ID)")
-    worker.add_argument(
-        "--processes",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="run N workers and restart each one that dies; the ports follow the first port, the "
-        "names end in -0, -1 and so on, the folders are in the data folder",
-    )
-    worker.add_argument(
-        "--end-with-parent",
-        action="store_true",
-        help="end when standard input ends: a pipe from the process that started this worker",
-    )
+    _add_worker_options(add("worker", _worker, "Run a worker until SIGTERM or Ctrl-C", common))
 
     start = add("start", _start, "Start a replay")
     add_start_options(start)
@@ -417,22 +444,85 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in VERBS.items():
         command = add(verb, _set_rate if verb == "set-rate" else _verb, text)
         command.set_defaults(verb=verb)
-        command.add_argument("replay_id")
+        add_replay_or_chain(command, verb)
         if verb == "set-rate":
             command.add_argument("rate", type=rate, help="events per second, or none for no limit")
+        if verb == "step":
+            command.add_argument("events", type=positive, nargs="?", default=1, help="default: 1")
+        if verb == "retry":
+            command.add_argument(
+                "--on-error",
+                choices=get_args(LeavesOut),
+                help="from here on, go on without an event that cannot be replayed",
+            )
+            command.add_argument(
+                "--skip-event",
+                action="append",
+                metavar="ID",
+                help="skip this event if it fails; repeatable",
+            )
         add_requested_by(command, "requested_by", user_name())
+
+    add_proof_commands(add, _client)
 
     add_start_options(add("plan", _plan, "Show what a replay would do, without starting it"))
 
-    add("settings", _settings, "Show every setting, its value and the value's source", common)
+    apply = add("apply", _apply, "Start what of a chain file is not started yet")
+    add_apply_options(apply)
+    _add_patience(apply)
 
-    topics = add("topics", _topics, "Show the program's own topics", common)
-    topics.add_argument("--create", action="store_true", help="create the missing topics")
+    chain = add("chain", _chain, "Show the replays of a chain as a tree")
+    add_chain_options(chain)
+    _add_patience(chain)
+
+    for add_command in (
+        add_inspect_command,
+        add_events_command,
+        add_topics_command,
+        add_letters_command,
+    ):
+        add_command(add, common)
+
+    _add_offsets_options(add("offsets", _offsets, "Show, or set, where a consumer group reads on"))
+
+    add("settings", _settings, "Show every setting, its value and the value's source", common)
 
     demo = add("demo", _demo, "Replay a shop's history on servers that the demo starts", common)
     demo.add_argument("--events", type=positive, default=DEMO_EVENTS, help="default: %(default)s")
     demo.add_argument("--keep", action="store_true", help="keep everything running until Ctrl-C")
     return parser
+
+
+def _add_worker_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--web-port", type=whole, help="port of the HTTP API (REPLAY_WEB_PORT)")
+    parser.add_argument("--data-dir", type=Path, help="this worker's folder (REPLAY_DATA_DIR)")
+    parser.add_argument("--worker-id", help="a name that does not change (REPLAY_WORKER_ID)")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="run N workers and restart each one that dies; the ports follow the first port, the "
+        "names end in -0, -1 and so on, the folders are in the data folder",
+    )
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="end when standard input ends: a pipe from the process that started this worker",
+    )
+
+
+def _add_offsets_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("replay_id")
+    parser.add_argument("--group", required=True, help="the consumer group; it has no members now")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=["begin", "handover"],
+        help="begin: the first record of the replay in each partition; handover: where the live "
+        "topics go on after the replay",
+    )
+    parser.add_argument("--execute", action="store_true", help="set the offsets that are shown")
 
 
 def _add_patience(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidSettings, ReplayError, Unavailable
-from replay_app.sessions import TERMINAL
+from replay_app.sessions import MAX_LISTED, TERMINAL
 from replay_app.settings import check_token, masked_uri
 
 REQUEST_SECONDS = 30.0
@@ -96,23 +96,42 @@ class Client:
         """Return what a replay would do."""
         return self._persist("POST", "/plans", body)
 
-    def command(self, replay_id: str, verb: str, requested_by: str | None) -> Any:
-        """Pause, resume, cancel or retry a replay."""
-        body = {"requested_by": requested_by} if requested_by else None
-        return self._persist("POST", f"{_path(replay_id)}/{verb}", body)
+    def apply(self, chain: Mapping[str, Any]) -> Any:
+        """Start what of a chain is not started yet."""
+        return self._persist("POST", "/chains", chain)
+
+    def command(self, replay_id: str, verb: str, requested_by: str | None, **members: Any) -> Any:
+        """Pause, resume, cancel, retry or release a replay. ``members`` are further ones."""
+        body = members | ({"requested_by": requested_by} if requested_by else {})
+        return self._persist("POST", f"{_path(replay_id)}/{verb}", body or None)
 
     def set_rate(self, replay_id: str, rate: float | None, requested_by: str | None) -> Any:
         """Change a replay's events per second; None removes the limit."""
         body = {"rate": rate, **({"requested_by": requested_by} if requested_by else {})}
         return self._persist("PATCH", _path(replay_id), body)
 
+    def note_verification(
+        self, replay_id: str, verification: Mapping[str, Any], requested_by: str | None
+    ) -> Any:
+        """Keep the verdict of a verification with a completed replay."""
+        body: dict[str, Any] = {"verification": verification}
+        body |= {"requested_by": requested_by} if requested_by else {}
+        return self._persist("POST", f"{_path(replay_id)}/verification", body)
+
     def session(self, replay_id: str) -> SessionJson:
         """Return a replay's session."""
         return dict(self._persist("GET", _path(replay_id)))
 
-    def sessions(self, state: str | None = None, limit: int | None = None) -> Any:
-        """Return all sessions, the newest first, and the rejected commands."""
-        wanted = {"state": state, "limit": limit}
+    def sessions(
+        self, state: str | None = None, limit: int | None = None, *, chain: str | None = None
+    ) -> Any:
+        """Return all sessions, the newest first, and the rejected commands.
+
+        A ``chain`` asks for all sessions of this chain.
+        """
+        if chain is not None:
+            limit = limit or MAX_LISTED
+        wanted = {"state": state, "chain": chain, "limit": limit}
         query = urlencode({name: value for name, value in wanted.items() if value is not None})
         return self._persist("GET", f"/replays?{query}" if query else "/replays")
 

@@ -1,4 +1,4 @@
-"""A Kafka cluster in messages, and a time limit for what a cluster is asked."""
+"""A Kafka cluster in messages, a connection to it, and a time limit for what it is asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from aiokafka import AIOKafkaClient
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     KafkaConnectionError,
@@ -14,6 +15,7 @@ from aiokafka.errors import (
 )
 
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.kafka_internals import close_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,6 +35,24 @@ def refused_rights(settings: Settings, bootstrap: str, what: object) -> InvalidS
         f"{cluster_name(settings, bootstrap)} refuses rights to the worker's user: {what}; grant "
         "the rights that docs/operations.md lists (Access control)"
     )
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings, bootstrap: str) -> AsyncIterator[AIOKafkaClient]:
+    """Give a client that is connected to a cluster.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaConnectionError
+        When the cluster cannot be reached.
+
+    """
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    try:
+        await client.bootstrap()
+        yield client
+    finally:
+        await close_client(client)
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,8 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -27,21 +28,26 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
+from replay_app.conditions import INTEGERS, FieldCondition
 from replay_app.exceptions import InvalidCommand
 
-Verb = Literal["pause", "resume", "cancel", "retry", "set-rate"]
+Verb = Literal["pause", "resume", "step", "cancel", "retry", "release", "set-rate"]
 """A command that changes a replay which exists."""
 VERBS: dict[Verb, str] = {
     "pause": "Stop publishing until the replay is resumed",
     "resume": "Continue a paused replay from its checkpoints",
+    "step": "Publish some more events of a paused replay, then pause it again",
     "cancel": "Stop publishing; a cancelled replay cannot continue",
     "retry": "Continue a failed replay from its checkpoints",
+    "release": "Let a waiting replay begin, whatever the replays do that it waits for",
     "set-rate": "Change the rate of a replay, also while the replay runs",
 }
 """What each verb does, for the command line's help and the API's description."""
-PLAIN_VERBS: tuple[Verb, ...] = tuple(verb for verb in VERBS if verb != "set-rate")
+POSTED_VERBS: tuple[Verb, ...] = tuple(verb for verb in VERBS if verb != "set-rate")
+"""The verbs with a path of their own in the HTTP API."""
+PLAIN_VERBS: tuple[Verb, ...] = tuple(verb for verb in POSTED_VERBS if verb != "step")
 """The verbs that need only a replay_id."""
-COMMAND_NAMES = ("start", *VERBS)
+COMMAND_NAMES = ("start", *VERBS, "note-verification")
 
 REPLAY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 REPLAY_ID_RULE = (
@@ -56,6 +62,13 @@ OTHER_YEAR = "the time lies outside the years 1 to 9999 in UTC; for no limit, le
 MAX_COMMAND_BYTES = 700_000  # every session record contains the whole start command
 MAX_AFTER = 100
 """Replays that one replay can wait for."""
+MAX_CONSUMERS = 20
+"""Consumer groups that one replay can name."""
+GROUP_RULE = "1 to 249 characters, without control characters and without spaces at its ends"
+MAX_STEP = 1_000_000
+"""Events of one step."""
+MAX_SKIPPED = 100
+"""Events that the retries of one replay can skip by their ids."""
 CHOICE_RULE = 'name at least one condition, or ask for every event with {"all": true}'
 """What a start's filter must do. A body that has lost its filter must not replay everything."""
 MAX_SENTENCES = 20
@@ -100,6 +113,12 @@ def _either(what: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+def _as_whole(value: object) -> object:
+    """Return 5 for 5.0. To JSON both are one number, and some programs write the second."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_as_whole)
 ReplayId = Annotated[str, AfterValidator(_check_replay_id)]
 ShortText = Annotated[str, Field(min_length=1, max_length=1000)]
 TopicName = Annotated[str, Field(pattern=f"^{_TOPIC}$")]
@@ -110,12 +129,10 @@ Time = Annotated[
     AfterValidator(in_utc),
 ]
 """Converted to UTC: a body that gives the same instant with another offset is an equal body."""
-StoredInt = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-"""The integers of BSON."""
+StoredInt = Annotated[int, Field(ge=INTEGERS[0], le=INTEGERS[-1])]
 StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at most 64 bits")]
-FieldValue = Annotated[
-    str | StoredInt | float | bool | None, _either("a string, a number, true, false or null")
-]
+LeavesOut = Literal["skip", "dead-letter"]
+"""What to do about an event that cannot be replayed, where the replay goes on without the event."""
 Rate = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 """Events per second. The least rate is one event in 1,000 seconds."""
 
@@ -131,6 +148,16 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _check_group(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        msg = f"a consumer group's name is {GROUP_RULE}"
+        raise ValueError(msg)
+    return value
+
+
+GroupName = Annotated[str, Field(min_length=1, max_length=249), AfterValidator(_check_group)]
+
+
 class Filter(_Body):
     """Which events. An event must meet every condition."""
 
@@ -144,12 +171,12 @@ class Filter(_Body):
     exclude_event_types: Items[ShortText] = ()
     aggregate_ids: Items[StoredId] = ()
     event_ids: Items[StoredId] = ()
-    fields: dict[str, FieldValue] = Field(default_factory=dict)
-    """Dotted path of a field to the value that the field must have."""
+    fields: dict[str, FieldCondition] = Field(default_factory=dict)
+    """Dotted path of a field to the condition that the field must meet."""
 
     @field_validator("fields")
     @classmethod
-    def _no_operators(cls, fields: dict[str, FieldValue]) -> dict[str, FieldValue]:
+    def _no_operators(cls, fields: dict[str, FieldCondition]) -> dict[str, FieldCondition]:
         for path in fields:
             parts = path.split(".")
             if "\0" in path or not all(parts) or any(part.startswith("$") for part in parts):
@@ -203,6 +230,33 @@ class _Command(_Body):
     requested_by: ShortText | None = None
 
 
+class Parent(_Body):
+    """A replay that another one waits for, with more conditions than its id alone."""
+
+    replay: ReplayId
+    consumed: bool = False
+    """Wait also until the replay's ``consumers`` have read all of its records."""
+
+
+def _plain_parent(parent: str | Parent) -> str | Parent:
+    """Return the short form of a parent that has one, so that equal bodies are equal."""
+    return parent if isinstance(parent, str) or parent.consumed else parent.replay
+
+
+def _check_parent(value: object, validator: Callable[[object], str | Parent]) -> str | Parent:
+    """Refuse with one sentence, not with a sentence for each form."""
+    if isinstance(value, str):
+        return _check_replay_id(value)
+    try:
+        return validator(value)
+    except ValidationError:
+        msg = 'must be a replay_id, or an object such as {"replay": "orders", "consumed": true}'
+        raise ValueError(msg) from None
+
+
+After = Annotated[ReplayId | Parent, AfterValidator(_plain_parent), WrapValidator(_check_parent)]
+
+
 class Start(_Command):
     """Start a replay."""
 
@@ -213,21 +267,29 @@ class Start(_Command):
     filter: Filter = Filter()
     target: Target = Target()
     ordering: Literal["global", "aggregate"] = "global"
-    shards: Annotated[int, Field(ge=1, le=256)] | None = None
+    shards: Annotated[int, Field(ge=1, le=256), Whole] | None = None
     """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""
     dry_run: bool = False
     speed: SkipJsonSchema[None] = Field(None, exclude=True)
     """Older clients and stored sessions have this member. Its only value is null."""
     rate: Rate | None = None
     """Events per second, all shards together; None: no limit."""
-    max_events: Annotated[int, Field(ge=1)] | None = None
+    max_events: Annotated[int, Field(ge=1), Whole] | None = None
     """Stop after this number of matching events."""
     on_error: Literal["fail", "skip", "dead-letter"] = "fail"
     control_records: bool = False
     include_replayed: bool = False
     """Also publish stored events that are marked as replayed (docs/mapping.md, the loop guard)."""
-    after: Annotated[Items[ReplayId], Field(max_length=MAX_AFTER)] = ()
-    """Wait until these replays have completed."""
+    after: Annotated[Items[After], Field(max_length=MAX_AFTER)] = ()
+    """Wait until these replays have completed, and, if asked for, until they are consumed."""
+    consumers: Annotated[Items[GroupName], Field(max_length=MAX_CONSUMERS)] = ()
+    """Consumer groups that read what the replay publishes."""
+    max_lag: Annotated[int, Field(ge=1), Whole] | None = None
+    """Publish no faster than the ``consumers`` read: at most this number of records ahead."""
+    chain: ReplayId | None = None
+    """The name of the chain that the replay belongs to."""
+    paused: bool = False
+    """Begin in the state ``paused``: nothing is planned before a resume or a step."""
     preflight: Literal["quick", "full"] = "quick"
     """``full``: publish nothing before every event is counted and every topic is known to exist."""
 
@@ -246,10 +308,24 @@ class Start(_Command):
         if self.max_events is not None and self.ordering == "aggregate":
             msg = "max_events needs ordering 'global': shards have no common order"
             raise ValueError(msg)
-        if self.replay_id in self.after:
+        if self.replay_id in {parent.replay for parent in self.parents}:
             msg = "a replay cannot wait for itself"
             raise ValueError(msg)
+        if len(set(self.consumers)) < len(self.consumers):
+            msg = "consumers: a group is named twice"
+            raise ValueError(msg)
+        if self.consumers and self.dry_run:
+            msg = "consumers: a dry run publishes nothing that a group could read"
+            raise ValueError(msg)
+        if self.max_lag is not None and not self.consumers:
+            msg = "max_lag needs consumers: name the groups that must keep up"
+            raise ValueError(msg)
         return self
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The replays of ``after``, each in its long form."""
+        return tuple(Parent(replay=one) if isinstance(one, str) else one for one in self.after)
 
     def canonical(self) -> str:
         """Return the body in a fixed form, the same for equal bodies.
@@ -282,6 +358,26 @@ class Retry(_Command):
     """The verb ``retry``; see `VERBS`."""
 
     command: Literal["retry"] = "retry"
+    on_error: LeavesOut | None = None
+    """From here on, in place of the ``on_error`` of the start. None: as before."""
+    skip_events: Annotated[Items[ShortText], Field(max_length=MAX_SKIPPED)] = ()
+    """Ids of events that are skipped if they fail, as the error of the replay shows them."""
+
+
+class Release(_Command):
+    """The verb ``release``; see `VERBS`."""
+
+    command: Literal["release"] = "release"
+
+
+class StepOn(_Command):
+    """The verb ``step``; see `VERBS`."""
+
+    command: Literal["step"] = "step"
+    events: Annotated[int, Field(ge=1, le=MAX_STEP), Whole]
+    published: Annotated[int, Field(ge=0, le=2**53), Whole]
+    """How many events the replay had published when the step was asked for. So a command that is
+    sent, or delivered, twice is carried out once."""
 
 
 class SetRate(_Command):
@@ -291,7 +387,58 @@ class SetRate(_Command):
     rate: Rate | None
 
 
-Command = Start | Pause | Resume | Cancel | Retry | SetRate
+Number = Annotated[int, Field(ge=0, le=2**53), Whole]
+
+
+class Verification(_Body):
+    """What `replay-app verify` has found."""
+
+    verdict: Literal["equal", "store-changed", "different", "unverifiable"]
+    """``store-changed``: the topics hold what the receipt says, and the store has changed since."""
+    at: Time
+    """When the comparison began."""
+    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    reason: Annotated[str, Field(max_length=2000)] | None = None
+    """Why nothing could be verified."""
+    stored: Number = 0
+    """Records that the store gives now."""
+    records: Number = 0
+    """Records of the replay in its topics, without control records."""
+    equal: Number = 0
+    """Records whose key, headers and value are those of their event."""
+    missing: Number = 0
+    """Records that the receipt counts and the topics do not hold."""
+    repeated: Number = 0
+    """Records of events that have a record already."""
+    unknown: Number = 0
+    """Further records that the receipt does not count."""
+    unordered: Number = 0
+    """Records behind a record that comes later in the store's order."""
+    misplaced: Number = 0
+    """Records in another partition than that of their key."""
+    unmarked: Number = 0
+    """Records whose headers are not those of the replay."""
+    differing: Number = 0
+    """Records with another key, value or time than the event, while the bytes of the values are not
+    those of the receipt."""
+    added: Number = 0
+    """Matching events without a record, which the receipt does not count either."""
+    deleted: Number = 0
+    """Records whose event is not in the store any more."""
+    changed: Number = 0
+    """Records whose event has changed in the store since."""
+    left_out: Number = 0
+    """Events without a record that failed in the replay."""
+
+
+class NoteVerification(_Command):
+    """Keep the verdict of a verification with a completed replay. A newer one replaces it."""
+
+    command: Literal["note-verification"] = "note-verification"
+    verification: Verification
+
+
+Command = Start | Pause | Resume | StepOn | Cancel | Retry | Release | SetRate | NoteVerification
 _COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Discriminator("command")])
 
 
@@ -326,8 +473,12 @@ def parse_command(
     return command
 
 
-def read_members(body: bytes) -> dict[str, Any]:
+def read_members(
+    body: bytes, max_bytes: int = MAX_COMMAND_BYTES, what: str = "the command"
+) -> dict[str, Any]:
     """Read the JSON object that a command is written in, and check nothing but its form.
+
+    ``what`` names the object in the message of an error.
 
     Raises
     ------
@@ -337,10 +488,10 @@ def read_members(body: bytes) -> dict[str, Any]:
 
     """
     if not body or not body.strip():
-        msg = "the command is empty; send a JSON object"
+        msg = f"{what} is empty; send a JSON object"
         raise InvalidCommand(msg)
-    if len(body) > MAX_COMMAND_BYTES:
-        msg = f"the command has {len(body)} bytes, at most {MAX_COMMAND_BYTES} are allowed"
+    if len(body) > max_bytes:
+        msg = f"{what} has {len(body)} bytes, at most {max_bytes} are allowed"
         raise InvalidCommand(msg)
     try:
         # Python's parser accepts halves of surrogate pairs and deep nesting; pydantic's refuses
@@ -353,7 +504,7 @@ def read_members(body: bytes) -> dict[str, Any]:
             msg += "; half of a surrogate pair is not a character"
         raise InvalidCommand(msg) from error
     if not isinstance(members, dict):
-        msg = "the command is not a JSON object"
+        msg = f"{what} is not a JSON object"
         raise InvalidCommand(msg)
     return members
 
@@ -379,10 +530,15 @@ def command_of(members: Mapping[str, Any]) -> Command:
     try:
         return _COMMANDS.validate_python(members)
     except ValidationError as error:
-        sentences = [_sentence(one) for one in error.errors()[:MAX_SENTENCES]]
-        if error.error_count() > MAX_SENTENCES:
-            sentences.append(f"and {error.error_count() - MAX_SENTENCES} more")
-        raise InvalidCommand("; ".join(sentences)) from error
+        # The first part of a place is the command's name.
+        faults = [str(Fault(fault.place[1:], fault.what)) for fault in faults_of(error)]
+        raise InvalidCommand("; ".join(first_of(faults))) from error
+
+
+def first_of(sentences: Sequence[str]) -> list[str]:
+    """Return the first MAX_SENTENCES sentences, and how many more there are."""
+    more = len(sentences) - MAX_SENTENCES
+    return [*sentences[:MAX_SENTENCES], *([f"and {more} more"] if more > 0 else [])]
 
 
 def new_replay_id(name: object = None) -> str:
@@ -391,15 +547,30 @@ def new_replay_id(name: object = None) -> str:
     return f"{readable}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def _sentence(error: Any) -> str:
-    """Return one validation error as a sentence: the member, and what the member may be."""
-    where = ".".join(map(str, error["loc"][1:]))  # loc[0] is the command's name
-    what = error["msg"]
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong member: its place, from the outside to the inside, and what it may be."""
+
+    place: tuple[str | int, ...]
+    what: str
+
+    def __str__(self) -> str:
+        where = ".".join(map(str, self.place))
+        return f"{where}: {self.what}" if where else self.what
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """Return the faults that pydantic has found, in plain words."""
+    return [_fault(one) for one in error.errors()]
+
+
+def _fault(error: Any) -> Fault:
+    place, what = tuple(error["loc"]), error["msg"]
     match error["type"]:
         case "union_tag_not_found":
-            where, what = "command", f"missing; one of {', '.join(COMMAND_NAMES)}"
+            place, what = ("", "command"), f"missing; one of {', '.join(COMMAND_NAMES)}"
         case "union_tag_invalid":
-            where = "command"
+            place = ("", "command")
             what = f"{error['ctx']['tag']!r:.100} is not one of {', '.join(COMMAND_NAMES)}"
         case "extra_forbidden":
             what = "unknown field"
@@ -413,7 +584,7 @@ def _sentence(error: Any) -> str:
             what = "a time needs a timezone, such as a final Z"
         case "value_error":
             what = str(error["ctx"]["error"])
-    return f"{where}: {what}" if where else what
+    return Fault(place, what)
 
 
 def usable_replay_id(body: bytes | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
+from replay_app.clusters import connected
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_configs, describe_topics
+from replay_app.reports import few
 
 if TYPE_CHECKING:
+    from replay_app.kafka_requests import TopicMetadata
     from replay_app.settings import Settings
 
 ANSWER_SECONDS = 20.0
@@ -134,19 +136,49 @@ async def describe_destinations(settings: Settings, names: Iterable[str]) -> dic
     if not wanted:
         return {}
     bootstrap = settings.target_bootstrap
-    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     found: dict[str, Destination] = {}
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await client.bootstrap()
+        async with asyncio.timeout(ANSWER_SECONDS), connected(settings, bootstrap) as client:
             for first in range(0, len(wanted), TOPICS_PER_REQUEST):
                 found |= await _describe(client, wanted[first : first + TOPICS_PER_REQUEST])
     except (KafkaError, TimeoutError) as error:
         msg = f"Kafka at {bootstrap} does not describe the destination topics: {error!r}"
         raise Unavailable(msg) from error
-    finally:
-        await close_client(client)
     return found
+
+
+def have_original_times(topics: Mapping[str, Destination], settings: Settings) -> bool:
+    """Return whether the records of all these topics have their events' times as timestamps."""
+    return settings.record_timestamp == "original" and all(
+        topic.keeps_original_times for topic in topics.values()
+    )
+
+
+def batch_limits(topics: Mapping[str, Destination], most: int) -> dict[str, int]:
+    """Return the topics that take smaller batches than ``most`` bytes, and how many bytes."""
+    return {
+        name: one.batch_bytes
+        for name, one in topics.items()
+        if one.batch_bytes is not None and one.batch_bytes < most
+    }
+
+
+async def describe_all(client: AIOKafkaClient, names: Sequence[str]) -> list[TopicMetadata]:
+    """Return what a cluster tells of some topics, without their settings. No topic is created.
+
+    ``client`` has been bootstrapped.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the broker does not answer.
+
+    """
+    return [
+        told
+        for first in range(0, len(names), TOPICS_PER_REQUEST)
+        for told in await describe_topics(client, names[first : first + TOPICS_PER_REQUEST])
+    ]
 
 
 async def _describe(client: AIOKafkaClient, names: list[str]) -> dict[str, Destination]:
@@ -340,6 +372,4 @@ def grown_topics(planned: Mapping[str, int], found: Mapping[str, Destination]) -
 
 def name_topics(topics: list[str]) -> str:
     """Return the first MAX_NAMED_TOPICS names, and the number of the others."""
-    more = len(topics) - MAX_NAMED_TOPICS
-    named = ", ".join(map(repr, topics[:MAX_NAMED_TOPICS]))
-    return f"{named} and {more} more" if more > 0 else named
+    return few([*map(repr, topics)], MAX_NAMED_TOPICS)

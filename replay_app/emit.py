@@ -13,19 +13,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import bson
-from bson import json_util
-from bson.errors import InvalidBSON
-from bson.json_util import JSONMode
-
+from replay_app import crashpoints
 from replay_app.checkpoints import progress_of
-from replay_app.destinations import grown_topics
-from replay_app.encoders import make_encoder
-from replay_app.events import LENIENT
+from replay_app.consumption import allowance as session_allowance
+from replay_app.destinations import batch_limits, grown_topics
+from replay_app.encoders import encode_spec, make_encoder
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.extended_json import CANONICAL
 from replay_app.pacing import allowance, charge, due
-from replay_app.pages import EncodeSpec, count_documents, split_page
+from replay_app.pages import count_documents, people_json, split_page
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
 from replay_app.refusals import refused_page
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     from replay_app.budgets import ByteBudget
     from replay_app.checkpoints import Checkpoint, Token
     from replay_app.context import WorkerContext
-    from replay_app.pages import EncodedPage, FailedEvent, PageEncoder
+    from replay_app.pages import EncodedPage, EncodeSpec, FailedEvent, PageEncoder
     from replay_app.publisher import FencedProducer
     from replay_app.readers import PageReader, Readers
     from replay_app.refusals import Refusals
@@ -51,10 +46,6 @@ GIVE_UP_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 * 2 / 3
 come after the transaction's time limit."""
 AWAITS_READER = "waiting for its turn at the store"
 AWAITS_STORE = "waiting for the store's first events"
-_RELAXED = CANONICAL.with_options(
-    json_mode=JSONMode.RELAXED, strict_number_long=None, datetime_representation=None
-)
-"""The form of dead letters: extended JSON that people read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +83,7 @@ class EmitSlice:
         self._producer = producer
         self._readers = readers
         self._session = session
+        self._on_error = session.rules.on_error
         self._token = token
         if session.plan is None or not isinstance(token.shard, int):
             msg = f"replay {session.replay_id!r} has no plan"
@@ -184,7 +176,7 @@ class EmitSlice:
                 break
             error = self._fatal_error(encoded)
             if error is not None:
-                encoded = await self._without_torn_tie(encoder, page, encoded, reader)
+                encoded = await self._without_torn_tie(page, encoded, reader)
             await self._publish(page, encoded, reader)
             self._budget.spend(len(page))
             if error is not None or self._is_over(deadline):
@@ -258,14 +250,20 @@ class EmitSlice:
         limit = settings.slice_events - self._events
         if session.start.max_events is not None:
             limit = min(limit, session.start.max_events - self._tally.read)
+        if isinstance(self._token.shard, int):
+            ahead = session_allowance(self._newest(), self._token.shard, self._tally.published)
+            limit = limit if ahead is None else min(limit, ahead)
         rate, now = self._shard_rate(), time.time()
         self._due_at = due(rate, self._due_at, now)
         allowed = allowance(rate, self._due_at, now)
         return max(0, limit if allowed is None else min(limit, allowed))
 
+    def _newest(self) -> Session:
+        return self._context.board.sessions.get(self._session.replay_id, self._session)
+
     def _shard_rate(self) -> float | None:
         """Return this shard's part of the replay's rate, in events per second."""
-        session = self._context.board.sessions.get(self._session.replay_id, self._session)
+        session = self._newest()
         if session.rate is None:
             return None
         unfinished = sum(
@@ -297,45 +295,67 @@ class EmitSlice:
 
     async def _make_encoder(self) -> PageEncoder:
         session, settings = self._session, self._context.settings
-        start = session.start
         known = set(self._planned) | set(self._tally.by_topic)
         # For each slice again: a topic may have more partitions now, or another limit.
         topics = await self._context.destinations(known)
-        if not start.dry_run:
+        if not session.start.dry_run:
             self._warnings = grown_topics(self._planned, topics)
-        most = settings.max_record_bytes
-        spec = self._spec = EncodeSpec(
-            mapping=settings.mapping,
-            target=start.target,
-            replay_id=session.replay_id,
-            attempt=session.attempt,
-            name=start.name,
-            reason=start.reason,
-            partitions={name: one.partitions for name, one in topics.items() if one.partitions},
-            cursor_fields=self._shard.sort,
-            stop_at_failure=start.on_error == "fail" and not start.dry_run,
-            include_replayed=start.include_replayed,
-            record_timestamp=settings.record_timestamp,
-            compression=settings.compression,
-            max_record_bytes=most,
-            batch_bytes={
-                name: one.batch_bytes
-                for name, one in topics.items()
-                if one.batch_bytes is not None and one.batch_bytes < most
-            },
+        self._spec = encode_spec(
+            settings,
+            session,
+            self._shard.sort,
+            {name: one.partitions for name, one in topics.items() if one.partitions},
+            batch_limits(topics, settings.max_record_bytes),
         )
-        return make_encoder(spec, settings.encoder)
+        return make_encoder(self._spec, settings.encoder)
 
     async def _encode_part(
         self, encoder: PageEncoder, page: bytes, refused: str | None
     ) -> tuple[PageEncoder, EncodedPage]:
         """Encode a part that `Refusals.cut` has cut. Return the encoder of the next part, too."""
         if refused is not None:
-            return encoder, refused_page(page, refused, self._spec)
+            encoded = refused_page(page, refused, self._spec)
+            if self._is_skipped(encoded.failures[-1]):
+                encoded = refused_page(page, refused, self._never_stops())
+            return encoder, encoded
         encoded = await self._encode(encoder, page)
         if any(failure.missing_topic for failure in encoded.failures):
-            return await self._encode_again(page)
+            encoder, encoded = await self._encode_again(page)
+        if encoded.failures and self._is_skipped(encoded.failures[-1]):
+            encoded = await self._encode_past(page)
+            if encoded.failures[-1].missing_topic:  # perhaps a topic that nobody has asked for yet
+                encoder, _ = await self._encode_again(page)
+                encoded = await self._encode_past(page)
         return encoder, encoded
+
+    def _never_stops(self) -> EncodeSpec:
+        """Return the spec of an encoder that passes over every failed event."""
+        return replace(self._spec, stop_at_failure=False)
+
+    def _is_skipped(self, failure: FailedEvent) -> bool:
+        """Whether a retry has asked to skip the event, while other failures end the replay."""
+        if (
+            self._on_error != "fail"
+            or self._session.start.dry_run  # passes over every failed event
+            or failure.missing_topic
+            or failure.event_id is None
+        ):
+            return False
+        shown = shorten(failure.event_id, MAX_SHOWN_ID)
+        names = {failure.event_id, shown, repr(shown)[1:-1]}  # the last as the error has it
+        return not names.isdisjoint(self._session.skipped_events)
+
+    async def _encode_past(self, page: bytes) -> EncodedPage:
+        """Encode a page past its failed events that are skipped, up to another failed event."""
+        encoder = make_encoder(self._never_stops(), self._context.settings.encoder)
+        encoded = await self._encode(encoder, page)
+        fatal = next((one for one in encoded.failures if not self._is_skipped(one)), None)
+        if fatal is None:
+            return encoded
+        before, _ = split_page(page, fatal.index)
+        encoded = await self._encode(encoder, before)
+        encoded.failures.append(fatal)
+        return encoded
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
@@ -348,9 +368,7 @@ class EmitSlice:
         If a topic does not exist, the page ends before the first event for the topic.
         """
         # An encoder that stops at the first failure names one topic only.
-        names_all = make_encoder(
-            replace(self._spec, stop_at_failure=False), self._context.settings.encoder
-        )
+        names_all = make_encoder(self._never_stops(), self._context.settings.encoder)
         encoded = await self._encode(names_all, page)
         wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
         found = await self._context.destinations(wanted)
@@ -366,7 +384,7 @@ class EmitSlice:
         return encoder, encoded
 
     async def _without_torn_tie(
-        self, encoder: PageEncoder, page: bytes, encoded: EncodedPage, reader: PageReader
+        self, page: bytes, encoded: EncodedPage, reader: PageReader
     ) -> EncodedPage:
         """Return a page that ended before a failed event, without the events that tie with it.
 
@@ -377,6 +395,7 @@ class EmitSlice:
         if begin == index:
             return encoded
         before, _ = split_page(page, begin)
+        encoder = make_encoder(self._never_stops(), self._context.settings.encoder)
         return await self._encode(encoder, before)
 
     def _fatal_error(self, encoded: EncodedPage) -> str | None:
@@ -389,12 +408,13 @@ class EmitSlice:
         if failure.missing_topic:
             # The replay fails whatever on_error says: the event is good, and must not be left out.
             return f"event {event_id!r}: {failure.reason}; create the topic, then retry"
-        if start.on_error == "fail":
-            return (
-                f"event {event_id!r}: {failure.reason}; correct it and retry, or start "
-                "again with on_error skip or dead-letter"
-            )
-        return None
+        if self._on_error != "fail" or self._is_skipped(failure):
+            return None
+        by_id = "" if event_id is None else "skip_events, or with "
+        return (
+            f"event {event_id!r}: {failure.reason}; correct it and retry, or go on without it: "
+            f"retry with {by_id}on_error skip or dead-letter"
+        )
 
     # Publishing
 
@@ -408,7 +428,7 @@ class EmitSlice:
                 self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._sending = asyncio.create_task(self._send(page, encoded))
         reader.position = self._cursor = cursor
-        self._tally.add(encoded, dry_run=start.dry_run, on_error=start.on_error)
+        self._tally.add(encoded, dry_run=start.dry_run, on_error=self._on_error)
         self._events += encoded.read
         self._bytes += encoded.bytes
         self._due_at = charge(self._shard_rate(), self._due_at, time.time(), encoded.read)
@@ -420,14 +440,15 @@ class EmitSlice:
             self._refusals.learn(page, encoded, error.refusals, self._spec)
             raise
         self._refusals.taken(encoded)
-        if self._session.start.on_error == "dead-letter":
+        if self._on_error == "dead-letter":
             for failure in encoded.failures:
-                await self._send_dead_letter(failure)
+                if failure.missing_topic is None:  # else the replay fails, and keeps the event
+                    await self._send_dead_letter(failure)
 
     async def _send_dead_letter(self, failure: FailedEvent) -> None:
         topic = self._context.topics.dead_letters
         key = shorten(failure.event_id or "", MAX_SHOWN_ID)
-        value: bytes | None = _to_extended_json(failure.document)
+        value: bytes | None = people_json(failure.document)
         reason = failure.reason
         size = len(value or b"") + len(key.encode())
         if size > self._context.settings.max_record_bytes:
@@ -467,6 +488,7 @@ class EmitSlice:
             raise TimeoutError(msg) from error
         finally:
             self._budget.wait(time.monotonic() - began)
+        crashpoints.reach("after-acks")
 
     async def _drop_sending(self) -> None:
         if self._sending is not None:
@@ -478,12 +500,3 @@ class EmitSlice:
 def _now_ms() -> int:
     """Return the time in milliseconds since 1970, as in Kafka's record timestamps."""
     return time.time_ns() // 1_000_000
-
-
-def _to_extended_json(document: bytes) -> bytes:
-    """Return a stored event as extended JSON; the raw bytes if the event cannot be decoded."""
-    try:
-        decoded = bson.decode(document, codec_options=LENIENT)
-        return json_util.dumps(decoded, json_options=_RELAXED).encode()
-    except (InvalidBSON, ValueError, OverflowError):
-        return document

@@ -5,12 +5,51 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from typing import TYPE_CHECKING
 
 from replay_app.exceptions import InvalidSettings
 from replay_app.pages import EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from replay_app.sessions import Session
+    from replay_app.settings import Settings
+
 logger = logging.getLogger(__name__)
+
+
+def encode_spec(
+    settings: Settings,
+    session: Session,
+    sort: Sequence[str],
+    partitions: dict[str, int],
+    batch_bytes: dict[str, int],
+) -> EncodeSpec:
+    """Return how a session's events become records, in its present attempt.
+
+    ``sort`` are the fields of the shard's order. ``partitions`` and ``batch_bytes`` are by topic:
+    how many partitions the topic has, and the limit on its batches, see
+    `destinations.batch_limits`.
+    """
+    start = session.rules
+    return EncodeSpec(
+        mapping=settings.mapping,
+        target=start.target,
+        replay_id=session.replay_id,
+        attempt=session.attempt,
+        name=start.name,
+        reason=start.reason,
+        partitions=partitions,
+        cursor_fields=tuple(sort),
+        stop_at_failure=start.on_error == "fail" and not start.dry_run,
+        include_replayed=start.include_replayed,
+        record_timestamp=settings.record_timestamp,
+        compression=codec_name(settings),
+        max_record_bytes=settings.max_record_bytes,
+        batch_bytes=batch_bytes,
+    )
 
 
 def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
@@ -48,6 +87,23 @@ def encoder_name(choice: str) -> str:
         msg = f"REPLAY_ENCODER=native: {obstacle}, or set REPLAY_ENCODER to auto or python"
         raise InvalidSettings(msg)
     return "python"
+
+
+def codec_name(settings: Settings) -> str:
+    """Return the codec of the published batches: ``REPLAY_COMPRESSION``, without ``auto``.
+
+    The native encoder is fastest with lz4. aiokafka's lz4, which the Python encoder uses, takes
+    three times as long as its snappy (bench/RESULTS.md).
+
+    Raises
+    ------
+    InvalidSettings
+        When the native encoder is demanded and cannot be used.
+
+    """
+    if settings.compression != "auto":
+        return settings.compression
+    return "lz4" if encoder_name(settings.encoder) == "native" else "snappy"
 
 
 @functools.cache

@@ -4,6 +4,7 @@
 
     ReplayError
     ├── InvalidCommand        the sender must change the command
+    │   └── chains.InvalidChain       the sender must change the chain
     ├── InvalidSettings       the operator must change the environment
     ├── CommandConflict       the session's state does not allow the command
     ├── EventError            one event cannot be replayed
@@ -15,6 +16,7 @@
     │       └── store.TimeLimitExceeded   the store needs too much time for a query
     ├── client.Refused        a worker refuses; the message is the worker's reason
     └── WrongUsage            the arguments of the command line are wrong
+        └── chain_files.WrongChainFile    the file is no chain
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ CANONICAL = JSONOptions(
 )
 EXACT = CANONICAL.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
 """To read with: `CANONICAL` would make a UUID of binary subtype 3 too, and lose the subtype."""
+RELAXED = CANONICAL.with_options(
+    json_mode=JSONMode.RELAXED, strict_number_long=None, datetime_representation=None
+)
+"""The form that people read, such as in dead letters."""
 
 
 def extended_text(value: Any) -> str:

@@ -1,22 +1,29 @@
 """Requests to Kafka that aiokafka does not have, or has in an older version only.
 
 They tell which requests a broker answers, topics with their ids and this client's rights, the
-settings of topics, and open transactions. Private names of aiokafka's client stand here; their
-versions are checked in `internals`.
+settings of topics, offsets by time, and open transactions. Private names of aiokafka's client stand
+here; their versions are checked in `internals`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aiokafka import AIOKafkaClient, TopicPartition
 from aiokafka.admin.config_resource import ConfigResourceType
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    for_code,
+)
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.types import (
     Array,
     Boolean,
@@ -31,7 +38,17 @@ from aiokafka.protocol.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+EARLIEST, LATEST = -2, -1
+"""Stand for a time in `list_offsets`: the begin, and the end, of a partition."""
+CLIENT = -1
+"""Stands for a replica's id in requests that replicas send, too."""
+IsolationLevel = Literal["read_uncommitted", "read_committed"]
+ISOLATION_LEVELS: dict[IsolationLevel, int] = {"read_uncommitted": 0, "read_committed": 1}
+OF_TOPIC = 1
+"""Says in DescribeConfigs that a setting is the topic's own (DYNAMIC_TOPIC_CONFIG)."""
+RETRY_SECONDS = 0.1
 
 
 async def request_types(client: AIOKafkaClient) -> frozenset[int]:
@@ -186,6 +203,8 @@ class TopicMetadata(NamedTuple):
     operations: int | None
     """A bit for each operation that this client may do, at the number of Java's AclOperation. None
     if the broker does not tell."""
+    replicas: int = 0
+    """Replicas of the partition that has the fewest. 0 without partitions."""
 
 
 async def describe_topics(client: AIOKafkaClient, names: Sequence[str]) -> list[TopicMetadata]:
@@ -209,9 +228,68 @@ async def describe_topics(client: AIOKafkaClient, names: Sequence[str]) -> list[
             min((len(partition["isr"]) for partition in topic["partitions"]), default=0),
             topic.get("topic_id", b"").hex(),
             None if (rights := topic.get("authorized_operations", unknown)) == unknown else rights,
+            min((len(partition["replicas"]) for partition in topic["partitions"]), default=0),
         )
         for topic in answer.to_object()["topics"]
     ]
+
+
+async def list_offsets(
+    client: AIOKafkaClient,
+    times: Mapping[TopicPartition, int],
+    isolation_level: IsolationLevel = "read_uncommitted",
+) -> dict[TopicPartition, tuple[int, int]]:
+    """Return the offset, and the timestamp, of the first record of a time, or later.
+
+    ``times`` are milliseconds since 1970, or EARLIEST or LATEST: the partition's begin, or its end.
+    Without such a record the offset is -1. To a ``read_committed`` client a partition ends at its
+    stable offset. ``client`` has been bootstrapped.
+
+    aiokafka's consumer can ask the same, but learns of one topic after the other, and needs 0.1 s
+    more.
+
+    The caller limits the time: while a partition has no leader, this waits.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When a broker refuses, or does not answer.
+
+    """
+    await client.set_topics({tp.topic for tp in times})
+    while True:
+        try:
+            return await _list_offsets(client, times, ISOLATION_LEVELS[isolation_level])
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
+        await client.force_metadata_update()
+
+
+async def _list_offsets(
+    client: AIOKafkaClient, times: Mapping[TopicPartition, int], isolation_level: int
+) -> dict[TopicPartition, tuple[int, int]]:
+    asked: dict[int, dict[str, list[tuple[int, int]]]] = {}
+    for tp, time in times.items():
+        leader = client.cluster.leader_for_partition(tp)
+        if leader is None or leader < 0:
+            raise LeaderNotAvailableError(tp)
+        asked.setdefault(leader, {}).setdefault(tp.topic, []).append((tp.partition, time))
+    answers = await asyncio.gather(
+        *(
+            client.send(leader, OffsetRequest(CLIENT, isolation_level, [*topics.items()]))
+            for leader, topics in asked.items()
+        )
+    )
+    found: dict[TopicPartition, tuple[int, int]] = {}
+    for answer in answers:
+        for topic, partitions in answer.topics:
+            for number, error_code, timestamp, offset in partitions:
+                if error_code:
+                    raise for_code(error_code)(f"{topic}[{number}]")
+                found[TopicPartition(topic, number)] = (offset, timestamp)
+    return found
 
 
 async def describe_configs(
@@ -227,14 +305,50 @@ async def describe_configs(
         When the broker does not answer.
 
     """
-    if DescribeConfigsRequest.API_KEY not in await request_types(client):
-        return {}
-    resources = [(ConfigResourceType.TOPIC, topic, list(names)) for topic in topics]
-    answer = await client.send(client.get_random_node(), DescribeConfigsRequest(resources))
     return {
         topic: {name: value for name, value, *_ in entries if value is not None}
-        for error_code, _, _, topic, entries in answer.resources
-        if not error_code
+        for topic, entries in (await _describe_configs(client, topics, list(names))).items()
+    }
+
+
+async def describe_overrides(
+    client: AIOKafkaClient, topics: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Return the settings that topics do not have from their cluster, where the broker tells.
+
+    ``client`` has been bootstrapped.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the broker does not answer.
+
+    """
+    return {
+        topic: {
+            name: value
+            for name, value, _, source, *_ in entries
+            if value is not None and _is_own(source)
+        }
+        for topic, entries in (await _describe_configs(client, topics, None)).items()
+    }
+
+
+def _is_own(source: bool | int) -> bool:  # noqa: FBT001 - as in the answer
+    """Whether a setting is the topic's own. The oldest version says whether it is a default."""
+    return not source if isinstance(source, bool) else source == OF_TOPIC
+
+
+async def _describe_configs(
+    client: AIOKafkaClient, topics: Iterable[str], names: list[str] | None
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the entries of DescribeConfigs, by topic. ``names``: None for every setting."""
+    if DescribeConfigsRequest.API_KEY not in await request_types(client):
+        return {}
+    resources = [(ConfigResourceType.TOPIC, topic, names) for topic in topics]
+    answer = await client.send(client.get_random_node(), DescribeConfigsRequest(resources))
+    return {
+        topic: entries for error_code, _, _, topic, entries in answer.resources if not error_code
     }
 
 

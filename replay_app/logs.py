@@ -45,6 +45,11 @@ def escaped(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def silence_aiokafka() -> None:
+    """Silence aiokafka's log: our own message says that a broker does not answer."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
 class TextLines(logging.Formatter):
     """Writes each message as one line for people. The lines of a traceback are indented."""
 

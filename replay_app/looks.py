@@ -8,8 +8,8 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from replay_app.counts import topic_of_group
-from replay_app.events import field_at
-from replay_app.exceptions import EventError
+from replay_app.events import field_at, is_text
+from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.queries import all_of
 from replay_app.reports import OTHER
 from replay_app.store import TimeLimitExceeded
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from replay_app.store_checks import StoreChecks
 
 LOOK_AROUND_SECONDS = 0.15
-"""How long a replay waits for each of the two parts of the look."""
+"""How long a replay waits for each part of the look: the first events, the types that an index has,
+and one event of each type."""
 MAX_LOOKED_TYPES = 20
-"""Types of a filter that are looked for one by one."""
+"""Types that are looked for one by one."""
 
 Kind = tuple[Any, ...]
 """What the topic of an event depends on: its type, and its topic field."""
@@ -40,8 +41,9 @@ async def look(
     """Return the kinds of some matching events, and check whether the mapping fits these events.
 
     None if no event matches. The look takes the first events that the store finds, and one event
-    for each further type of the filter. What the store does not answer in time stays unknown: an
-    event may name its own topic, so no topic follows from the filter alone.
+    for each further type: of the filter's types, else of those that an index on the type has. What
+    the store does not answer in time stays unknown: an event may name its own topic, so no topic
+    follows from a type alone.
 
     Raises
     ------
@@ -62,8 +64,8 @@ async def look(
     found = dict.fromkeys(_kind(event, mapping) for event in seen)
     if len(seen) < SAMPLE_EVENTS:  # these are all
         return [*found]
-    named = start.filter.event_types[:MAX_LOOKED_TYPES]
-    unseen = sorted(set(named) - {kind for kind, _ in found})
+    named = start.filter.event_types or await _indexed_types(store, mapping)
+    unseen = sorted(set(named[:MAX_LOOKED_TYPES]) - {kind for kind, _ in found})
     by_type = await asyncio.gather(
         *(_first_events(store, all_of(timed, {mapping.field_type: name}), 1) for name in unseen)
     )
@@ -79,6 +81,16 @@ async def _first_events(store: EventStore, query: Query, events: int) -> list[Do
             pipeline: list[dict[str, Any]] = [{"$match": query}, {"$limit": events}]
             return await store.documents(pipeline, LOOK_AROUND_SECONDS)
     return None
+
+
+async def _indexed_types(store: EventStore, mapping: EventMapping) -> list[str]:
+    """Return the event types that an index has; no types if there is no index, or no time."""
+    # MongoDB refuses an answer of more than 16 MiB: then the types stay unknown.
+    with contextlib.suppress(TimeLimitExceeded, TimeoutError, ReplayFailed):
+        async with asyncio.timeout(LOOK_AROUND_SECONDS):
+            values = await store.indexed_values(mapping.field_type, LOOK_AROUND_SECONDS)
+            return [value for value in values if is_text(value)]
+    return []
 
 
 def _kind(document: Document, mapping: EventMapping) -> Kind:

@@ -88,6 +88,10 @@ class Metrics:
         """Show the number of owned sessions by state. The function is called at each scrape."""
         self.registry.register(_Sessions(owned_by_state))
 
+    def show_consumer_lag(self, lag_by_group: Callable[[], Mapping[str, int]]) -> None:
+        """Show the lag of consumer groups. The function is called at each scrape."""
+        self.registry.register(_ConsumerLag(lag_by_group))
+
     def show_ignored(self, counts_by_topic: Mapping[str, int]) -> None:
         """Show the number of records passed over by topic, as it is at each scrape."""
         self.registry.register(_Ignored(counts_by_topic))
@@ -117,6 +121,24 @@ class _Sessions(Collector):
         for state, count in self._owned_by_state().items():
             sessions.add_metric([state], count)
         yield sessions
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return []
+
+
+class _ConsumerLag(Collector):
+    def __init__(self, lag_by_group: Callable[[], Mapping[str, int]]) -> None:
+        self._lag_by_group = lag_by_group
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        records = GaugeMetricFamily(
+            "replay_consumer_lag_records",
+            "Records of the owned sessions that a consumer group of these has not read.",
+            labels=["group"],
+        )
+        for group, lag in self._lag_by_group().items():
+            records.add_metric([group], lag)
+        yield records
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return []

@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 import bson
+from bson import json_util
 from bson.errors import InvalidBSON
 
 from replay_app.commands import Target
 from replay_app.elements import elements, require_bson, values_at
 from replay_app.events import LENIENT, Document, EventMapping, event_id, time_of
 from replay_app.exceptions import EventError, ReplayFailed
+from replay_app.extended_json import RELAXED
 from replay_app.internals import BatchBuilder
 from replay_app.queries import sort_value
 
@@ -54,8 +56,9 @@ class EncodeSpec:
     attempt: int
     name: str | None
     reason: str | None
-    partitions: dict[str, int]
-    """Partition count of each destination topic that is known to exist."""
+    partitions: dict[str, int] | None
+    """Partition count of each destination topic that is known to exist. None, for the Python
+    encoder only: nothing is published, and any topic will do."""
     cursor_fields: tuple[str, ...]
     """Field paths of the sort order."""
     stop_at_failure: bool
@@ -275,6 +278,18 @@ def make_failure(
         identity = None
     missing_topic = error.topic if isinstance(error, MissingTopic) else None
     return FailedEvent(index, identity, str(error), document, missing_topic)
+
+
+def people_json(document: bytes) -> bytes:
+    """Return a stored event as extended JSON that people read.
+
+    The raw bytes if the event cannot be decoded.
+    """
+    try:
+        decoded = bson.decode(document, codec_options=LENIENT)
+        return json_util.dumps(decoded, json_options=RELAXED).encode()
+    except (InvalidBSON, ValueError, OverflowError):
+        return document
 
 
 def readable(document: bytes) -> Document:

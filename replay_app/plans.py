@@ -21,6 +21,7 @@ from replay_app.cuts import find_ranges
 from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Spans, name_topics
 from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
+from replay_app.handover import live_topics, unknown_offsets
 from replay_app.looks import known_topics, look
 from replay_app.queries import (
     Query,
@@ -30,7 +31,7 @@ from replay_app.queries import (
     to_json,
     untimed,
 )
-from replay_app.reports import Plan, ShardPlan, most_common
+from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
@@ -38,6 +39,7 @@ from replay_app.topics import Topics
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
+    from replay_app.events import EventMapping
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
@@ -90,7 +92,7 @@ class Planner:
         source = with_uuid(source_of(self._settings), (await self._store.identify()).uuid)
         if frozen:
             require_same_source(frozen.source, source)
-        end = frozen.end if frozen else await self._bound()
+        end = frozen.end if frozen else await frozen_bound(self._start, self._mapping, self._store)
         bounds = self._bounds(end)
         timed = all_of(self._filter, bounds)
         # Before the count: a store that is busy with the count gives no cuts in time.
@@ -134,11 +136,12 @@ class Planner:
         if frozen is None:
             shards = [] if found.timed == {} else shards
             if found.misfits != {}:
-                shards.append(_shard(untimed(self._mapping)))
+                shards.append(shard_of(untimed(self._mapping)))
         return Plan(
             end=end,
             counted="running" if is_open else "before",
             **self._account(found, by_type, topics, destinations),
+            handover=self._handover(found.timed or kinds or (), frozen),
             warnings=tuple(warnings),
             shards=tuple(shards),
             source=source,
@@ -153,13 +156,19 @@ class Planner:
         destinations: dict[str, Destination],
     ) -> dict[str, Any]:
         """Return the members of a plan that come from the counts and from the topics."""
+        ids = {name: topic.topic_id for name, topic in destinations.items() if topic.topic_id}
         return {
             "matched": self._matched(found),
             "untimed": None if found.misfits is None else found.misfits.total(),
             "by_type": most_common(by_type, MAX_PLAN_NAMES),
             "by_topic": most_common(+topics, MAX_PLAN_NAMES),
             "partitions": {name: topic.partitions for name, topic in destinations.items()},
+            "topic_ids": ids if len(ids) <= MAX_LISTED_IDS else {},
         }
+
+    def _handover(self, kinds: Iterable[tuple[Any, ...]], known: Plan | None) -> Handover:
+        """Return the live topics of the events. `find_handover` finds their offsets."""
+        return unknown_offsets(live_topics(kinds, self._mapping), known.handover if known else {})
 
     async def _dead_letters(self) -> str:
         """Return the id of the topic that takes the dead letters; empty without such a topic."""
@@ -169,10 +178,11 @@ class Planner:
         found = await self._describe([name])
         return found[name].topic_id if name in found else ""
 
-    async def count(self, plan: Plan) -> Plan:
+    async def count(self, plan: Plan, *, after_all: bool = False) -> Plan:
         """Count the events of a plan that left them open, while its shards run.
 
-        The plan that is returned has counts and warnings, but no shards. What would fail a replay
+        ``after_all``: every event that has a time was read before. The plan that is returned has
+        counts and warnings, but no shards. What would fail a replay
         that has not begun is a warning here: the shards fail where they meet the event.
 
         Raises
@@ -205,8 +215,9 @@ class Planner:
             warnings.append(str(error))
         return Plan(
             end=plan.end,
-            counted="beside",
+            counted="after" if after_all else "beside",
             **self._account(found, by_type, topics, destinations),
+            handover=self._handover(found.timed or (), plan),
             warnings=tuple(warnings),
         )
 
@@ -232,15 +243,6 @@ class Planner:
         """Return the number of events that the replay reads. None if unknown."""
         total, most = found.total, self._start.max_events
         return total if total is None or most is None else min(total, most)
-
-    async def _bound(self) -> datetime:
-        """Return the upper bound: the command's, or the store's clock."""
-        given = self._start.filter.end
-        if given is not None:
-            return given
-        clock = await self._store.clock()
-        # Text times may have no fraction. A bound in whole seconds sorts right beside all of them.
-        return clock.replace(microsecond=0) if self._mapping.timestamp_type == "iso" else clock
 
     def _bounds(self, end: datetime) -> Query:
         return time_range(self._start.filter.start, end, self._mapping)
@@ -388,9 +390,9 @@ class Planner:
             return list(frozen.shards), []
         last = self._mapping.field_timestamp
         if self._start.ordering == "global":
-            return [_shard(bounds, last)], []
+            return [shard_of(bounds, last)], []
         ranges, warnings = await find_ranges(self._start, self._settings, self._store, timed)
-        return [_shard(all_of(bounds, part), *order, last) for part, order in ranges], warnings
+        return [shard_of(all_of(bounds, part), *order, last) for part, order in ranges], warnings
 
     async def _index_warnings(self, timed: Query) -> list[str]:
         mapping, store = self._mapping, self._store
@@ -413,6 +415,15 @@ class Planner:
             )
             return [f"{found}; an index on {index} would avoid it"]
         return []
+
+
+async def frozen_bound(start: Start, mapping: EventMapping, store: EventStore) -> datetime:
+    """Return the upper bound: the command's, or the store's clock."""
+    if start.filter.end is not None:
+        return start.filter.end
+    clock = await store.clock()
+    # Text times may have no fraction. A bound in whole seconds sorts right beside all of them.
+    return clock.replace(microsecond=0) if mapping.timestamp_type == "iso" else clock
 
 
 def _missing(topics: Counter[str], found: Iterable[str]) -> list[str]:
@@ -441,5 +452,6 @@ def _type_name(event_type: Any) -> str:
     return event_type if is_text(event_type) else f"({event_type})"
 
 
-def _shard(match: Query, *fields: str) -> ShardPlan:
+def shard_of(match: Query, *fields: str) -> ShardPlan:
+    """Return the shard of the events that match, in the order of the fields and ``_id``."""
     return ShardPlan(match=to_json(match), sort=(*fields, "_id"))

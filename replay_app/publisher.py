@@ -100,7 +100,9 @@ class FencedProducer:
         self.transactional_id = transactional_id
         self._is_leaving = is_leaving
         self.in_transaction = False
-        compression = None if settings.compression == "none" else settings.compression
+        # Of the records that are sent one by one: checkpoints, sessions, dead letters.
+        chosen = "snappy" if settings.compression == "auto" else settings.compression
+        compression = None if chosen == "none" else chosen
         self._producer = TransactionalProducer(
             bootstrap_servers=bootstrap,
             transactional_id=transactional_id,

@@ -151,7 +151,7 @@ class PythonEncoder:
             )
             raise EventError(msg)
         # After all that is the event's own fault: a missing topic stops the whole replay.
-        count = spec.partitions.get(topic)
+        count = 1 if spec.partitions is None else spec.partitions.get(topic)
         if count is None:
             raise MissingTopic(topic)
         if size > spec.batch_bytes.get(topic, size):
@@ -214,7 +214,8 @@ class PythonEncoder:
         return topic
 
     def _open_batch(self, place: tuple[str, int], out: EncodedPage) -> Batch:
-        limit = self._spec.batch_bytes.get(place[0], self._spec.max_record_bytes)
+        most = self._spec.max_record_bytes
+        limit = min(most, self._spec.batch_bytes.get(place[0], most))
         builder = BatchBuilder(limit, self._compression, is_transactional=1)
         batch = Batch(*place, builder, 0, 0)
         out.batches.append(batch)

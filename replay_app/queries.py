@@ -16,6 +16,7 @@ from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
+from replay_app.conditions import conditions_of, is_typed, typed_value
 from replay_app.elements import StoredValue
 from replay_app.events import EPOCH, LENIENT
 from replay_app.exceptions import ReplayFailed
@@ -76,10 +77,37 @@ def compile_filter(wanted: Filter, mapping: EventMapping) -> Query:
     return all_of(*parts)
 
 
-def _field_query(path: str, value: Any) -> Query:
-    found = spellings(value)
-    # With $eq and $in the store never takes a value for an operator.
-    return {path: {"$in": found} if len(found) > 1 else {"$eq": value}}
+def _field_query(path: str, condition: Any) -> Query:
+    # In these operators the store never takes a value for another operator.
+    conditions = conditions_of(condition)
+    if conditions is None:
+        found = _stored_values(condition)
+        return {path: {"$eq": found[0]} if len(found) == 1 else {"$in": found}}
+    operators: Query = {}
+    for name, operand in conditions.items():
+        if name == "in":
+            operators["$in"] = [one for value in operand for one in _stored_values(value)]
+        elif name == "ne":
+            operators["$nin"] = _stored_values(operand)
+        elif name == "exists":
+            operators["$exists"] = operand
+        else:
+            bound = typed_value(operand) if is_typed(operand) else operand
+            if isinstance(bound, datetime) and name in {"gte", "lt"}:
+                bound = _whole_milliseconds(bound)
+            operators[f"${name}"] = bound
+    return {path: operators}
+
+
+def _stored_values(value: Any) -> list[Any]:
+    """Return each BSON value for which a value of a condition stands.
+
+    None if no event can have the value: the driver would cut a date to whole milliseconds.
+    """
+    if not is_typed(value):
+        return spellings(value)
+    found = typed_value(value)
+    return [] if isinstance(found, datetime) and found.microsecond % 1000 else [found]
 
 
 def all_of(*parts: Query) -> Query:
@@ -90,10 +118,17 @@ def all_of(*parts: Query) -> Query:
     return {"$and": wanted} if wanted else {}
 
 
-def time_range(start: datetime | None, end: datetime, mapping: EventMapping) -> Query:
-    """Return the query for start <= timestamp < end, in the store's type of timestamp."""
-    # Without $not an array of times would match too, and a cursor cannot hold its sort value.
-    bounds: Query = {"$lt": _stored_time(end, mapping), "$not": {"$type": "array"}}
+def time_range(
+    start: datetime | None, end: datetime, mapping: EventMapping, *, with_arrays: bool = False
+) -> Query:
+    """Return the query for start <= timestamp < end, in the store's type of timestamp.
+
+    ``with_arrays``: events match, too, whose timestamp is an array with such a time. A cursor
+    cannot hold its sort value. But without these events MongoDB cannot count by the index alone.
+    """
+    bounds: Query = {"$lt": _stored_time(end, mapping)}
+    if not with_arrays:
+        bounds["$not"] = {"$type": "array"}
     if start is not None:
         bounds["$gte"] = _stored_time(start, mapping)
     return {mapping.field_timestamp: bounds}
@@ -149,10 +184,20 @@ def _stored_time(time: datetime, mapping: EventMapping) -> Any:
         return bound_text(time)
     if mapping.timestamp_type == "epoch_ms":
         return (time - EPOCH) / timedelta(milliseconds=1)
-    # BSON dates are whole milliseconds, and the driver would round the bound down. Rounded up, the
-    # bound keeps its meaning: no BSON date lies between the exact bound and the next millisecond.
+    return _whole_milliseconds(time)
+
+
+def _whole_milliseconds(time: datetime) -> datetime:
+    """Return a bound that BSON can hold, for $gte and $lt.
+
+    BSON dates are whole milliseconds, and the driver would round the bound down. Rounded up, the
+    bound keeps its meaning: no BSON date lies between the exact bound and the next millisecond.
+    """
     past = time.microsecond % 1000
-    return time + timedelta(microseconds=1000 - past) if past else time
+    try:
+        return time + timedelta(microseconds=1000 - past) if past else time
+    except OverflowError:  # no later time exists
+        return time
 
 
 def bound_text(time: datetime) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from replay_app.queries import after, all_of, compile_filter, from_json
 from replay_app.sources import require_same_source, with_uuid
+from replay_app.store import StoreUnavailable
 from replay_app.ties import untorn_pages
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
+PAGE_SECONDS = 120.0
+"""How long the store may take for a page of `Readers.next_page`. The first page may need a sort of
+all events."""
+AWAY_SECONDS = 60.0
+"""How long the store may be away meanwhile."""
+TRY_AGAIN_SECONDS = 1.0
 OPEN_READERS = 4
 """Readers of a partition that are open at the same time. Each holds up to two pages."""
 
@@ -134,7 +142,15 @@ class PageReader:
 class Readers:
     """The readers of a partition's shards, by the key of the shard's tokens."""
 
-    def __init__(self, settings: Settings, store: EventStore, wake: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: EventStore,
+        wake: Callable[[str], bool],
+        most: int = OPEN_READERS,
+    ) -> None:
+        """``most`` readers are open at the same time."""
+        self._most = most
         self._settings = settings
         self._store = store
         self._wake = wake
@@ -171,6 +187,43 @@ class Readers:
         self._readers[key] = reader  # the most recently used reader stands last
         return reader
 
+    async def next_page(
+        self,
+        key: str,
+        start: Start,
+        shard: ShardPlan,
+        cursor: str | None,
+        source: Mapping[str, str] | None = None,
+    ) -> tuple[PageReader, bytes | None]:
+        """Return a shard's reader and its next page; None after the last page.
+
+        A store that is away for a moment is asked again, from the cursor on.
+
+        Raises
+        ------
+        StoreUnavailable
+            When the store sends no page within PAGE_SECONDS, or is away for AWAY_SECONDS.
+
+        """
+        away_since: float | None = None
+        while True:
+            reader = self.take(key, start, shard, cursor, source)
+            if reader is None:  # every reader waits for its first page: only with a new reader
+                msg = "no reader is free"
+                raise RuntimeError(msg)
+            try:
+                return reader, await reader.next(PAGE_SECONDS)
+            except TimeoutError as error:
+                msg = f"the event store sends no page within {PAGE_SECONDS:g} s"
+                raise StoreUnavailable(msg) from error
+            except StoreUnavailable:
+                now = time.monotonic()
+                away_since = away_since or now
+                if now - away_since > AWAY_SECONDS:
+                    raise
+                await self.drop(key)
+                await asyncio.sleep(TRY_AGAIN_SECONDS)
+
     def get(self, key: str) -> PageReader | None:
         """Return a shard's reader; None if the shard has no open reader."""
         return self._readers.get(key)
@@ -205,7 +258,7 @@ class Readers:
 
         The least recently used reader that has served a page is closed.
         """
-        if len(self._readers) < OPEN_READERS:
+        if len(self._readers) < self._most:
             return True
         served = next((key for key, one in self._readers.items() if one.has_served), None)
         if served is not None:

@@ -6,11 +6,12 @@ Counters are absolute: a repeated or late report changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from replay_app.commands import MAX_CONSUMERS
 from replay_app.records import MAX_SHARDS, Count, Counts, Moment, Record, Texts
 
 MAX_LISTED_FAILURES = 100
@@ -21,10 +22,19 @@ MAX_TYPE_NAME = 249
 """Characters of an event type in the counts by type. A topic's name has no more characters."""
 MAX_LISTED_OFFSETS = 5000
 """Partitions whose offsets a record lists."""
+MAX_LISTED_IDS = 1000
+"""Topics whose ids a plan lists."""
+MAX_HANDOVER_TOPICS = 500
+MAX_HANDOVER_PARTITIONS = 2000
+"""Live topics, and their partitions, whose offsets a hand-over lists."""
+UNKNOWN_HANDOVER = "the hand-over is unknown for"
+"""How a warning begins that no longer holds once the offsets of all live topics are known."""
 MAX_SHOWN_ID = 500
 """Characters of an event's id in lists, errors and the key of a dead letter."""
 MAX_ERROR = 2000
 """Characters of an error, or of the reason why an event failed."""
+MAX_GROUP_REASON = 500
+"""Characters of the reason why nothing is known of a consumer group."""
 MAX_SOURCE = 100
 """Members of a plan's source."""
 OTHER = "(other)"
@@ -33,10 +43,22 @@ OTHER = "(other)"
 ShardId = Annotated[int, Field(ge=0, lt=MAX_SHARDS)] | Literal["plan", "count", "gate", "finish"]
 """A shard's number, or the name of a step that a replay has once."""
 ShardState = Literal["live", "stopped", "done", "failed"]
+GroupState = Literal["unseen", "empty", "active"]
+"""``unseen``: there is no such group yet. ``empty``: the group has offsets, and no member."""
 Offsets = Annotated[
     dict[str, dict[Count, tuple[Count, Count]]], Field(max_length=MAX_LISTED_OFFSETS)
 ]
 """By topic and partition: the first and the last offset written."""
+Handover = Annotated[
+    dict[str, Annotated[dict[Count, Count], Field(max_length=MAX_HANDOVER_PARTITIONS)] | None],
+    Field(max_length=2 * MAX_HANDOVER_TOPICS),
+]
+"""By live topic and partition: the offset from which a consumer reads on. A topic that is unknown
+has None; a topic that did not exist has no partitions."""
+TopicIds = Annotated[
+    dict[str, Annotated[str, Field(max_length=32)]], Field(max_length=2 * MAX_LISTED_IDS)
+]
+"""By topic: the topic's id, which changes when the topic is deleted and made again."""
 
 
 class Counters(Record):
@@ -128,9 +150,9 @@ class Plan(Record):
 
     end: Moment
     """The frozen upper bound of the events' times, exclusive."""
-    counted: Literal["before", "running", "beside"] = "before"
-    """When the events were counted: before the first one was published, or beside the shards. The
-    plans of older versions were counted before."""
+    counted: Literal["before", "running", "beside", "after"] = "before"
+    """When the events were counted: before the first one was published, beside the shards, or after
+    all of them were read. The plans of older versions were counted before."""
     matched: Count | None
     """Events that match. None if they are not counted, or if counting took too long."""
     untimed: Count | None = None
@@ -146,18 +168,79 @@ class Plan(Record):
     source: Source = Field(default_factory=dict)
     """Which events were planned, and with which mapping: settings by their variables, and the
     collection's identity. Empty in plans of older versions."""
+    topic_ids: TopicIds = Field(default_factory=dict)
+    """The ids of the destination topics. Empty if they are too many, or if the broker has none."""
+    handover: Handover = Field(default_factory=dict)
+    """From where the live topics of the events are read on (docs/rebuild.md)."""
+    handover_time: Moment | None = None
+    """The bound less the overlap: live records of this time, or later, are to be read."""
+    live_ids: TopicIds = Field(default_factory=dict)
+    """The ids of the topics in ``handover``."""
+
+
+class TopicReader(Record):
+    """A consumer group that reads a destination topic."""
+
+    state: GroupState
+    lag: Count | None = None
+    """Records up to the ends of the topics' partitions that the group has not read, where it has
+    committed offsets. None if it has committed none."""
+    topics: Texts = ()
+
+
+class SampleHeader(Record):
+    """A header of a sample record."""
+
+    key: str
+    value: str
+
+
+class SampleRecord(Record):
+    """A stored event as the record that it would become."""
+
+    event_id: str | None
+    error: str | None = None
+    """Why the event cannot be replayed. The members below are then empty."""
+    topic: str = ""
+    key: str = ""
+    headers: tuple[SampleHeader, ...] = ()
+    value: str = ""
+    """The begin of the value, as text."""
+
+
+class OfferedPlan(Plan):
+    """The plan of a replay that is not started, with what people want to see before they start."""
+
+    samples: tuple[SampleRecord, ...] = ()
+    """Some of the matching events."""
+    live_topics: Texts = ()
+    """The destination topics that are original topics of the events: live consumers read them."""
+    consumers: dict[str, TopicReader] | None = None
+    """The groups that read the destination topics now. None if unknown: a warning says why."""
+
+
+class GroupLook(Record):
+    """What one look at a consumer group has found."""
+
+    state: GroupState = "unseen"
+    lag: Count | None = None
+    """Records that the group has not read, of those that the replay had published when the look
+    began. None if unknown."""
+    reason: Annotated[str, Field(max_length=MAX_GROUP_REASON)] | None = None
+    """Why nothing is known of the group. State and lag then say nothing."""
 
 
 class Report(Record):
-    """One record on ``replay.progress``: what a slice did."""
+    """One record on ``replay.progress``: what a slice did, or what a look at consumers found."""
 
     replay_id: str = ""
-    kind: Literal["plan", "count", "gate", "shard", "finish", "nudge", "noop"] = "noop"
+    kind: Literal["plan", "count", "gate", "shard", "finish", "nudge", "consumers", "noop"] = "noop"
     epoch: Count = 0
     slice: Count = 0
     shard: ShardId = 0
     state: Literal["live", "done", "failed"] = "live"
-    """State of a plan, count, gate or finish step. A shard has its state in ``progress``."""
+    """State of a plan, count, gate or finish step. A shard has its state in ``progress``. Of a look
+    at the consumers: ``done`` if the replay had completed before the look began."""
     progress: ShardProgress | None = None
     plan: Plan | None = None
     draft: Any = Field(None, exclude=True)
@@ -168,6 +251,16 @@ class Report(Record):
     all of its records; the shard goes on, and has in ``progress`` why it waits itself."""
     warnings: Texts = ()
     """What a slice or a finish step found, and what stays true to the end of the replay."""
+    consumers: Annotated[dict[str, GroupLook], Field(max_length=MAX_CONSUMERS)] = Field(
+        default_factory=dict
+    )
+    """Of a look at the consumers, by group."""
+    written: Count = 0
+    """Of a look at the consumers: `offsets_written` of the offsets that the look compared."""
+    visible_at: Moment | None = None
+    """Of a finish step: when the stable offset of each partition had passed the last record."""
+    behind: Count | None = None
+    """Of a finish step: see `Receipt.behind`."""
 
     @property
     def is_live(self) -> bool:
@@ -203,6 +296,12 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def few(texts: Sequence[str], most: int) -> str:
+    """Return the first ``most`` texts as a list in words, and the number of the others."""
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def bound_offsets(offsets: Offsets) -> Offsets:
     """Return the offsets of the first MAX_LISTED_OFFSETS partitions."""
     if sum(map(len, offsets.values())) <= MAX_LISTED_OFFSETS:
@@ -212,6 +311,14 @@ def bound_offsets(offsets: Offsets) -> Offsets:
     for topic, number in every[:MAX_LISTED_OFFSETS]:
         bounded.setdefault(topic, {})[number] = offsets[topic][number]
     return bounded
+
+
+def offsets_written(offsets: Offsets) -> int:
+    """Return how many offsets lie between the first and the last one of each partition, together.
+
+    Each of the two counts, and so do markers of transactions and records of others in between.
+    """
+    return sum(last + 1 - first for ranges in offsets.values() for first, last in ranges.values())
 
 
 def most_common(counts: Mapping[str, int], names: int) -> dict[str, int]:

@@ -17,12 +17,23 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, computed_field
 
 from replay_app.checkpoints import Token
-from replay_app.commands import Rate, Start, Verb
+from replay_app.commands import (
+    MAX_CONSUMERS,
+    MAX_SKIPPED,
+    LeavesOut,
+    Rate,
+    Start,
+    Verb,
+    Verification,
+)
 from replay_app.records import MAX_LIST, MAX_SHARDS, Count, Counts, Moment, Record, Texts
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
+    MAX_LISTED_OFFSETS,
     Counters,
     Failure,
+    GroupState,
+    Handover,
     Offsets,
     Plan,
     Report,
@@ -47,23 +58,25 @@ State = Literal[
 ]
 MAX_LISTED = 1000
 """Replays that one answer of the API lists."""
-TERMINAL: frozenset[State] = frozenset({"completed", "completed_with_errors", "cancelled"})
+COMPLETED: frozenset[State] = frozenset({"completed", "completed_with_errors"})
+TERMINAL: frozenset[State] = COMPLETED | {"cancelled"}
 SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
 """States in which no worker has anything to do."""
 VERBS_OF_STATE: dict[State, tuple[Verb, ...]] = {
-    "pending": ("pause", "cancel", "set-rate"),
-    "planning": ("pause", "cancel", "set-rate"),
-    "waiting": ("pause", "cancel", "set-rate"),
+    "pending": ("pause", "cancel", "release", "set-rate"),
+    "planning": ("pause", "cancel", "release", "set-rate"),
+    "waiting": ("pause", "cancel", "release", "set-rate"),
     "running": ("pause", "cancel", "set-rate"),
     "pausing": ("resume", "cancel", "set-rate"),
-    "paused": ("resume", "cancel", "set-rate"),
+    "paused": ("resume", "step", "cancel", "set-rate"),
     "cancelling": (),
     "cancelled": (),
     "completed": (),
     "completed_with_errors": (),
     "failed": ("cancel", "retry", "set-rate"),
 }
-"""The commands that change a replay in each state."""
+"""The commands that change a replay in each state. ``release`` only while it waits for others,
+``step`` only where it `can_step`."""
 VERBS_AT_THE_END: tuple[Verb, ...] = ("set-rate",)
 """The commands that change a running replay whose last event is published."""
 SHORT_LIST = 20
@@ -104,6 +117,15 @@ class Receipt(_SessionPart):
     """The first failures of each shard."""
     seconds: float
     """From the start command to the end, pauses included."""
+    visible: bool = False
+    """Whether the stable offset of each published partition has passed the replay's last record."""
+    visible_at: Moment | None = None
+    """When the finish step has seen that."""
+    behind: Count | None = None
+    """Matching events of the range that lie behind the replay's position and are not published:
+    they were stored too late. None if unknown."""
+    handover: Handover = Field(default_factory=dict)
+    handover_time: Moment | None = None
 
 
 class Position(_SessionPart):
@@ -117,6 +139,26 @@ class Position(_SessionPart):
     """The frozen upper bound."""
 
 
+class Consumption(_SessionPart):
+    """How far one consumer group has read what a replay published."""
+
+    state: GroupState = "unseen"
+    lag: Count | None = None
+    """Records of the published partitions that the group has not read: last published offset + 1
+    less the committed offset, over all partitions. In a partition where the group has committed
+    nothing, the records since the replay's first one count. None while unknown."""
+    reason: str | None = None
+    """Why the last look has found nothing. State and lag are then those of the look before."""
+    checked_at: Moment | None = None
+    """When the group was last looked at. A look that finds no change is noted now and then only."""
+    consumed_at: Moment | None = None
+    """When the group was first seen to have read all records of the ended replay."""
+    late_since: Moment | None = None
+    """Since when the group is behind ``max_lag`` and does not move. None if this is not so."""
+    is_awaited: bool = True
+    """Whether ``max_lag`` still waits for the group, and not if the group never moves."""
+
+
 class Session(_SessionPart):
     """The whole state of one replay: the row in the table and the record on ``replay.status``."""
 
@@ -128,8 +170,14 @@ class Session(_SessionPart):
     attempt: Count = 1
     """1, and one more for each retry; the header ``replay-attempt``."""
     start: Start
+    retry_on_error: LeavesOut | None = None
+    """What the newest retry that says so wants in place of the start's ``on_error``."""
+    skipped_events: Annotated[tuple[str, ...], Field(max_length=MAX_SKIPPED)] = ()
+    """Ids of events that retries have asked to skip if they fail."""
     rate: Rate | None = None
     """Events per second over all shards. None: no limit."""
+    step_to: Count | None = None
+    """The replay pauses when this number of events is published. None: it goes on."""
     created_at: Moment
     updated_at: Moment
     started_at: Moment | None = None
@@ -144,6 +192,8 @@ class Session(_SessionPart):
     changed between two attempts."""
     shards: Annotated[tuple[Shard, ...], Field(max_length=MAX_SHARDS)] = ()
     offsets: Offsets = Field(default_factory=dict)
+    released: bool = False
+    """The gate is open, whatever the replays of ``after`` do."""
     finishing: bool = False
     """All shards are done, and the finish token is sent."""
     stalled: bool = False
@@ -156,6 +206,14 @@ class Session(_SessionPart):
     """Why the replay failed."""
     warnings: Texts = ()
     receipt: Receipt | None = None
+    consumption: Annotated[dict[str, Consumption], Field(max_length=MAX_CONSUMERS)] = Field(
+        default_factory=dict
+    )
+    """By consumer group of the start command. A group that was never looked at is missing."""
+    hold: str | None = None
+    """Why the shards publish nothing for now: a consumer group is behind ``max_lag``."""
+    verification: Verification | None = None
+    """The newest verdict of `replay-app verify` that was noted."""
     speed_marks: Annotated[tuple[tuple[Moment, Count], ...], Field(max_length=2)] = ()
     """Up to two moments, and the events read until then. The speed counts from the older one."""
     events_per_second: float | None = None
@@ -172,6 +230,12 @@ class Session(_SessionPart):
     def matched(self) -> int | None:
         """Events that match. None while unknown."""
         return self.plan.matched if self.plan else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def handover(self) -> Handover:
+        """From where consumers read on in the live topics. Empty until the replay is planned."""
+        return self.plan.handover if self.plan else {}
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -206,7 +270,46 @@ class Session(_SessionPart):
         """The commands that would change this replay now."""
         if self.state == "running" and self.finishing:
             return VERBS_AT_THE_END
-        return VERBS_OF_STATE[self.state]
+        verbs = VERBS_OF_STATE[self.state]
+        allowed = {"release": self.waits_for_others, "step": self.can_step}
+        if self.step_to is not None and "resume" not in verbs and "pause" in verbs:
+            verbs = ("pause", "resume", *verbs[1:])  # a step becomes the way to the end
+        return tuple(verb for verb in verbs if allowed.get(verb, True))
+
+    @property
+    def has_made_step(self) -> bool:
+        """Whether a running replay has published the events of its step, and has more to read."""
+        return (
+            self.state == "running"
+            and not self.finishing
+            and self.step_to is not None
+            and self.counters.published >= self.step_to
+            and any(shard.progress.state != "done" for shard in self.shards)
+        )
+
+    @property
+    def can_step(self) -> bool:
+        """Whether some next events can be told: shards have no common order."""
+        return self.start.ordering == "global" and not self.start.dry_run
+
+    @property
+    def is_consumed(self) -> bool:
+        """Whether the replay has completed, and each of its consumer groups has read all of it."""
+        return self.state in COMPLETED and all(
+            group in self.consumption and self.consumption[group].consumed_at is not None
+            for group in self.start.consumers
+        )
+
+    @property
+    def lists_all_offsets(self) -> bool:
+        """Whether ``offsets`` has every partition to which the replay has published events."""
+        listed = sum(map(len, self.offsets.values()))
+        return listed < MAX_LISTED_OFFSETS and (listed > 0 or not self.counters.published)
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether the gate asks for the replays of ``after``, now or when the replay gets there."""
+        return bool(self.start.after) and not self.released and self.started_at is None
 
     def has_heard(self, report: Report) -> bool:
         """Whether this report, or a later report of its shard, is part of the session."""
@@ -248,6 +351,13 @@ class Session(_SessionPart):
         return self.epoch == token.epoch and (token.kind != "emit" or self.state == "running")
 
     @property
+    def rules(self) -> Start:
+        """The start command with what retries have changed: this is how events are replayed now."""
+        if self.retry_on_error is None:
+            return self.start
+        return self.start.model_copy(update={"on_error": self.retry_on_error})
+
+    @property
     def is_counting(self) -> bool:
         """Whether the events are to be counted beside the gate or the shards, and are not yet."""
         return (
@@ -255,6 +365,14 @@ class Session(_SessionPart):
             and self.plan.counted == "running"
             and self.state in {"waiting", "running"}
             and not self.finishing
+        )
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether every shard is done. A shard that waits for the count has nothing to do yet."""
+        return all(
+            shard.progress.state == "done" or self.awaits_count(number)
+            for number, shard in enumerate(self.shards)
         )
 
     def awaits_count(self, shard: int) -> bool:
@@ -273,7 +391,16 @@ class Session(_SessionPart):
     @property
     def orders(self) -> tuple[Any, ...]:
         """Fields whose change wakes workers at once."""
-        return self.state, self.epoch, self.rate, self.finishing, self.is_counting
+        return (
+            self.state,
+            self.epoch,
+            self.rate,
+            self.finishing,
+            self.is_counting,
+            self.released,
+            self.is_consumed,
+            self.hold is not None,
+        )
 
 
 def fit_record(session: Session, max_bytes: int = MAX_INTERNAL_BYTES) -> tuple[Session, bytes]:
@@ -301,9 +428,10 @@ def _shorten(session: Session, names: int = SHORT_LIST) -> Session:
         )
 
     warning = "too many types, topics and partitions to list them all: the lists are shortened"
+    no_lists: dict[str, Any] = {"topic_ids": {}, "live_ids": {}, "handover": {}}
     return session.model_copy(
         update={
-            "plan": session.plan and shorten(session.plan),
+            "plan": session.plan and shorten(session.plan).model_copy(update=no_lists),
             "shards": tuple(
                 shard.model_copy(
                     update={"progress": shorten(shard.progress, names // len(session.shards))}
@@ -312,7 +440,7 @@ def _shorten(session: Session, names: int = SHORT_LIST) -> Session:
             ),
             "offsets": {},
             "receipt": session.receipt
-            and shorten(session.receipt).model_copy(update={"offsets": {}}),
+            and shorten(session.receipt).model_copy(update={"offsets": {}, "handover": {}}),
             "warnings": (*(w for w in session.warnings if w != warning), warning),
         }
     )
@@ -372,8 +500,8 @@ def decode_session(value: bytes | None) -> Session | None:
     return session
 
 
-def make_receipt(session: Session, now: datetime) -> Receipt:
-    """Return the sums over the shards."""
+def make_receipt(session: Session, now: datetime, finish: Report | None = None) -> Receipt:
+    """Return the sums over the shards, and what the finish step has found."""
     by_type: Counter[str] = Counter()
     by_topic: Counter[str] = Counter()
     for shard in session.shards:
@@ -387,6 +515,11 @@ def make_receipt(session: Session, now: datetime) -> Receipt:
         offsets=session.offsets,
         failures=tuple(f for shard in session.shards for f in shard.progress.failures),
         seconds=(now - session.created_at).total_seconds(),
+        visible=finish is not None and finish.visible_at is not None,
+        visible_at=finish and finish.visible_at,
+        behind=finish and finish.behind,
+        handover=session.handover,
+        handover_time=session.plan and session.plan.handover_time,
     )
 
 

@@ -30,7 +30,7 @@ from replay_app.publisher import BATCH_OVERHEAD, PRODUCER_ERRORS, REOPEN_SECONDS
 from replay_app.reports import MAX_INTERNAL_BYTES, Report, decode_report
 from replay_app.sessions import SETTLED, Session, decode_session, fit_record
 from replay_app.topics import NOOP
-from replay_app.transitions import Step, on_command, on_nudge, on_report
+from replay_app.transitions import Step, on_command, on_look, on_nudge, on_report
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -285,11 +285,16 @@ class SessionPartition:
 def log_change(
     replay_id: str, before: Session | None, after: Session | None, who: str | None
 ) -> None:
-    """Write one line if the state or the rate of a replay has changed; ``who`` gave the command."""
+    """Write one line if a replay's state or rate has changed, or if the replay is released.
+
+    ``who`` gave the command.
+    """
     old = before.state if before else "new"
     new = after.state if after else "forgotten"
     if old != new:
         what = f"{old} -> {new}"
+    elif before and after and before.released != after.released:
+        what = f"{new}, released"
     elif before and after and before.rate != after.rate:
         what = "no rate limit" if after.rate is None else f"rate {after.rate:g} events/s"
     else:
@@ -389,10 +394,13 @@ class SessionPartitions:
             return
         owned = self._own(partition)
         stall, retention = self._limits()
+        patience = timedelta(seconds=self._context.settings.max_lag_patience_seconds)
 
         def decide(session: Session | None, now: datetime) -> Step:
             if report.kind == "nudge":
                 return on_nudge(session, now, stall, retention, report.reason)
+            if report.kind == "consumers":
+                return on_look(session, report, now, patience)
             return on_report(session, report, now)
 
         with suppress(CommandConflict):  # the log and /readyz say why
@@ -406,14 +414,18 @@ class SessionPartitions:
             timedelta(days=settings.retention_days),
         )
 
-    def _count_by_state(self) -> Counter[str]:
-        """Return the number of owned sessions in each state."""
+    def owned(self) -> list[Session]:
+        """Return the sessions of the owned partitions, as the board has them."""
         status = self._context.topics.status
-        return Counter(
-            session.state
+        return [
+            session
             for replay_id, session in self._context.board.sessions.items()
             if status.partition(replay_id) in self._owned
-        )
+        ]
+
+    def _count_by_state(self) -> Counter[str]:
+        """Return the number of owned sessions in each state."""
+        return Counter(session.state for session in self.owned())
 
     async def watch(self) -> None:
         """Be the watchdog: send a nudge for each session that time alone changes.

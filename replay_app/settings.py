@@ -183,11 +183,19 @@ class Settings(BaseSettings):
     page_events: int = Field(
         5_000, ge=1, le=100_000, description="Most events of one page.", json_schema_extra=INTERNAL
     )
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
-        "snappy", description="Compression of the published batches."
+    compression: Literal["auto", "none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "auto",
+        description="Compression of the published batches. `auto`: `lz4` with the native encoder, "
+        "`snappy` with the Python one, each the fastest of its encoder.",
     )
     plan_seconds: float = Field(
         60.0, gt=0, description="Longest time to count the matching events."
+    )
+    handover_overlap_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=2_592_000,
+        description="How long before the bound a hand-over to the live topics begins.",
     )
     cut_seconds: float = Field(
         0.25,
@@ -197,6 +205,11 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(
         30.0, gt=0, description="Time without progress until a replay is stalled."
+    )
+    max_lag_patience_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Time for which max_lag waits for a consumer group that reads nothing.",
     )
     retention_days: float = Field(
         30.0, gt=7, description="Time until an ended session is forgotten."

@@ -18,12 +18,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaClient, AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from replay_app.clusters import connected
 from replay_app.exceptions import Unavailable
-from replay_app.kafka_internals import close_client
-from replay_app.kafka_requests import describe_producers
+from replay_app.kafka_requests import LATEST, describe_producers, list_offsets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -127,9 +127,10 @@ async def find_hidden_records(
         return None
     lost: LostMarkers = {}
     named: list[str] = []
-    async with target_consumer(settings, last, "read_committed") as consumer:
-        stable = await consumer.end_offsets(list(last))
-    hidden = {tp: stable[tp] for tp, offset in last.items() if stable[tp] <= offset}
+    bootstrap = settings.target_bootstrap
+    async with _answers(settings, last), connected(settings, bootstrap) as client:
+        ends = await list_offsets(client, dict.fromkeys(last, LATEST), "read_committed")
+    hidden = {tp: ends[tp][0] for tp, offset in last.items() if ends[tp][0] <= offset}
     if not hidden:
         return None
     async with target_consumer(settings, hidden, "read_uncommitted") as consumer:
@@ -139,7 +140,7 @@ async def find_hidden_records(
     for tp, offset in sorted(hidden.items())[:MAX_NAMED_PARTITIONS]:
         is_own = tp.partition in lost.get(tp.topic, {})
         explain = explain_lost_marker if is_own else explain_open_transaction
-        named.append(await explain(settings, settings.target_bootstrap, tp, offset))
+        named.append(await explain(settings, bootstrap, tp, offset))
     more = len(hidden) - len(named)
     named += [f"and {more} more partitions"] if more else []
     return Hidden("; ".join(named), lost)
@@ -192,9 +193,19 @@ async def target_consumer(
         **settings.kafka_security(),
     )
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with _answers(settings, partitions):
             await consumer.start()
             yield consumer
+    finally:
+        await consumer.stop()
+
+
+@contextlib.asynccontextmanager
+async def _answers(settings: Settings, partitions: Iterable[TopicPartition]) -> AsyncIterator[None]:
+    """Limit the time of a block that asks for stable offsets, and explain its errors."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            yield
     except (KafkaError, TimeoutError) as error:
         topics = sorted({partition.topic for partition in partitions})[:MAX_NAMED_PARTITIONS]
         msg = (
@@ -202,8 +213,6 @@ async def target_consumer(
             f"{', '.join(map(repr, topics))}: {error!r}"
         )
         raise Unavailable(msg) from error
-    finally:
-        await consumer.stop()
 
 
 async def explain_lost_marker(
@@ -252,14 +261,10 @@ async def _holder(
 ) -> str:
     """Return who has the open transaction that begins at an offset."""
     producers: list[tuple[int, int]] = []
-    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await client.bootstrap()
+        async with asyncio.timeout(ANSWER_SECONDS), connected(settings, bootstrap) as client:
             producers = await describe_producers(client, partition.topic, partition.partition)
     except (KafkaError, TimeoutError):
         pass  # `kafka-transactions.sh describe-producers` tells the operator the same
-    finally:
-        await close_client(client)
     holders = [str(producer) for producer, begin in producers if begin == offset]
     return f"producer id {holders[0]}" if holders else "another producer"

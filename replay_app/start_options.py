@@ -10,28 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from replay_app.arguments import positive, positive_number, refuse
-from replay_app.commands import read_members
+from replay_app.commands import Start, parse_command, read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
 
 
-def add_start_options(parser: ArgumentParser) -> None:
-    """Add the options.
+class _Options:
+    """A group of options.
 
     The destination of an option is the member of the body, such as ``filter.end`` or
     ``body.rate``. An option that is not given has no destination, so the member is left out.
     """
-    group: Any
 
-    def add(option: str, member: str, text: str, **more: Any) -> None:
-        group.add_argument(option, dest=member, help=text, default=SUPPRESS, **more)
+    def __init__(self, parser: ArgumentParser, title: str) -> None:
+        self.group = parser.add_argument_group(title)
 
-    def add_many(option: str, member: str, text: str, **more: Any) -> None:
-        add(option, member, f"{text}; repeatable", action="append", **more)
+    def add(self, option: str, member: str, text: str, **more: Any) -> None:
+        self.group.add_argument(option, dest=member, help=text, default=SUPPRESS, **more)
 
-    def add_switch(option: str, member: str, text: str) -> None:
-        add(option, member, text, action="store_true")
+    def add_many(self, option: str, member: str, text: str, **more: Any) -> None:
+        self.add(option, member, f"{text}; repeatable", action="append", **more)
 
-    group = parser.add_argument_group("which events; an event must meet every condition")
+    def add_switch(self, option: str, member: str, text: str) -> None:
+        self.add(option, member, text, action="store_true")
+
+
+def add_filter_options(parser: ArgumentParser, number: str) -> None:
+    """Add the options that say which events. ``number`` is the option for a number of events."""
+    group = _Options(parser, "which events; an event must meet every condition")
+    add, add_many, add_switch = group.add, group.add_many, group.add_switch
     add("--start", "filter.start", "from this time, such as 2026-01-01T00:00:00Z", metavar="TIME")
     add("--end", "filter.end", "before this time (default: now)", metavar="TIME")
     add_many("--event-type", "filter.event_types", "only this type", metavar="TYPE")
@@ -41,20 +47,32 @@ def add_start_options(parser: ArgumentParser) -> None:
     add_many(
         "--field",
         "filter.fields",
-        "only events with this value, JSON or plain text, at this dotted path",
+        "only events with this value at this dotted path, JSON or plain text, or that meet "
+        """conditions, such as 'amount={"gte": 10}'""",
         metavar="PATH=VALUE",
         type=_field,
     )
     add_switch("--all", "filter.all", "every event; needed where no option above names any")
-    add("--max-events", "body.max_events", "only the first N events", metavar="N", type=positive)
+    add(number, "body.max_events", "only the first N events", metavar="N", type=positive)
     add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
 
-    group = parser.add_argument_group("where to; default: each event's original topic")
+
+def add_target_options(parser: ArgumentParser) -> None:
+    """Add the options that say where the events go."""
+    group = _Options(parser, "where to; default: each event's original topic")
+    add, add_many = group.add, group.add_many
     add("--to-topic", "target.topic", "one topic for all events", metavar="TOPIC")
     add_many("--to", "target.topics", "a topic for a type", metavar="TYPE=TOPIC", type=_assignment)
     add("--prefix", "target.prefix", "text before the original topic's name", metavar="TEXT")
 
-    group = parser.add_argument_group("how")
+
+def add_start_options(parser: ArgumentParser) -> None:
+    """Add the options of a start command."""
+    add_filter_options(parser, "--max-events")
+    add_target_options(parser)
+
+    group = _Options(parser, "how")
+    add, add_many, add_switch = group.add, group.add_many, group.add_switch
     add(
         "--ordering",
         "body.ordering",
@@ -70,6 +88,7 @@ def add_start_options(parser: ArgumentParser) -> None:
         choices=["fail", "skip", "dead-letter"],
     )
     add_switch("--dry-run", "body.dry_run", "do everything except publishing")
+    add_switch("--paused", "body.paused", "publish nothing before a resume or a step")
     add_switch("--control-records", "body.control_records", "mark begin and end on each partition")
     add(
         "--preflight",
@@ -78,14 +97,28 @@ def add_start_options(parser: ArgumentParser) -> None:
         "(default: quick, the events are counted meanwhile)",
         choices=["quick", "full"],
     )
+    add_many(
+        "--consumer",
+        "body.consumers",
+        "a consumer group that reads what is published",
+        metavar="GROUP",
+    )
+    add(
+        "--max-lag",
+        "body.max_lag",
+        "publish no more than N records ahead of the slowest --consumer",
+        metavar="N",
+        type=positive,
+    )
     add_many("--after", "body.after", "wait until this replay has completed", metavar="ID")
 
-    group = parser.add_argument_group("about the replay")
+    group = _Options(parser, "about the replay")
+    add = group.add
     add("--replay-id", "body.replay_id", "the id of the replay (default: a new id)", metavar="ID")
     add("--name", "body.name", "a title for people", metavar="TEXT")
     add("--reason", "body.reason", "why the replay is started", metavar="TEXT")
-    add_requested_by(group, "body.requested_by", SUPPRESS)
-    group.add_argument(
+    add_requested_by(group.group, "body.requested_by", SUPPRESS)
+    group.group.add_argument(
         "--file", help="the command's JSON body, - for standard input; options override members"
     )
 
@@ -130,6 +163,23 @@ def start_body(options: Namespace) -> dict[str, Any]:
     return body | {name: parts[name] for name in ("filter", "target") if parts[name]}
 
 
+def start_of(options: Namespace, **defaults: Any) -> Start:
+    """Return the start command of the options; ``defaults`` are members that they may leave out.
+
+    Raises
+    ------
+    WrongUsage
+        As `start_body` raises it.
+    InvalidCommand
+        A member is wrong.
+
+    """
+    command = parse_command(json.dumps(start_body(options)).encode(), defaults=defaults)
+    if not isinstance(command, Start):  # these options have no --file with another command
+        raise TypeError(command)
+    return command
+
+
 def _read_file(file: str) -> dict[str, Any]:
     try:
         return read_members(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
@@ -160,6 +210,6 @@ def _field(text: str) -> tuple[str, Any]:
         value = json.loads(text)
     except ValueError:
         return path, text
-    if isinstance(value, dict | list):
-        refuse("PATH=VALUE with text, a number, true, false or null as VALUE", f"{path}={text}")
+    if isinstance(value, list):
+        refuse("PATH=VALUE with a value, or an object of conditions, as VALUE", f"{path}={text}")
     return path, value

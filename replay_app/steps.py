@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+from replay_app.audits import audit, lost_dead_letters
 from replay_app.checkpoints import Checkpoint
 from replay_app.dropped_slices import explain_dropped, find_dropped_records
 from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.gates import SOON_SECONDS, gate_reason, next_look
+from replay_app.handover import complete_handover, find_handover, handover_header
 from replay_app.internals import BatchBuilder
 from replay_app.pages import Batch
 from replay_app.plans import Planner
@@ -16,7 +20,6 @@ from replay_app.publisher import BatchesRefused
 from replay_app.stable_offsets import find_hidden_records
 
 if TYPE_CHECKING:
-    from replay_app.board import Board
     from replay_app.checkpoints import Origin, Token, TokenKind
     from replay_app.commands import Start
     from replay_app.context import WorkerContext
@@ -30,16 +33,17 @@ PLAN_WAIT_SECONDS = 0.5
 COUNT_WAIT_SECONDS = 0.05
 """How long a step waits for a count. A longer plan, or count, goes on between two slices."""
 SHARDS_FIRST_SECONDS = 30.0
-"""How long a count lets the shards go first. Count and first page would slow each other down."""
+"""How long a count lets the shards go first, until one of them has read. Count and first page would
+slow each other down."""
+SHARDS_ALONE_SECONDS = 5.0
+"""How long a count leaves the store to the shards after that. A replay that has read all by then is
+counted once, at its end, and not a second time beside it."""
 SHARDS_LOOK_SECONDS = 0.1
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
 producer ends within its own time limit, one minute by default."""
 CONTROL_BATCH_BYTES = 4096
-"""Room for a control record: the ids and names in its headers are shorter."""
-UNKNOWN_SECONDS = 60.0
-"""How long a replay waits for a replay that is not known. The command that starts the other one may
-still be on its way."""
+"""Room for a control record without a hand-over: the ids and names in its headers are shorter."""
 
 
 def counts_first(start: Start) -> bool:
@@ -114,43 +118,61 @@ class Steps:
 
     async def _make(self, session: Session, kind: TokenKind) -> Plan:
         context, plan = self._context, session.plan
-        planner = Planner(session.start, context.settings, context.store, context.describe)
+        planner = Planner(session.rules, context.settings, context.store, context.describe)
         if kind == "count" and plan is not None:
-            await self._let_shards_begin(session)
-            return await planner.count(plan)
-        return await planner.plan(plan, at_once=not counts_first(session.start))
+            await self._let_shards_go_first(session)
+            newest = context.board.sessions.get(session.replay_id, session)
+            made = await planner.count(plan, after_all=newest.has_read_all)
+        else:
+            made = await planner.plan(plan, at_once=not counts_first(session.start))
+        return await find_handover(context.settings, session.start, made, plan)
 
-    async def _let_shards_begin(self, session: Session) -> None:
-        """Wait, not for long, until a shard has read: the store then has time for the count."""
-        until = time.monotonic() + SHARDS_FIRST_SECONDS
+    async def _let_shards_go_first(self, session: Session) -> None:
+        """Wait, not for long, until the store has time for the count."""
+        until, has_begun = time.monotonic() + SHARDS_FIRST_SECONDS, False
         while time.monotonic() < until:
             newest = self._context.board.sessions.get(session.replay_id, session)
-            if newest.state != "running" or newest.counters.read:
+            if newest.state != "running" or newest.has_read_all:
                 return
+            if newest.counters.read and not has_begun:
+                until, has_begun = time.monotonic() + SHARDS_ALONE_SECONDS, True
             await asyncio.sleep(SHARDS_LOOK_SECONDS)
 
     async def gate(
         self, session: Session, token: Token, origin: Origin, producer: FencedProducer
     ) -> Checkpoint:
-        """Wait until every replay of ``after`` has completed, then announce the begin.
+        """Wait until the replays of ``after`` let this one begin, then announce the begin.
 
         Raises
         ------
         ReplayFailed
-            When a replay of ``after`` was cancelled or is not known, or when a topic does not take
-            control records.
+            When a replay of ``after`` can never be waited for (see `gate_reason`), or when a topic
+            does not take control records.
 
         """
-        reason = gate_reason(session, self._context.board, self._unknown_seconds(session, token))
+        # Not the token's session: a release gives no new token.
+        newest = self._context.board.sessions.get(session.replay_id, session)
+        unknown_seconds = self._unknown_seconds(session, token)
+        reason = gate_reason(newest, self._context.board.sessions, unknown_seconds)
         if reason is not None:
             return Checkpoint.of_step(token, origin, reason=reason)
         await self._announce(session, "begin", producer)
         return Checkpoint.of_step(token, origin, "done")
 
+    def next_look(self, token: Token, said: str | None) -> float:
+        """Return the seconds until a closed gate is looked at again (see `gates.next_look`)."""
+        sessions = self._context.board.sessions
+        session = sessions.get(token.replay_id)
+        if session is None:
+            return SOON_SECONDS
+        return next_look(session, sessions, said, self._context.settings.stall_seconds)
+
     def _unknown_seconds(self, session: Session, token: Token) -> float:
         """Return how long a gate has waited for a replay that is not known."""
         board, key = self._context.board, f"{token.key}/{token.epoch}"
-        if not board.is_complete or all(one in board.sessions for one in session.start.after):
+        if not board.is_complete or all(
+            one.replay in board.sessions for one in session.start.parents
+        ):
             self._unknown_since.pop(key, None)
             return 0.0
         return time.monotonic() - self._unknown_since.setdefault(key, time.monotonic())
@@ -173,7 +195,7 @@ class Steps:
             When the broker or the store does not answer.
 
         """
-        warnings: tuple[str, ...] = ()
+        found: dict[str, Any] = {}
         if token.outcome == "end":
             settings, known = self._context.settings, old.lost_markers if old else {}
             hidden = await find_hidden_records(settings, session.offsets, session.replay_id)
@@ -182,10 +204,25 @@ class Steps:
             self._hidden_since.pop(token.key, None)
             if dropped := known and await find_dropped_records(settings, known):
                 raise ReplayFailed(explain_dropped(dropped))
-            warnings = await audit(session, self._context)
-            warnings += await lost_dead_letters(session, self._context)
+            are_seen = session.lists_all_offsets
+            if are_seen and not session.start.dry_run:
+                found["visible_at"] = datetime.now(UTC)
+            session, more = await self._audit(session)
+            found |= more
         await self._announce(session, token.outcome, producer)
-        return Checkpoint.of_step(token, origin, "done", warnings=warnings)
+        return Checkpoint.of_step(token, origin, "done", **found)
+
+    async def _audit(self, session: Session) -> tuple[Session, dict[str, Any]]:
+        """Return the session with its whole hand-over, and what the step's report says."""
+        context = self._context
+        found = await audit(session, context)
+        warnings = found.warnings + await lost_dead_letters(session, context)
+        more = await complete_handover(session, context.settings)
+        if more is not None:
+            warnings += more.warnings
+            plan = session.plan and session.plan.model_copy(update={"handover": more.handover})
+            session = session.model_copy(update={"plan": plan})
+        return session, {"warnings": warnings, "behind": found.behind, "plan": more}
 
     def _wait_for_consumers(
         self, token: Token, origin: Origin, hidden: Hidden, known: LostMarkers
@@ -231,118 +268,6 @@ def consumers_wait(hidden: str) -> str:
     return f"consumers do not see all: {hidden}"
 
 
-def gate_reason(session: Session, board: Board, unknown_seconds: float) -> str | None:
-    """Return why the gate is closed; None once every replay of ``after`` has completed.
-
-    ``unknown_seconds`` is how long a replay of ``after`` has been unknown.
-
-    Raises
-    ------
-    ReplayFailed
-        When a replay of ``after`` was cancelled, or is still unknown after UNKNOWN_SECONDS.
-
-    """
-    waiting_for: list[str] = []
-    for replay_id in session.start.after:
-        other = board.sessions.get(replay_id)
-        if other is None and unknown_seconds >= UNKNOWN_SECONDS:
-            msg = (
-                f"replay {replay_id!r}, which this one waits for, is not known: it was never "
-                "started, or it is forgotten (REPLAY_RETENTION_DAYS). Start it, then retry; or "
-                "start this replay without `after`, under a new id"
-            )
-            raise ReplayFailed(msg)
-        state = "unknown" if other is None else other.state
-        if state == "cancelled":
-            msg = f"replay {replay_id!r}, which this one waits for, was cancelled"
-            raise ReplayFailed(msg)
-        if state not in {"completed", "completed_with_errors"}:
-            waiting_for.append(f"{replay_id!r} ({state})")
-    return f"waiting for replay {', '.join(waiting_for)}" if waiting_for else None
-
-
-async def audit(session: Session, context: WorkerContext) -> tuple[str, ...]:
-    """Compare what the replay has read with what the plan counted. Return warnings.
-
-    Where the numbers differ, the events are counted again, within ``REPLAY_PLAN_SECONDS``. If the
-    counts of the plan, of the recounts after retries, and of now are not all the same, the store
-    has changed meanwhile: a warning says so.
-
-    Raises
-    ------
-    ReplayFailed
-        When the store has not changed: events were missed or read twice. Also when a dry run could
-        not map a single event.
-
-    """
-    if session.start.dry_run:
-        _require_valid_event(session)
-    plan, read = session.plan, session.counters.read
-    if plan is None or plan.matched is None or plan.matched == read:
-        return ()
-    planner = Planner(session.start, context.settings, context.store, context.describe)
-    now = await planner.count_again(plan)
-    numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
-    if now is None:
-        return (f"{numbers}; why they differ is unknown: the events could not be counted again",)
-    if {now} >= {plan.matched, *session.planned_matches}:
-        if plan.counted == "beside":
-            warning = (
-                f"{numbers}, and the store still has {now:,}. The events were counted while the "
-                "replay ran: events were stored, changed or deleted behind its position meanwhile, "
-                "and some of them may be missing. To be sure, replay again with preflight full, "
-                "which counts before the first event"
-            )
-            return (warning,)
-        msg = (
-            f"{numbers}, and the store still has {now:,}: events were missed or read twice. An "
-            "event whose time was mended meanwhile lies behind the cursor: replay it by its id. In "
-            "any other case keep the workers' log, and start the replay again under a new replay_id"
-        )
-        raise ReplayFailed(msg)
-    warning = (
-        f"{numbers}, and the store now has {now:,}: events were stored, changed or deleted during "
-        "the replay, and some of them may be missing"
-    )
-    return (warning,)
-
-
-async def lost_dead_letters(session: Session, context: WorkerContext) -> tuple[str, ...]:
-    """Return a warning if the topic of the dead letters is not the one that the plan found.
-
-    Raises
-    ------
-    Unavailable
-        When the broker does not answer.
-
-    """
-    planned = session.plan.dead_letters if session.plan else ""
-    if not planned or not session.counters.dead_lettered:
-        return ()
-    name = context.topics.dead_letters.name
-    found = await context.describe([name])
-    if name in found and found[name].topic_id == planned:
-        return ()
-    warning = (
-        f"topic {name!r} was deleted during the replay: dead letters may be lost with it. The "
-        "receipt lists the first failed events"
-    )
-    return (warning,)
-
-
-def _require_valid_event(session: Session) -> None:
-    progress = [shard.progress for shard in session.shards]
-    failed = sum(one.failed for one in progress)
-    if failed and not any(one.valid for one in progress):
-        first = next(failure for one in progress for failure in one.failures)
-        msg = (
-            f"none of the {failed:,} events could be replayed. The first, event "
-            f"{first.event_id!r}: {first.reason}. Correct the mapping or the events, then start "
-            "again under a new replay_id"
-        )
-        raise ReplayFailed(msg)
-
-
 async def control_batches(session: Session, context: WorkerContext, outcome: str) -> list[Batch]:
     """Return a control record for every partition of every destination topic.
 
@@ -352,11 +277,22 @@ async def control_batches(session: Session, context: WorkerContext, outcome: str
         return []
     # Not what the worker remembers: a topic may have more partitions since a moment.
     topics = await context.describe(session.plan.partitions)
-    headers = [("replay-id", session.replay_id.encode()), ("replay-control", outcome.encode())]
     batches: list[Batch] = []
     for topic, destination in topics.items():
+        room = CONTROL_BATCH_BYTES
+        headers = [
+            ("replay-id", session.replay_id.encode()),
+            ("replay-control", outcome.encode()),
+            # A consumer cannot tell by itself which partitions a topic had at the end.
+            ("replay-partitions", b"%d" % destination.partitions),
+        ]
+        if outcome == "end":
+            text = handover_header(session.handover, session.start.target.prefix, topic)
+            if text is not None:
+                headers.append(("replay-handover", text))
+                room += len(text)
         for partition in range(destination.partitions):
-            builder = BatchBuilder(CONTROL_BATCH_BYTES, 0, is_transactional=1)
+            builder = BatchBuilder(room, 0, is_transactional=1)
             builder.append(timestamp=None, key=None, value=None, headers=headers)
             batches.append(Batch(topic, partition, builder, 1, builder.size()))
     return batches

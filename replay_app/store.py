@@ -39,7 +39,7 @@ from replay_app.pages import DECODE_ERRORS, readable
 from replay_app.settings import uri_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from replay_app.queries import Query
     from replay_app.settings import Settings
@@ -294,18 +294,48 @@ class EventStore:
             When the store needs longer than ``seconds``.
 
         """
+        return [readable(document) for document in await self.raw_documents(pipeline, seconds)]
+
+    async def raw_documents(
+        self, pipeline: Sequence[dict[str, Any]], seconds: float
+    ) -> list[bytes]:
+        """Return the few documents of a pipeline as BSON; raise as `documents` does."""
         rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
-        return [readable(bytes(row.raw)) for row in rows]
+        return [bytes(row.raw) for row in rows]
+
+    async def indexes(self) -> list[dict[str, Any]]:
+        """Return the indexes as MongoDB describes them, each with ``name`` and ``key``."""
+        with self._errors():
+            return [
+                {"name": name, **index, "key": dict(index["key"])}
+                for name, index in (await self._collection.index_information()).items()
+            ]
 
     async def has_index(self, fields: Sequence[str]) -> bool:
         """Return whether an ascending index on exactly these fields covers all events."""
+        return any(index_serves(index, fields) for index in await self.indexes())
+
+    async def indexed_values(self, field: str, seconds: float) -> list[Any]:
+        """Return the distinct values of a field that an index begins with.
+
+        The list is empty without such an index. With the index MongoDB reads one of its keys for
+        each value.
+
+        Raises
+        ------
+        TimeLimitExceeded
+            When the store needs longer than ``seconds``.
+
+        """
         with self._errors():
             indexes = await self._collection.index_information()
-        return any(
-            index["key"] == [(field, 1) for field in fields]
-            and not index.keys() & {"partialFilterExpression", "sparse", "hidden"}
-            for index in indexes.values()
-        )
+            # A hashed index, for example, does not keep the values.
+            if not any(index["key"][0] in {(field, 1), (field, -1)} for index in indexes.values()):
+                return []
+            values: list[Any] = await self._collection.distinct(
+                field, maxTimeMS=math.ceil(seconds * 1000)
+            )
+        return values
 
     async def plan_stages(self, query: Query, sort: Sequence[str]) -> set[str]:
         """Return the names of the stages in the server's plan for a query."""
@@ -426,6 +456,13 @@ class EventStore:
         except (BSONError, OverflowError) as error:
             msg = f"the query or its answer cannot be written as BSON: {_first_line(error)}"
             raise ReplayFailed(msg) from error
+
+
+def index_serves(index: Mapping[str, Any], fields: Sequence[str]) -> bool:
+    """Return whether an index is ascending on exactly these fields, and covers all events."""
+    return [*index["key"].items()] == [(field, 1) for field in fields] and not (
+        index.keys() & {"partialFilterExpression", "sparse", "hidden"}
+    )
 
 
 def _first_line(error: Exception) -> str:

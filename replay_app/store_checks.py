@@ -21,6 +21,7 @@ from replay_app.events import (
 )
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.queries import Query, all_of, bound_text, not_before
+from replay_app.reports import few
 from replay_app.store import TimeLimitExceeded
 
 if TYPE_CHECKING:
@@ -316,9 +317,7 @@ def example(document: Document) -> str:
 
 
 def _few(names: Iterable[str], most: int = MAX_NAMES) -> str:
-    names = [name[:100] for name in names]
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return few([name[:100] for name in names], most)
 
 
 def _name(document: Document, mapping: EventMapping) -> str:

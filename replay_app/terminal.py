@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,9 @@ PIPED_COLUMNS = 200
 COUNTING = ("waiting", "running")
 """States in which the events are counted beside the replay, until they are counted."""
 MAX_SHOWN_FAILURES = 10
+SHOWN_CHARACTERS = 500
+"""Characters of a value that a plan shows."""
+GROUP_STATES = {"unseen": "not seen yet", "empty": "no members", "active": "active"}
 
 
 def say(*lines: str, error: bool = False) -> None:
@@ -38,6 +41,11 @@ def say_json(value: Any, *, indent: int | None = 2) -> None:
     print("\n".join(map(escaped, text.split("\n"))), flush=True)  # noqa: T201 - the output
 
 
+def cut(text: str, most: int) -> str:
+    """Return a text of ``most`` characters at most."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table."""
     console = Console(highlight=False)
@@ -49,6 +57,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         grid.add_row(*(Text(escaped(str(cell))) for cell in row))
     console.print(grid)
+
+
+def show_claims(claims: Mapping[str, tuple[bool, str]]) -> None:
+    """Print a line for each claim: whether the claim holds, and the figures."""
+    say("")
+    for claim, (holds, figures) in claims.items():
+        say(f"  {'ok    ' if holds else 'FAILED'}  {claim:<42} {figures}")
+    say("")
 
 
 def show_progress(sessions: Iterable[SessionJson], *, as_json: bool = False) -> SessionJson:
@@ -209,7 +225,10 @@ def account(session: SessionJson) -> list[str]:
             ("rate", f"{session['rate']:g} events/s" if session["rate"] else "unlimited"),
             ("filter", _conditions(start["filter"]) or "every event"),
             ("target", _conditions(start["target"]) or "each event's original topic"),
-            ("after", ", ".join(start["after"])),
+            ("max lag", f"{start['max_lag']:,} records" if start.get("max_lag") else None),
+            ("chain", start.get("chain")),
+            ("after", ", ".join(map(parent_text, start["after"]))),
+            ("released", "yes" if session.get("released") else None),
             ("verbs now", ", ".join(session.get("verbs", ()))),
             ("position", session.get("position") and place(session["position"])),
             ("counters", _counts(session["counters"])),
@@ -219,6 +238,8 @@ def account(session: SessionJson) -> list[str]:
         parts += ["", "Plan", *plan_account(session["plan"], warnings=False)]
         if session["plan"].get("counted") == "running" and session["state"] in COUNTING:
             parts += ["  the matching events are being counted"]
+    if start.get("consumers"):
+        parts += ["", "Consumers", *consumer_lines(session)]
     if session["receipt"]:
         receipt = session["receipt"]
         parts += [
@@ -230,6 +251,9 @@ def account(session: SessionJson) -> list[str]:
                 ("by type", _counts(receipt["by_type"])),
                 ("by topic", _counts(receipt["by_topic"])),
                 ("bytes", f"{receipt['bytes']:,}"),
+                ("visible", receipt.get("visible_at")),
+                ("stored behind", _stored_behind(receipt)),
+                ("verified", _verified(session.get("verification"))),
                 *(
                     (f"{topic}[{partition}]", f"offsets {first} to {last}")
                     for topic, partitions in sorted(receipt["offsets"].items())
@@ -246,6 +270,71 @@ def account(session: SessionJson) -> list[str]:
     return parts
 
 
+def consumer_lines(session: SessionJson) -> Iterator[str]:
+    """Yield a line for each consumer group of a replay: how far the group has read."""
+    known = session.get("consumption", {})
+    for group in session["start"]["consumers"]:
+        found = known.get(group)
+        yield f"  {group:<24} {'not looked at yet' if found is None else _consumption(found)}"
+
+
+def _consumption(found: dict[str, Any]) -> str:
+    if found["consumed_at"]:
+        return f"has read all since {found['consumed_at']}"
+    parts = [
+        GROUP_STATES[found["state"]],
+        "lag unknown" if found["lag"] is None else f"{found['lag']:,} records behind",
+    ]
+    if found["reason"]:
+        parts.append(found["reason"])
+    if not found["is_awaited"]:
+        parts.append("max_lag does not wait for the group")
+    return ", ".join(parts)
+
+
+def parent_text(parent: str | dict[str, Any]) -> str:
+    """Return a replay of ``after``, such as "orders" or "orders (consumed)"."""
+    if isinstance(parent, str):
+        return parent
+    return f"{parent['replay']} (consumed)" if parent.get("consumed") else str(parent["replay"])
+
+
+def _stored_behind(receipt: dict[str, Any]) -> str | None:
+    """Return how many events lie behind the replay's position; None if an old receipt."""
+    if "behind" not in receipt:
+        return None
+    behind = receipt["behind"]
+    return "unknown" if behind is None else f"{behind:,} events of the range"
+
+
+def _handover(plan: dict[str, Any]) -> Iterator[str]:
+    """Yield from where consumers read on in the live topics. An old plan does not say it."""
+    if plan.get("handover"):
+        yield from ("", f"Hand-over, to live records from {plan['handover_time']} on")
+    for topic, offsets in sorted(plan.get("handover", {}).items()):
+        if not offsets:
+            yield f"  {topic:<13} {'unknown' if offsets is None else 'does not exist'}"
+        for partition, offset in sorted((offsets or {}).items(), key=lambda one: int(one[0])):
+            yield from _facts((f"{topic}[{partition}]", f"offset {offset}"))
+
+
+def offsets_shown(now: int | None, then: int) -> tuple[str, str, str]:
+    """Return two offsets of a consumer group, and what a change from one to the other means."""
+    if now is None:
+        return "none", f"{then:,}", ""
+    change = then - now
+    words = "unchanged" if not change else "read again" if change < 0 else "skipped"
+    return f"{now:,}", f"{then:,}", f"{abs(change):,} {words}" if change else words
+
+
+def _verified(found: dict[str, Any] | None) -> str | None:
+    """Return the newest verdict on a replay, and when its comparison began."""
+    if found is None:
+        return None
+    why = f": {found['reason']}" if found["reason"] else ""
+    return f"{found['verdict']}, at {found['at']}{why}"
+
+
 def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     """Return what a replay would do, as lines of text."""
     matched = plan["matched"]
@@ -256,9 +345,39 @@ def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
         ("by topic", _counts(plan["by_topic"])),
         ("shards", len(plan["shards"])),
     )
+    if plan.get("live_topics"):
+        topics = ", ".join(plan["live_topics"])
+        parts += _facts(("live topics", f"{topics}: these are the original topics"))
+    for sample in plan.get("samples", ()):
+        parts += ["", *sample_lines(sample)]
+    parts += _handover(plan)
+    readers = plan.get("consumers") or {}
+    if readers:
+        parts += ["", "Consumer groups that will get these events"]
+        parts += [f"  {group:<24} {_reader(one)}" for group, one in readers.items()]
     if warnings and plan["warnings"]:
         parts += ["", "Warnings", *(f"  {warning}" for warning in plan["warnings"])]
     return parts
+
+
+def sample_lines(sample: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a sample record."""
+    yield f"Sample record, event {sample['event_id']}"
+    if sample["error"]:
+        yield from _facts(("cannot be replayed", sample["error"]))
+        return
+    headers = ", ".join(f"{one['key']}={one['value']}" for one in sample["headers"])
+    yield from _facts(
+        ("topic", sample["topic"]),
+        ("key", sample["key"]),
+        ("headers", headers),
+        ("value", cut(sample["value"], SHOWN_CHARACTERS)),
+    )
+
+
+def _reader(reader: dict[str, Any]) -> str:
+    lag = "nothing committed" if reader["lag"] is None else f"{reader['lag']:,} records behind"
+    return f"{GROUP_STATES[reader['state']]}, {lag}: {', '.join(reader['topics'])}"
 
 
 def _facts(*facts: tuple[str, object]) -> list[str]:

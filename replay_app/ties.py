@@ -17,7 +17,7 @@ from replay_app.pages import document_spans
 from replay_app.queries import sort_value
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
 MAX_TIE_BYTES = 16 << 20
 """Most bytes of tied events, as stored. A tie stays in memory, and in one transaction."""
@@ -74,6 +74,24 @@ def tie_end(page: bytes, documents: int, sort: Sequence[str]) -> int:
 def tie_begin(page: bytes, index: int, sort: Sequence[str]) -> int:
     """Return the place of the first document that has the sort values of document ``index``."""
     return _begin(page, list(document_spans(page)), index, sort)
+
+
+def tie_runs(page: bytes, sort: Sequence[str]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the page in parts. True: the documents of the part have the same sort values."""
+    spans = list(document_spans(page))
+    values = [_values(page, span, sort) for span in spans]
+    first = 0
+    while first < len(spans):
+        is_tie = values[first : first + 1] == values[first + 1 : first + 2]
+        end = first + 1
+        while end < len(spans):
+            if is_tie and values[end] != values[first]:
+                break
+            if not is_tie and values[end : end + 1] == values[end + 1 : end + 2]:
+                break
+            end += 1
+        yield page[spans[first][0] : spans[end - 1][1]], is_tie
+        first = end
 
 
 def _begin(page: bytes, spans: list[tuple[int, int]], index: int, sort: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaClient, AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     KafkaError,
@@ -19,7 +19,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from replay_app.clusters import answers, cluster_name
+from replay_app.clusters import answers, cluster_name, connected
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.installations import TopicOwner
 from replay_app.kafka_internals import close_client
@@ -203,13 +203,11 @@ async def partition_counts(
 
 
 async def _require_transactions(settings: Settings, bootstrap: str) -> None:
-    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
-    try:
-        async with answers(settings, bootstrap, ANSWER_SECONDS):
-            await client.bootstrap()
-            missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
-    finally:
-        await close_client(client)
+    async with (
+        answers(settings, bootstrap, ANSWER_SECONDS),
+        connected(settings, bootstrap) as client,
+    ):
+        missing = TRANSACTION_REQUESTS.keys() - await request_types(client)
     if missing:
         named = ", ".join(TRANSACTION_REQUESTS[number] for number in sorted(missing))
         msg = (

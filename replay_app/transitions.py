@@ -1,8 +1,8 @@
 """The state machine of a session: pure functions, without I/O and without a clock.
 
-`on_command`, `on_report` and `on_nudge` take a session and an input. They return a `Step`: the new
-session and the tokens to send. `replay_app.sessions_agent` carries a step out in the order that
-survives crashes (docs/protocol.md, "A step of the sessions agent").
+`on_command`, `on_report`, `on_look` and `on_nudge` take a session and an input. They return a
+`Step`: the new session and the tokens to send. `replay_app.sessions_agent` carries a step out in
+the order that survives crashes (docs/protocol.md, "A step of the sessions agent").
 """
 
 from __future__ import annotations
@@ -12,17 +12,40 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from replay_app.checkpoints import Token
-from replay_app.commands import Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.commands import (
+    MAX_SKIPPED,
+    Cancel,
+    Command,
+    NoteVerification,
+    Pause,
+    Release,
+    Resume,
+    Retry,
+    SetRate,
+    Start,
+    StepOn,
+    Verification,
+)
+from replay_app.consumption import note_look, with_growth
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
     MAX_LISTED_FAILURES,
+    UNKNOWN_HANDOVER,
     Plan,
     Report,
     ShardId,
     ShardProgress,
     most_common,
 )
-from replay_app.sessions import TERMINAL, Session, Shard, State, make_receipt, merge_offsets
+from replay_app.sessions import (
+    COMPLETED,
+    TERMINAL,
+    Session,
+    Shard,
+    State,
+    make_receipt,
+    merge_offsets,
+)
 
 SPEED_WINDOW_SECONDS = 5.0
 """The speed is measured over the last one to two of these."""
@@ -33,10 +56,14 @@ longer."""
 STOP_SLICE = 2**31
 """The slice number of a stop token: higher than every other slice of its epoch. A crash before a
 session's publication can leave emit tokens of the same epoch on Kafka. The stop ends them too."""
-KEPT_BY_RETRY = ("end", "shards", "dead_letters")
+KEPT_BY_RETRY = ("end", "shards")
 """Members of a plan that a retry does not change."""
 COUNTED = ("matched", "untimed", "by_type", "by_topic")
 """Members of a plan that a count brings."""
+HANDED_OVER = ("topic_ids", "handover", "handover_time", "live_ids")
+"""Members of a plan that a retry, a count and the finish step add to, and never change."""
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""How far the clocks of two machines may be apart."""
 MAX_SESSION_NAMES = 1000
 """Types, and topics, that a session counts by name over all shards: a session must fit into one
 record."""
@@ -77,16 +104,17 @@ def on_command(session: Session | None, command: Command, now: datetime) -> Step
         msg = f"there is no replay {command.replay_id!r}; start it first"
         raise CommandConflict(msg)
     match command:
-        case Pause():
-            return _on_pause(session, now)
-        case Resume():
-            return _on_resume(session, now)
-        case Cancel():
-            return _on_cancel(session, now)
+        case Pause() | Resume() | Cancel() | Release():
+            step = _PLAIN[command.command](session, now)
+        case StepOn():
+            step = _on_step(session, command, now)
         case Retry():
-            return _on_retry(session, now)
+            step = _on_retry(session, command, now)
         case SetRate(rate=rate):
-            return _on_set_rate(session, rate, now)
+            step = _on_set_rate(session, rate, now)
+        case NoteVerification(verification=verification):
+            step = _on_verification(session, verification, now)
+    return step
 
 
 def _on_start(session: Session | None, start: Start, now: datetime) -> Step:
@@ -107,6 +135,8 @@ def _on_start(session: Session | None, start: Start, now: datetime) -> Step:
         progressed_at=now,
         heard_at=now,
     )
+    if start.paused:
+        return Step(session.model_copy(update={"state": "paused"}))
     return Step(session, first_tokens(session))
 
 
@@ -123,6 +153,15 @@ def _on_pause(session: Session, now: datetime) -> Step:
             raise _conflict(session, "pause")
 
 
+def _on_plain_resume(session: Session, now: datetime) -> Step:
+    """Go on to the end, whatever the last step was."""
+    resumed = _on_resume(session.model_copy(update={"step_to": None}), now)
+    if resumed.changed or session.step_to is None:
+        return resumed
+    # The replay runs: its step becomes the way to the end. The shards see the newest session.
+    return Step(session.model_copy(update={"step_to": None, "updated_at": now}))
+
+
 def _on_resume(session: Session, now: datetime) -> Step:
     match session.state:
         case "pending" | "planning" | "waiting" | "running":
@@ -135,16 +174,43 @@ def _on_resume(session: Session, now: datetime) -> Step:
             raise _conflict(session, "resume")
 
 
-def _on_retry(session: Session, now: datetime) -> Step:
+def _on_step(session: Session, step: StepOn, now: datetime) -> Step:
+    """Resume a paused replay until it has published some more events."""
+    published, target = session.counters.published, step.published + step.events
+    if not session.can_step:
+        raise _conflict(session, "step", "a step needs the ordering global, and no dry run")
+    if session.state != "paused":
+        if session.step_to == target:
+            return Step.nothing(session)  # the same command again
+        goes_on = session.state in {"pending", "planning", "waiting", "running", "pausing"}
+        raise _conflict(session, "step", *(["pause it first"] if goes_on else []))
+    if step.published != published:
+        why = f"it has published {published:,} events, not {step.published:,}: look again"
+        raise _conflict(session, "step", why)
+    return _on_resume(session.model_copy(update={"step_to": target}), now)
+
+
+def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
+    skipped = tuple(dict.fromkeys((*session.skipped_events, *retry.skip_events)))
+    changes: dict[str, Any] = {
+        "retry_on_error": retry.on_error or session.retry_on_error,
+        "skipped_events": skipped,
+    }
+    if len(skipped) > MAX_SKIPPED:
+        msg = f"at most {MAX_SKIPPED} events can be skipped by their ids; use on_error skip"
+        raise CommandConflict(msg)
     match session.state:
         case "failed":
-            update = {"attempt": session.attempt + 1, "error": None, "ended_at": None}
+            update = changes | {"attempt": session.attempt + 1, "error": None, "ended_at": None}
             if any(shard.progress.state != "done" for shard in session.shards):
                 # Planned again first, with the same bound and shards: what is true now counts.
                 session = _raise_epoch(session, now, "pending", **update)
                 return Step(session, first_tokens(session))
             return _settle(_restart(session, now, **update), now)
         case "pending" | "planning" | "waiting" | "running":
+            if any(getattr(session, name) != value for name, value in changes.items()):
+                why = "only a failed replay takes on_error and skip_events"
+                raise _conflict(session, "retry", why)
             return Step.nothing(session)
         case "paused" | "pausing":
             raise _conflict(session, "retry", "use resume")
@@ -165,6 +231,35 @@ def _on_cancel(session: Session, now: datetime) -> Step:
             return _settle(Step(session, _stop_tokens(session)), now)
 
 
+def _on_release(session: Session, now: datetime) -> Step:
+    """Open the gate. The gate's token is woken by the new session, or looks within seconds."""
+    if not session.start.after:
+        raise _conflict(session, "release", "it waits for no other replay")
+    match session.state:
+        case "pending" | "planning" | "waiting" if session.waits_for_others:
+            update = {"released": True, "reason": None, "updated_at": now}
+            return Step(session.model_copy(update=update))
+        case "pending" | "planning" | "waiting" if session.released:
+            return Step.nothing(session)
+        case "running":
+            return Step.nothing(session)
+        case "paused" | "pausing" if session.waits_for_others:
+            raise _conflict(session, "release", "use resume, then release")
+        case "failed" if session.waits_for_others:
+            raise _conflict(session, "release", "use retry, then release")
+        case _:
+            raise _conflict(session, "release")
+
+
+_PLAIN = {
+    "pause": _on_pause,
+    "resume": _on_plain_resume,
+    "cancel": _on_cancel,
+    "release": _on_release,
+}
+"""The verbs that need only the session."""
+
+
 def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
     if session.state in TERMINAL or session.state == "cancelling":
         raise _conflict(session, "set-rate")
@@ -174,6 +269,23 @@ def _on_set_rate(session: Session, rate: float | None, now: datetime) -> Step:
     if session.state == "running":
         update |= {"speed_marks": ((now, session.counters.read),), "events_per_second": None}
     return Step(session.model_copy(update=update))
+
+
+def _on_verification(session: Session, verification: Verification, now: datetime) -> Step:
+    """Keep the verdict. An ended replay changes in nothing else."""
+    if session.state not in COMPLETED:
+        raise _conflict(session, "note a verification of", "only a completed replay is verified")
+    if verification.at - now > CLOCKS_DIFFER:
+        msg = (
+            f"the verification of replay {session.replay_id!r} lies in the future "
+            f"({verification.at.isoformat()}), and would hide every later one: correct the clock "
+            "of its machine, then verify again"
+        )
+        raise CommandConflict(msg)
+    known = session.verification
+    if known is not None and known.at >= verification.at:
+        return Step.nothing(session)
+    return Step(session.model_copy(update={"verification": verification, "updated_at": now}))
 
 
 def _conflict(session: Session, command: str, remedy: str | None = None) -> CommandConflict:
@@ -231,12 +343,40 @@ def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
         shards = tuple(Shard(heard_at=now) for _ in plan.shards)
     else:
         kept: dict[str, Any] = {name: getattr(old, name) for name in KEPT_BY_RETRY}
+        # A retry may be the first attempt that writes dead letters.
+        kept["dead_letters"] = old.dead_letters or plan.dead_letters
         if plan.matched is None and plan.counted == "running":  # until the events are counted again
             kept |= {name: getattr(old, name) for name in ("matched", "by_type", "by_topic")}
         plan = plan.model_copy(update=kept)
+        plan = keep_handover(old, plan)
         session = _note_total(session, old.matched)
     update = {"plan": plan, "warnings": warnings, "shards": shards}
     return _note_total(session.model_copy(update=update), plan.matched)
+
+
+def keep_handover(old: Plan, new: Plan) -> Plan:
+    """Return the new plan with what the old one knows of topic ids and of the hand-over.
+
+    A destination topic that was deleted and made again keeps its old id here: the offsets that the
+    session lists are not those of the new topic.
+    """
+    known = {topic: offsets for topic, offsets in old.handover.items() if offsets is not None}
+    return new.model_copy(
+        update={
+            "topic_ids": new.topic_ids | old.topic_ids,
+            "handover": old.handover | new.handover | known,
+            "handover_time": old.handover_time or new.handover_time,
+            "live_ids": new.live_ids | old.live_ids,
+        }
+    )
+
+
+def _forget_unknown(session: Session) -> Session:
+    """Return the session without warnings of an unknown hand-over, if it is known now."""
+    if not session.handover or None in session.handover.values():
+        return session
+    warnings = (one for one in session.warnings if not one.startswith(UNKNOWN_HANDOVER))
+    return session.model_copy(update={"warnings": tuple(warnings)})
 
 
 def _note_total(session: Session, total: int | None) -> Session:
@@ -259,9 +399,11 @@ def _on_count(session: Session, report: Report, now: datetime) -> Step:
     total = None
     if plan is not None and counted is not None:
         total, warnings = counted.matched, counted.warnings
-        update |= {name: getattr(counted, name) for name in COUNTED}
+        update |= {name: getattr(counted, name) for name in (*COUNTED, "counted")}
         # The partitions of the time before the first event stay: topics may grow meanwhile.
         update["partitions"] = counted.partitions | plan.partitions
+        kept = keep_handover(plan, counted)
+        update |= {name: getattr(kept, name) for name in HANDED_OVER}
     more = tuple(warning for warning in warnings if warning not in session.warnings)
     session = session.model_copy(
         update={
@@ -270,7 +412,7 @@ def _on_count(session: Session, report: Report, now: datetime) -> Step:
             "updated_at": now,
         }
     )
-    return Step(_note_total(session, total))
+    return Step(_note_total(_forget_unknown(session), total))
 
 
 def _on_gate(session: Session, report: Report, now: datetime) -> Step:
@@ -322,13 +464,19 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
         update["reason"] = progress.reason or report.reason
     more = tuple(warning for warning in report.warnings if warning not in session.warnings)
     session = session.model_copy(update=update | {"warnings": (*session.warnings, *more)})
+    session = with_growth(session, before.offsets)
     # A failure of an older epoch decides nothing: the shard has a newer token.
     failed = progress.state == "failed" and report.epoch == session.epoch
     if failed and session.state in {"running", "pausing"}:
         session = _fail(session, now, progress.error)
         session = session.model_copy(update={"epoch": session.epoch + 1})
         return Step(session, _stop_tokens(session))
-    is_visible = bool(more) or (before.stalled, before.reason) != (session.stalled, session.reason)
+    if session.has_made_step:
+        session = _raise_epoch(session, now, "pausing")
+        return _settle(Step(session, _stop_tokens(session)), now)
+    is_visible = bool(more) or any(
+        getattr(before, name) != getattr(session, name) for name in ("stalled", "reason", "hold")
+    )
     return _settle(Step(session, urgent=is_visible), now)
 
 
@@ -353,8 +501,12 @@ def _on_finish(session: Session, report: Report, now: datetime) -> Step:
     if report.state == "failed":  # a cancelled replay publishes nothing more in any case
         warning = f"the cancellation could not be announced: {report.error}"
         session = session.model_copy(update={"warnings": (*session.warnings, warning)})
-    warnings = (*session.warnings, *report.warnings)
-    return Step(_end(session.model_copy(update={"warnings": warnings}), now))
+    update: dict[str, Any] = {"warnings": (*session.warnings, *report.warnings)}
+    if session.plan is not None and report.plan is not None:  # it has further live topics
+        kept = keep_handover(session.plan, report.plan)
+        found = {name: getattr(kept, name) for name in HANDED_OVER}
+        update["plan"] = session.plan.model_copy(update=found)
+    return Step(_end(_forget_unknown(session.model_copy(update=update)), now, report))
 
 
 def _settle(step: Step, now: datetime) -> Step:
@@ -389,6 +541,18 @@ def _must_answer(session: Session, shard: Shard) -> bool:
     )
 
 
+# Looks at consumers
+
+
+def on_look(session: Session | None, report: Report, now: datetime, patience: timedelta) -> Step:
+    """Apply what a look at the consumer groups has found, in any state, also after the end.
+
+    ``patience`` is how long ``max_lag`` waits for a group that does not move.
+    """
+    looked = None if session is None else note_look(session, report, now, patience)
+    return Step.nothing(session) if looked is session else Step(looked)
+
+
 # Nudges
 
 
@@ -413,7 +577,10 @@ def on_nudge(
     is_told = reason is not None and reason != session.reason
     if is_told:
         session = session.model_copy(update={"reason": reason, "updated_at": now})
-    if silence < stall * min(2**session.repairs, MAX_SILENCE_FACTOR):
+    factor = min(2**session.repairs, MAX_SILENCE_FACTOR)
+    if session.state == "waiting" and session.waits_for_others:
+        factor = MAX_SILENCE_FACTOR  # a closed gate reports seldom
+    if silence < stall * factor:
         if stalled == session.stalled:
             return Step(session) if is_told else Step.nothing(session)
         return Step(_flag_stall(session, now, stalled=stalled))
@@ -466,7 +633,7 @@ def _advance(session: Session, now: datetime, **update: Any) -> Session:
     }
     state = update.get("state", session.state)
     if state != "running":
-        times |= {"events_per_second": None, "speed_marks": ()}
+        times |= {"events_per_second": None, "speed_marks": (), "hold": None}
     return session.model_copy(update=times | update)
 
 
@@ -509,15 +676,18 @@ def _fail(session: Session, now: datetime, error: str | None) -> Session:
     )
 
 
-def _end(session: Session, now: datetime) -> Session:
-    """Return the session in its terminal state, with the receipt."""
+def _end(session: Session, now: datetime, finish: Report | None = None) -> Session:
+    """Return the session in its terminal state, with the receipt.
+
+    ``finish`` is the report of the finish step, if there was one.
+    """
     if session.state == "cancelling":
         state = "cancelled"
     elif any(shard.progress.failed for shard in session.shards):
         state = "completed_with_errors"
     else:
         state = "completed"
-    receipt, plan = make_receipt(session, now), session.plan
+    receipt, plan = make_receipt(session, now, finish), session.plan
     if state != "cancelled" and plan is not None and plan.counted == "running":
         update: dict[str, Any] = {"counted": "beside"}
         if plan.matched is None:  # the replay was faster: what it has read is the count

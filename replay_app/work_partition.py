@@ -21,6 +21,7 @@ from replay_app.checkpoints import (
     progress_of,
 )
 from replay_app.compacted import CompactedReader
+from replay_app.consumption import allowance
 from replay_app.delays import (
     BACKOFF_SECONDS,
     MAX_DELAY_SECONDS,
@@ -48,6 +49,11 @@ logger = logging.getLogger(__name__)
 
 UNTIMED_WAIT_SECONDS = 4.0
 """Interval at which a shard that awaits the count reports. The count's end wakes the shard."""
+HELD_WAIT_SECONDS = 4.0
+"""Interval at which a shard that waits for a consumer group reports. The end of the hold wakes the
+shard."""
+UNHEARD_WAIT_SECONDS = 0.3
+"""How long a shard waits until the session has heard of what the shard has published."""
 REFUSED_ROUNDS = 10
 """How often one token starts its slice again because the broker refuses events. Then the next token
 goes on: a token must be short."""
@@ -239,7 +245,8 @@ class WorkPartition:
             replay_id, _, part = key.rpartition("/")
             gated = self.context.board.sessions.get(replay_id) if part == "gate" else None
             if replay_id == session.replay_id or (
-                gated is not None and session.replay_id in gated.start.after
+                gated is not None
+                and any(one.replay == session.replay_id for one in gated.start.parents)
             ):
                 self.delays.wake(key)
 
@@ -476,7 +483,9 @@ class WorkPartition:
             self.delays.put_off(token, MAX_DELAY_SECONDS, self._first_page(reader))
         elif task is not None:
             self.delays.put_off(token, MAX_DELAY_SECONDS, asyncio.wait([task]))
-        elif token.kind == "gate" or self.readers.is_waiting(token.key):
+        elif token.kind == "gate":
+            self.delays.put_off(token, self._steps.next_look(token, checkpoint.report.reason))
+        elif self.readers.is_waiting(token.key):
             self.delays.put_off(token, MAX_DELAY_SECONDS)
         else:
             self.delays.put_off(token, self.delays.back_off(token.key))
@@ -496,9 +505,11 @@ class WorkPartition:
             if session.awaits_count(shard):
                 due_at = time.time() + UNTIMED_WAIT_SECONDS
                 return Checkpoint.of_shard(token, origin, old, progress, due_at=due_at)
-            if plan.counted == "beside" and plan.untimed == 0:
+            if plan.counted in {"beside", "after"} and plan.untimed == 0:
                 done = progress.model_copy(update={"state": "done", "reason": None})
                 return Checkpoint.of_shard(token, origin, old, done)
+        if isinstance(shard, int) and (held := self._hold(token, origin, old, shard)):
+            return held
         refusals = self._refusals.setdefault(token.key, Refusals())
         for _ in range(REFUSED_ROUNDS):
             await self._last_slices.require(token.key, progress_of(old).offsets)
@@ -536,6 +547,20 @@ class WorkPartition:
             cursor=emitted.cursor,
             due_at=emitted.due_at,
         )
+
+    def _hold(
+        self, token: Token, origin: Origin, old: Checkpoint | None, shard: int
+    ) -> Checkpoint | None:
+        """Return the checkpoint of a shard that waits for a consumer group; None if none waits."""
+        session, progress = self.context.board.sessions.get(token.replay_id), progress_of(old)
+        published = progress.counters.published
+        if session is None or not session.has_shard(shard):
+            return None
+        if allowance(session, shard, published) != 0:
+            return None
+        seconds = UNHEARD_WAIT_SECONDS if session.hold is None else HELD_WAIT_SECONDS
+        waiting = progress.model_copy(update={"state": "live", "reason": session.hold})
+        return Checkpoint.of_shard(token, origin, old, waiting, due_at=time.time() + seconds)
 
     async def _stop(self, token: Token, origin: Origin, old: Checkpoint | None) -> Checkpoint:
         await self.readers.drop(token.key)

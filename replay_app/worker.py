@@ -73,10 +73,11 @@ def run_worker(settings: Settings) -> int:
     tune_memory()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    if not loop.run_until_complete(_prepare_topics(settings)):
+    topic_ids = loop.run_until_complete(_prepare_topics(settings))
+    if topic_ids is None:
         return 0
     obstacles: dict[str, str] = {}
-    app = create_app(settings, obstacles)
+    app = create_app(settings, obstacles, topic_ids)
     worker = faust.Worker(
         app,
         loop=loop,
@@ -150,20 +151,19 @@ def _require_folder(folder: Path) -> None:
         raise ReplayError(msg) from error
 
 
-async def _prepare_topics(settings: Settings) -> bool:
-    """Wait for Kafka and create the topics; return False if SIGTERM has ended the wait.
+async def _prepare_topics(settings: Settings) -> tuple[str, ...] | None:
+    """Wait for Kafka and create the topics; return their ids, or None after SIGTERM.
 
     As process 1 of a container, a worker without a handler would not hear SIGTERM.
     """
     loop, waiting = asyncio.get_running_loop(), asyncio.ensure_future(prepare_topics(settings))
     loop.add_signal_handler(signal.SIGTERM, waiting.cancel)
     try:
-        await waiting
+        return await waiting
     except asyncio.CancelledError:
-        return False
+        return None
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-    return True
 
 
 def tune_memory() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import tomllib
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 from _pytest.capture import CaptureResult
 from secret_values import MARK, assert_no_secret
 from workers import Cluster
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from replay_app.demo.stack import EmbeddedServers, EnvironmentServers, Stack, StackError
@@ -114,6 +118,32 @@ def pytest_configure_node(node: WorkerController) -> None:
             pytest.exit(f"the tests' servers do not start: {error}", returncode=3)
         config.add_cleanup(config.stash[SHARED].close)
     node.workerinput["stack"] = config.stash[SHARED].environment()
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # it ships no types
+    """Keeps tests in one process that share a worker or a broker, as each process starts its own.
+
+    Such groups go first. Every other test runs where a process is free, in the order of the
+    folders: the last tests are short, and keep all processes busy until the end.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid.partition("::")[0]) or nodeid
+
+
+@cache
+def _group(module: str) -> str | None:
+    # The process that hands out the tests knows their names only.
+    text = (ROOT / module).read_text()
+    if re.search(r"\bshop: Cluster\b", text):
+        return "shop"
+    return module if 'scope="module"' in text else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Use our own scheduler. (``--dist loadgroup`` groups nothing under pytest 9.2.)"""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

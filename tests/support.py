@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import bson
@@ -243,6 +244,18 @@ def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"{message} (after {deadline_seconds} s: {answer!r})")
         time.sleep(POLL_SECONDS)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return the ids of the processes whose TMPDIR is the folder."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"TMPDIR={folder}\0".encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 def _admin(bootstrap: str) -> AdminClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
@@ -24,13 +25,14 @@ from secret_values import assert_no_secret
 from support import Record, create_topics, read_topic, unique_name, wait_until
 
 from replay_app.demo.shop import SHOP_TOPICS, seed_store
-from replay_app.demo.stack import Stack, free_port
+from replay_app.demo.stack import Stack, free_port, outside_environment
 from replay_app.supervisor import COMMAND
 
 WORKER_READY_SECONDS = 60.0
 WORKER_STOP_SECONDS = 30.0
 REPLAY_END_SECONDS = 180.0
-SHOP_EVENTS = 3_000
+SHOP_EVENTS = 1_200
+"""Enough for several pages and partitions. The store reads all events for each answer."""
 SHOP_HISTORY = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
 """A filter for the whole history of the shared shop, without the events that tests add."""
 SETTLED = {"completed", "completed_with_errors", "cancelled", "failed", "paused"}
@@ -46,9 +48,19 @@ def leash() -> int:
     return reading
 
 
-def outside_environment() -> dict[str, str]:
-    """Return the environment of this process without the program's settings (``REPLAY_*``)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("REPLAY_")}
+def events_of(kind: str, count: int, **fields: Any) -> list[dict[str, Any]]:
+    """Return good events of one type, a second apart, in February."""
+    first = dt.datetime(2026, 2, 1, tzinfo=dt.UTC)
+    return [
+        {
+            "event_id": f"{kind}-{number}",
+            "event_type": kind,
+            "aggregate_id": f"{kind}-a{number % 3}",
+            "timestamp": first + dt.timedelta(seconds=number),
+            **fields,
+        }
+        for number in range(count)
+    ]
 
 
 class Api:
@@ -290,19 +302,29 @@ class Cluster:
         partition: int = -1,
     ) -> None:
         """Publish any bytes on an internal topic."""
+        self.produce_all([(key, value)], topic, partition)
+
+    def produce_all(
+        self,
+        records: Iterable[tuple[bytes | None, bytes | None]],
+        topic: str = "requests",
+        partition: int = -1,
+    ) -> None:
+        """Publish records, each a key and a value, on an internal topic."""
         producer = Producer(
             {"bootstrap.servers": self.stack.kafka, "partitioner": "murmur2_random"}
         )
         errors: list[Any] = []  # an empty queue says only that no record waits any more
-        producer.produce(
-            f"{self.prefix}{topic}",
-            value,
-            key,
-            partition,
-            on_delivery=lambda error, _: errors.append(error),
-        )
+        for key, value in records:
+            producer.produce(
+                f"{self.prefix}{topic}",
+                value,
+                key,
+                partition,
+                on_delivery=lambda error, _: errors.append(error),
+            )
         assert producer.flush(30) == 0
-        assert errors == [None], errors
+        assert set(errors) == {None}, errors
 
     def session(self, replay_id: str) -> Any:
         """Return a session from any worker that knows it, else None."""

@@ -123,6 +123,15 @@ impl Batch {
         HEADER_BYTES + self.section.len()
     }
 
+    /// Return the records, in their order; None if they are compressed.
+    #[must_use]
+    pub fn records(&self) -> Option<Vec<Record<'_>>> {
+        (self.codec == Codec::None).then(|| {
+            let mut rest = self.section.as_slice();
+            (0..self.records).map(|_| Record::read(&mut rest, self.first_ms)).collect()
+        })
+    }
+
     /// Return the header with the producer's state; the section follows the header.
     #[must_use]
     pub fn header(
@@ -155,6 +164,36 @@ impl Batch {
         header[17..21].copy_from_slice(&crc.to_be_bytes());
         header[21..].copy_from_slice(&checked);
         header
+    }
+}
+
+/// What a consumer gets of a record, without the headers that all records of a replay share.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub ms: i64,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+    /// The values of the last two headers, or of fewer.
+    pub last: Vec<&'a [u8]>,
+}
+
+impl<'a> Record<'a> {
+    /// Read a record that `OpenBatch::append` wrote, off the begin of `rest`.
+    fn read(rest: &mut &'a [u8], first_ms: i64) -> Self {
+        read_varint(rest); // size
+        *rest = &rest[1..]; // attributes
+        let ms = first_ms.wrapping_add(read_varint(rest));
+        read_varint(rest); // offset
+        let (key, value) = (read_sized(rest), read_sized(rest));
+        let mut last = Vec::with_capacity(2);
+        for left in (0..read_varint(rest)).rev() {
+            read_sized(rest); // name
+            let value = read_sized(rest);
+            if left < 2 {
+                last.push(value);
+            }
+        }
+        Self { ms, key, value, last }
     }
 }
 
@@ -217,6 +256,28 @@ pub fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Read what `varint` wrote, off the begin of `rest`.
+fn read_varint(rest: &mut &[u8]) -> i64 {
+    let (mut zigzag, mut shift) = (0_u64, 0);
+    loop {
+        let byte = rest[0];
+        *rest = &rest[1..];
+        zigzag |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
+        }
+        shift += 7;
+    }
+}
+
+/// Read what `sized` wrote, off the begin of `rest`.
+fn read_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let size = read_varint(rest) as usize;
+    let (bytes, behind) = rest.split_at(size);
+    *rest = behind;
+    bytes
+}
+
 /// The size of what `sized` appends.
 fn sized_bytes(bytes: &[u8]) -> usize {
     varint_bytes(bytes.len() as i64) + bytes.len()
@@ -233,8 +294,34 @@ mod tests {
                 let mut out = Vec::new();
                 varint(&mut out, value);
                 assert_eq!(out.len(), varint_bytes(value));
+                assert_eq!(read_varint(&mut out.as_slice()), value);
             }
         }
+    }
+
+    #[test]
+    fn the_records_of_a_batch_are_those_that_were_appended() {
+        let mut headers = Vec::new();
+        varint(&mut headers, 3);
+        for (name, value) in [("a", "1"), ("b", ""), ("c", "3")] {
+            sized(&mut headers, name.as_bytes());
+            sized(&mut headers, value.as_bytes());
+        }
+        let close = |codec| {
+            let mut open = OpenBatch::new(0, 0);
+            assert!(open.append(1_000, b"k", &[b'v'; 300], &headers, 10_000));
+            assert!(open.append(5, b"", b"", b"\0", 10_000));
+            open.close(codec)
+        };
+        let (first, second): (Vec<&[u8]>, _) = (vec![b"", b"3"], vec![]);
+        assert_eq!(
+            close(Codec::None).records().unwrap(),
+            [
+                Record { ms: 1_000, key: b"k", value: &[b'v'; 300], last: first },
+                Record { ms: 5, key: b"", value: b"", last: second },
+            ]
+        );
+        assert_eq!(close(Codec::Lz4).records(), None);
     }
 
     #[test]

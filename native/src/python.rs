@@ -46,6 +46,9 @@ impl Closed {
     }
 }
 
+/// Timestamp, key, value, and the values of the last two headers.
+type RecordParts<'py> = (i64, Bound<'py, PyBytes>, Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>);
+
 /// A batch that takes no more records.
 #[pyclass(frozen, module = "replay_native")]
 struct Batch {
@@ -206,6 +209,16 @@ impl Batch {
         self.batch.size()
     }
 
+    /// Return the parts of the records; see `replay_native.pyi`.
+    fn records<'py>(&self, py: Python<'py>) -> Option<Vec<RecordParts<'py>>> {
+        let bytes = |bytes: &[u8]| PyBytes::new(py, bytes);
+        let parts = |one: batches::Record<'_>| {
+            let last = one.last.into_iter().map(bytes).collect();
+            (one.ms, bytes(one.key), bytes(one.value), last)
+        };
+        Some(self.batch.records()?.into_iter().map(parts).collect())
+    }
+
     /// Return the batch as the producer sends it.
     fn seal<'py>(
         &self,
@@ -252,5 +265,5 @@ mod replay_native {
     /// Goes up by 1 with each change of `replay_native.pyi`, of the names in `spec`, or of the records
     /// that the rules make: the reference and this module must follow the same rules.
     #[pymodule_export]
-    const INTERFACE: u32 = 3;
+    const INTERFACE: u32 = 4;
 }

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import secrets
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -22,31 +22,34 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.request import urlopen
 
 import pymongo
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
 from replay_app.client import Client, SessionJson, produce_command
-from replay_app.consumer import provenance
 from replay_app.demo.shop import JANUARY, MONTH, SHOP_TOPICS, seed_store
-from replay_app.demo.stack import REAPER, EnvironmentServers, Stack, free_port
-from replay_app.events import STRICT, EventMapping, event_value
+from replay_app.demo.stack import (
+    EnvironmentServers,
+    Reaper,
+    Stack,
+    free_port,
+    outside_environment,
+)
 from replay_app.exceptions import ReplayError
 from replay_app.supervisor import COMMAND
-from replay_app.terminal import say, say_json, show_progress
+from replay_app.terminal import say, say_json, show_claims, show_progress
 
 REPLAY_ID = "demo"
 SHOP_PARTITIONS = 3
-SAMPLE_EVENTS = 1000
-"""Events whose values are compared."""
 WORKER_READY_SECONDS = 60.0
 WORKER_STOP_SECONDS = 20.0
-CONSUME_SECONDS = 300.0
-"""The longest time to read the shop's topics to their ends."""
+VERIFY_SECONDS = 300.0
+"""The longest time to compare the shop's topics with the store."""
+VERIFY_WORDS = 2000
+"""Characters of what a failed verification has printed."""
 LAST_LOG_LINES = 30
 COLLECTION = "events"
 
@@ -84,8 +87,11 @@ def main(*, events: int, keep: bool = False, as_json: bool = False) -> int:
             worker.wait_until_ready()
             tell(f"Sending the command to {place.requests}; the status page is {worker.url}/")
             session = replay(place, worker, as_json=as_json)
-            tell("Reading the topics (read_committed), and comparing them with the store")
-            verdict = judge(session, asyncio.run(consume(place)))
+            if session["state"] == "completed":
+                tell("Reading the topics (read_committed), and comparing them with the store")
+                verdict = judge(session, prove(place, worker))
+            else:
+                verdict = failure(session)
         except ReplayError:
             say(*worker.last_log_lines().splitlines(), error=True)
             raise
@@ -165,25 +171,49 @@ class Worker:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="replay-demo-"))
         self._log = self._folder / "worker.log"
-        # The reaper removes the folder when the pipe to the reaper closes.
-        self._reaper = subprocess.Popen(  # noqa: S603 - a constant
-            ["/bin/sh", "-c", REAPER, "reaper", str(self._folder)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        outside = {k: v for k, v in os.environ.items() if not k.startswith("REPLAY_")}
-        own = {"REPLAY_DATA_DIR": str(self._folder / "data"), "REPLAY_WEB_PORT": str(port)}
+        self._reaper = Reaper(self._folder)
+        own = {
+            "REPLAY_DATA_DIR": str(self._folder / "data"),
+            "REPLAY_WEB_PORT": str(port),
+            "REPLAY_WORKER_ID": "demo",
+        }
+        self._environment = {**outside_environment(), **environment, **own}
+        self.start()
+
+    def start(self) -> None:
+        """Start the process: after a `kill`, with the same name, port and folder."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - a constant
                 COMMAND,
-                env={**outside, **environment, **own},
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,  # this folder has no .env file
                 start_new_session=True,  # only this process gets Ctrl-C; it ends the worker
             )
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL), as a machine that fails does."""
+        self._process.kill()
+        self._process.wait(WORKER_STOP_SECONDS)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def command(
+        self, environment: Mapping[str, str], *arguments: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``replay-app`` with the worker's settings, as a user would; return its answer."""
+        return subprocess.run(  # noqa: S603 - a constant, and our own arguments
+            [sys.executable, "-m", "replay_app", *arguments],
+            env={**outside_environment(), **environment, "REPLAY_URL": self.url},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=self._folder,  # this folder has no .env file
+            timeout=VERIFY_SECONDS,
+            check=False,
+        )
 
     def is_alive(self) -> bool:
         """Return whether the process still runs."""
@@ -220,10 +250,9 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for process in (self._process, self._reaper):
-            if process.stdin is not None:
-                process.stdin.close()
-        self._reaper.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._reaper.close()
 
 
 def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
@@ -242,122 +271,30 @@ def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
     return deque(sessions, maxlen=1).pop() if as_json else show_progress(sessions)
 
 
-@dataclass
-class Evidence:
-    """What a consumer found in the topics, compared with the store."""
-
-    stored: int
-    records: int = 0
-    unmarked: int = 0
-    """Records without the headers of this replay."""
-    unknown: int = 0
-    """Records of events that are not in the store."""
-    duplicates: int = 0
-    """Records of events that had arrived already."""
-    unordered: int = 0
-    """Records after a record of a later event in the same partition."""
-    compared: int = 0
-    """Records whose value was compared with the stored event."""
-    differing: int = 0
-    """Compared records with another value than the stored event."""
-
-    @property
-    def missing(self) -> int:
-        """Stored events that did not arrive."""
-        return self.stored - (self.records - self.unknown - self.duplicates)
-
-
-class Comparison:
-    """Compares records, one after the other, with the stored events."""
-
-    def __init__(self, mongo: str, database: str) -> None:
-        with pymongo.MongoClient[dict[str, Any]](mongo) as client:
-            events = client[database].get_collection(COLLECTION, codec_options=STRICT)
-            ordered = list(events.find({}, {"event_id": 1}).sort([("timestamp", 1), ("_id", 1)]))
-            step = max(1, len(ordered) // SAMPLE_EVENTS)
-            sample = events.find({"_id": {"$in": [event["_id"] for event in ordered[::step]]}})
-            self._values = {
-                event["event_id"]: json.loads(event_value(event, EventMapping()))
-                for event in sample
-            }
-        self._places = {event["event_id"]: place for place, event in enumerate(ordered)}
-        self._arrived: set[int] = set()
-        self._last: dict[TopicPartition, int] = {}
-        self.evidence = Evidence(stored=len(ordered))
-
-    def take(self, partition: TopicPartition, headers: Any, value: bytes | None) -> None:
-        """Compare one record."""
-        found, evidence = provenance(headers), self.evidence
-        evidence.records += 1
-        delivery_id = (found and found.delivery_id) or ""
-        replay_id, _, event_id = delivery_id.partition(":")
-        marks = found and (found.replay_id, replay_id, found.attempt)
-        if marks != (REPLAY_ID, REPLAY_ID, 1) or found is None or found.original_time is None:
-            evidence.unmarked += 1
-        place = self._places.get(event_id)
-        if place is None:
-            evidence.unknown += 1
-            return
-        if place in self._arrived:
-            evidence.duplicates += 1
-        elif place < self._last.get(partition, -1):
-            evidence.unordered += 1
-        self._arrived.add(place)
-        self._last[partition] = place
-        if event_id in self._values:
-            evidence.compared += 1
-            evidence.differing += json.loads(value or b"null") != self._values[event_id]
-
-
-async def consume(place: Place) -> Evidence:
-    """Read the shop's topics to their present ends, with an ordinary consumer."""
-    comparison = Comparison(place.stack.mongo, place.database)
-    partitions = [
-        TopicPartition(topic, number)
-        for topic in place.shop_topics
-        for number in range(SHOP_PARTITIONS)
-    ]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=place.stack.kafka,
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-    )
-    await consumer.start()
+def prove(place: Place, worker: Worker) -> dict[str, Any]:
+    """Return what ``replay-app verify`` finds, as its JSON."""
+    answer = worker.command(place.environment(), "verify", REPLAY_ID, "--json")
     try:
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        async with asyncio.timeout(CONSUME_SECONDS):
-            while any([await consumer.position(one) < end for one, end in ends.items()]):
-                for one, records in (await consumer.getmany(timeout_ms=500)).items():
-                    for record in records:
-                        comparison.take(one, record.headers, record.value)
-    except TimeoutError:
-        _give_up_reading()
-    finally:
-        await consumer.stop()
-    return comparison.evidence
-
-
-def _give_up_reading() -> NoReturn:
-    raise ReplayError(f"the shop's topics could not be read to their ends in {CONSUME_SECONDS:g} s")
+        found = dict(json.loads(answer.stdout))
+        found["checks"]
+    except (ValueError, KeyError) as error:
+        msg = f"the verification failed: {(answer.stderr or answer.stdout)[-VERIFY_WORDS:]}"
+        raise ReplayError(msg) from error
+    return found
 
 
 @dataclass
 class Verdict:
     """What the demo has shown."""
 
+    holds: bool
+    """Whether every claim holds."""
     checks: dict[str, tuple[bool, str]]
     """By claim: whether the claim holds, and the figures."""
     events_per_second: float | None
     """The replay's speed, from its first slice to its end."""
     seconds: float = field(default=0.0)
     """Time of the whole demo, from the start of the servers."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether every claim holds."""
-        return all(holds for holds, _ in self.checks.values())
 
     def show(self, *, as_json: bool) -> None:
         """Print the verdict."""
@@ -370,50 +307,27 @@ class Verdict:
             facts = {"events_per_second": speed and round(speed), "seconds": round(self.seconds, 1)}
             say_json({"holds": self.holds, "checks": checks, **facts})
             return
-        say("")
-        for claim, (holds, figures) in self.checks.items():
-            say(f"  {'ok    ' if holds else 'FAILED'}  {claim:<40} {figures}")
-        say("")
+        show_claims(self.checks)
         shown = f"{speed:,.0f} events/s, " if speed else ""
         say(f"{'It holds' if self.holds else 'IT FAILED'}: {shown}{self.seconds:.1f} s in total.")
 
 
-def judge(session: SessionJson, evidence: Evidence) -> Verdict:
-    """Compare what the replay promises with what the consumer found."""
-    counters, matched, stored = session["counters"], session["matched"], evidence.stored
-    counts = (counters["published"], matched, stored, evidence.records)
+def judge(session: SessionJson, found: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on the replay of the whole store, of which nothing may be left out."""
+    stored, matched = found["verification"]["stored"], session["matched"]
+    is_whole = stored == matched == session["counters"]["read"]
+    shown = "unknown" if matched is None else f"{matched:,}"
     checks = {
-        "it completed": (
-            session["state"] == "completed",
-            session["state"] + (f": {session['error']}" if session["error"] else ""),
-        ),
-        "published = matched = stored = consumed": (
-            len(set(counts)) == 1,
-            " = ".join(f"{count:,}" if count is not None else "unknown" for count in counts),
-        ),
-        "no event is missing": (evidence.missing == 0, f"{evidence.missing:,} missing"),
-        "no event is there twice": (
-            evidence.duplicates == 0,
-            f"{evidence.duplicates:,} duplicates",
-        ),
-        "nothing else is there": (
-            evidence.unknown == 0,
-            f"{evidence.unknown:,} records of unknown events",
-        ),
-        "each partition is in the store's order": (
-            evidence.unordered == 0,
-            f"{evidence.unordered:,} out of order",
-        ),
-        "each record is marked as replayed": (
-            evidence.unmarked == 0,
-            f"{evidence.unmarked:,} unmarked",
-        ),
-        "values are those of the store": (
-            evidence.differing == 0 and evidence.compared > 0,
-            f"{evidence.differing:,} of {evidence.compared:,} compared differ",
-        ),
+        "every stored event was read": (is_whole, f"{stored:,} stored, {shown} matched"),
+        **{claim: (one["holds"], one["figures"]) for claim, one in found["checks"].items()},
     }
-    return Verdict(checks, _speed(session))
+    return Verdict(is_whole and found["holds"], checks, _speed(session))
+
+
+def failure(session: SessionJson) -> Verdict:
+    """Return the verdict on a replay that has not completed."""
+    why = session["state"] + (f": {session['error']}" if session["error"] else "")
+    return Verdict(False, {"it completed": (False, why)}, _speed(session))  # noqa: FBT003 - see `Verdict`
 
 
 def _speed(session: SessionJson) -> float | None:

@@ -37,7 +37,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,6 +113,37 @@ while read -r pids; do live=$pids; done
 for pid in $live; do kill -s KILL -- "-$pid"; done
 for try in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" && break; sleep 0.2; done
 """
+
+
+def outside_environment() -> dict[str, str]:
+    """Return the environment of this process without the program's settings (``REPLAY_*``)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("REPLAY_")}
+
+
+class Reaper:
+    """Cleans up after this process: kills process groups, and removes a folder (see `REAPER`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - a constant
+            ["/bin/sh", "-c", REAPER, "reaper", str(folder)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def tell(self, running: Iterable[subprocess.Popen[Any]]) -> None:
+        """Say which processes run now."""
+        if self._process.stdin is None:
+            raise AssertionError  # `__init__` opened the reaper with a pipe
+        self._process.stdin.write(" ".join(str(one.pid) for one in running) + "\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """Let the reaper kill what still runs, and remove the folder. Again: no effect."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        self._process.wait(SERVER_STOP_SECONDS)
 
 
 class StackError(ReplayError):
@@ -241,13 +272,7 @@ class EmbeddedServers(Stack):
         store_command = _store_command(environ)
         libraries = _kafka_libraries(_cache_folder(environ))
         self.folder = Path(tempfile.mkdtemp(prefix="replay-stack-"))
-        self._reaper = subprocess.Popen(  # noqa: S603 - a constant
-            ["/bin/sh", "-c", REAPER, "reaper", str(self.folder)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
+        self._reaper = Reaper(self.folder)
         self._lock = threading.Lock()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self.brokers = range(1, brokers + 1)
@@ -350,9 +375,7 @@ class EmbeddedServers(Stack):
         """End the servers and remove their data. A second call has no effect."""
         for name in list(self._servers):
             self._end(name, signal.SIGKILL)
-        if self._reaper.stdin is not None and not self._reaper.stdin.closed:
-            self._reaper.stdin.close()
-        self._reaper.wait(SERVER_STOP_SECONDS)
+        self._reaper.close()
 
     def _format(self) -> None:
         """Prepare the folders of all brokers, side by side: each takes a JVM's start."""
@@ -407,7 +430,7 @@ class EmbeddedServers(Stack):
                     cwd=self.folder,  # this folder has no configuration file of another project
                     start_new_session=True,  # only this process gets Ctrl-C; it ends the servers
                 )
-            self._tell_reaper()
+            self._reaper.tell(self._servers.values())
 
     def _end(self, name: str, sent: signal.Signals) -> None:
         server = self._running(name)
@@ -421,13 +444,7 @@ class EmbeddedServers(Stack):
             server.wait()
         with self._lock:
             del self._servers[name]
-            self._tell_reaper()
-
-    def _tell_reaper(self) -> None:
-        if self._reaper.stdin is None:
-            raise AssertionError  # `__init__` opened the reaper with a pipe
-        self._reaper.stdin.write(" ".join(str(one.pid) for one in self._servers.values()) + "\n")
-        self._reaper.stdin.flush()
+            self._reaper.tell(self._servers.values())
 
     def _running(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._servers:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
 from replay_app.board import Rejection
+from replay_app.chains import MADE, MAX_REPLAYS
 from replay_app.commands import (
     CHOICE_RULE,
-    PLAIN_VERBS,
+    MAX_SKIPPED,
+    MAX_STEP,
+    POSTED_VERBS,
     REPLAY_ID,
     REPLAY_ID_RULE,
     VERBS,
     WRITTEN_TIME,
+    LeavesOut,
     Rate,
     ShortText,
     Start,
+    Verification,
 )
-from replay_app.reports import Plan
+from replay_app.reports import OfferedPlan
 from replay_app.sessions import MAX_LISTED, Session, State
 from replay_app.web.access import OPEN_PATHS
 from replay_app.web.problems import CONTENT_TYPE
@@ -43,10 +48,39 @@ class Requested(BaseModel):
     requested_by: ShortText | None = None
 
 
+class Retried(Requested):
+    """The body of a retry; the body may be empty."""
+
+    on_error: LeavesOut | None = Field(
+        None, description="From here on, in place of the `on_error` of the start."
+    )
+    skip_events: Annotated[tuple[ShortText, ...], Field(max_length=MAX_SKIPPED)] = Field(
+        (), description="Ids of events that are skipped if they fail."
+    )
+
+
+class NewStep(Requested):
+    """Events to publish before the replay pauses again."""
+
+    events: int = Field(ge=1, le=MAX_STEP)
+    published: int = Field(
+        ge=0,
+        le=2**53,
+        description="How many events the replay has published, as you have seen it "
+        "(`counters.published`): so a body that is sent twice is carried out once.",
+    )
+
+
 class NewRate(Requested):
     """Events per second, all shards together; null removes the limit."""
 
     rate: Rate | None
+
+
+class NewVerification(Requested):
+    """The verdict of a verification; a newer one replaces an older one."""
+
+    verification: Verification
 
 
 class Accepted(BaseModel):
@@ -55,6 +89,22 @@ class Accepted(BaseModel):
     replay_id: str
     revision: int | None = None
     """Revision of a started replay; null if the agent has not answered yet."""
+
+
+class AppliedReplay(BaseModel):
+    """One replay of a chain, parents first."""
+
+    replay_id: str
+    outcome: Literal["started", "existed"]
+    state: State | None
+    """The replay's state; null if the sessions agent has not answered yet."""
+
+
+class AppliedChain(BaseModel):
+    """What is done with a chain; the sessions agent decides."""
+
+    chain: str
+    replays: tuple[AppliedReplay, ...]
 
 
 class ReplayList(BaseModel):
@@ -114,6 +164,7 @@ _ERRORS = {
 _ANYWHERE = (400, 403, 414, 431, 500)
 """What any request may be answered with."""
 _WITH_BODY = (408, 413)
+TIME_PATTERN = f"^(?!0000){WRITTEN_TIME.pattern}"
 _PATH = r"[^.$\u0000][^.\u0000]*"
 """A part of the dotted path of a field, as a pattern of JSON Schema."""
 
@@ -132,14 +183,18 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
         [
             (Start, "validation"),
             (Requested, "validation"),
+            (Retried, "validation"),
+            (NewStep, "validation"),
             (NewRate, "validation"),
+            (NewVerification, "validation"),
             *(
                 (model, "serialization")
                 for model in (
                     Session,
                     ReplayList,
-                    Plan,
+                    OfferedPlan,
                     Accepted,
+                    AppliedChain,
                     Health,
                     Readiness,
                     ProblemBody,
@@ -152,6 +207,9 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
     components: Schema = definitions["$defs"]
     start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
     _tell_the_rules(start, components)
+    noted = components[schemas["NewVerification"]["$ref"].rpartition("/")[2]]["properties"]
+    verdict = components[noted["verification"]["$ref"].rpartition("/")[2]]["properties"]
+    verdict["at"]["pattern"] = TIME_PATTERN
     # Sessions of older versions have starts without a filter; a new one must say which events.
     components["NewStart"] = {
         "allOf": [schemas["Start"]],
@@ -160,7 +218,8 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
             "filter": {"description": f"{CHOICE_RULE}.", "anyOf": _all_or_conditions(components)}
         },
     }
-    schemas["NewStart"] = {"$ref": "#/components/schemas/NewStart"}
+    components["NewChain"] = _chain_of(start)
+    schemas |= {name: {"$ref": f"#/components/schemas/{name}"} for name in ("NewStart", "NewChain")}
     paths = _paths(schemas)
     for path, item in paths.items():
         for method, operation in item.items():
@@ -196,18 +255,57 @@ def _tell_the_rules(start: Schema, components: Schema) -> None:
         "pattern": _pattern(REPLAY_ID),
         "description": f"Default: a new id. {REPLAY_ID_RULE}.",
     }
-    members["after"]["items"] = {"type": "string", "pattern": _pattern(REPLAY_ID)}
+    replay_id = {"type": "string", "pattern": _pattern(REPLAY_ID)}
+    components["Parent"]["properties"]["replay"] |= replay_id
+    members["after"]["items"] = {
+        "anyOf": [replay_id, {"$ref": "#/components/schemas/Parent"}],
+    }
+    members["chain"]["anyOf"][0] |= replay_id
     start["allOf"] = [
-        _if("shards", {"ordering": {"const": "aggregate"}}, required=["ordering"]),
-        _if("max_events", {"ordering": {"const": "global"}}),
+        _unless_null("shards", {"ordering": {"const": "aggregate"}}, required=["ordering"]),
+        _unless_null("max_events", {"ordering": {"const": "global"}}),
     ]
     chosen = components[members["filter"]["$ref"].rpartition("/")[2]]["properties"]
     for name in ("start", "end"):
         (time,) = [one for one in chosen[name]["anyOf"] if one["type"] == "string"]
-        time["pattern"] = f"^(?!0000){WRITTEN_TIME.pattern}"
+        time["pattern"] = TIME_PATTERN
     chosen["fields"]["propertyNames"] = {"pattern": rf"^{_PATH}(\.{_PATH})*$"}
     target = components[members["target"]["$ref"].rpartition("/")[2]]
-    target["allOf"] = [_if("topic", {"prefix": {"const": None}})]
+    target["allOf"] = [_unless_null("topic", {"prefix": {"const": None}})]
+
+
+def _chain_of(start: Schema) -> Schema:
+    """Return the schema of a chain, whose replays are starts without the members that it makes."""
+    members = {name: one for name, one in start["properties"].items() if name not in MADE}
+    defaults = [name for name in members if name != "after"]
+    replay = {"type": ["object", "null"], "properties": members, "additionalProperties": False}
+    return {
+        "type": "object",
+        "description": "Replays that wait for each other; each one has the id CHAIN.NAME.",
+        "required": ["chain", "replays"],
+        "additionalProperties": False,
+        "properties": {
+            "chain": {"type": "string", "pattern": _pattern(REPLAY_ID)},
+            "defaults": {
+                "description": "Members for the replays that leave them out. The members of "
+                "target are merged one by one.",
+                "type": ["object", "null"],
+                "propertyNames": {"enum": defaults},
+            },
+            "replays": {
+                "description": "By short name. In after, replays have their short names.",
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": MAX_REPLAYS,
+                "propertyNames": {"pattern": _pattern(REPLAY_ID)},
+                "additionalProperties": replay,
+            },
+        },
+    }
+
+
+NOT_NULL: Schema = {"type": ["array", "boolean", "number", "object", "string"]}
+"""Any value but null."""
 
 
 def _all_or_conditions(components: Schema) -> list[Schema]:
@@ -222,7 +320,7 @@ def _all_or_conditions(components: Schema) -> list[Schema]:
             case "object":
                 absent[name], present[name] = {"maxProperties": 0}, {"minProperties": 1}
             case _:  # a time, or null
-                absent[name], present[name] = {"const": None}, {"not": {"const": None}}
+                absent[name], present[name] = {"const": None}, NOT_NULL
     conditions = [
         {"properties": {name: rule}, "required": [name]} for name, rule in sorted(present.items())
     ]
@@ -232,10 +330,13 @@ def _all_or_conditions(components: Schema) -> list[Schema]:
     ]
 
 
-def _if(name: str, then: Schema, required: Sequence[str] = ()) -> Schema:
-    """Return the rule that a member which is not null asks for other members."""
-    present = {"properties": {name: {"not": {"const": None}}}, "required": [name]}
-    return {"if": present, "then": {"properties": then, "required": list(required)}}
+def _unless_null(name: str, then: Schema, required: Sequence[str] = ()) -> Schema:
+    """Return the rule that a member which is not null asks for other members.
+
+    Without ``if`` and ``not``, which Schemathesis does not resolve in every place.
+    """
+    absent = {"properties": {name: {"const": None}}}
+    return {"anyOf": [absent, {"properties": then, "required": list(required)}]}
 
 
 def _paths(schemas: dict[str, Schema]) -> Schema:
@@ -261,6 +362,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "query",
             {"type": "array", "items": {"type": "string", "enum": list(get_args(State))}},
         ),
+        _parameter("chain", "query", {"type": "string", "pattern": _pattern(REPLAY_ID)}),
         _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}),
     ]
     paths: Schema = {
@@ -269,7 +371,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "get": {
                 "summary": "List the newest replays; the list may be a moment old",
                 "parameters": listed,
-                "responses": answers("The replays.", "ReplayList")
+                "responses": answers("The replays.", "ReplayList", 503)
                 | {"304": {"description": "The list has the ETag of If-None-Match."}},
             },
             "post": {
@@ -306,11 +408,28 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 | problems(404, 503),
             },
         },
+        "/replays/{replay_id}/verification": {
+            "parameters": one,
+            "post": {
+                "summary": "Keep the verdict of a verification with a completed replay",
+                "requestBody": body("NewVerification"),
+                "responses": accepted(404),
+            },
+        },
         "/plans": {
             "post": {
                 "summary": "Plan a replay without starting it",
                 "requestBody": body("NewStart"),
-                "responses": answers("The plan.", "Plan", 422, 503),
+                "responses": answers("The plan.", "OfferedPlan", 422, 503),
+            }
+        },
+        "/chains": {
+            "post": {
+                "summary": "Start the replays of a chain that do not exist yet, or none of them",
+                "requestBody": body("NewChain"),
+                "responses": answers(
+                    "The missing replays are started.", "AppliedChain", 409, 422, 503, status=202
+                ),
             }
         },
         "/healthz": {
@@ -339,12 +458,13 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             }
         },
     }
-    for verb in PLAIN_VERBS:
+    bodies = {"retry": "Retried", "step": "NewStep"}
+    for verb in POSTED_VERBS:
         paths[f"/replays/{{replay_id}}/{verb}"] = {
             "parameters": one,
             "post": {
                 "summary": VERBS[verb],
-                "requestBody": body("Requested", required=False),
+                "requestBody": body(bodies.get(verb, "Requested"), required=verb == "step"),
                 "responses": accepted(404),
             },
         }

@@ -25,6 +25,7 @@ BOARD_SECONDS = 1.0
 """How long an answer waits until the board has the newest session."""
 MAX_NAMED = 10
 """Unreadable checkpoints that `/readyz` names."""
+BEING_READ = "the sessions on the status topic are being read"
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Shared:
         elif not self.app.tables.actives_ready:
             missing.append("the sessions table is being recovered")
         if not self.context.board.is_complete:
-            missing.append("the sessions on the status topic are being read")
+            missing.append(BEING_READ)
         return missing
 
     def obstacles(self) -> list[str]:
@@ -113,11 +114,14 @@ async def require_session(shared: Shared, replay_id: str) -> Session:
     session = board.sessions.get(replay_id)
     if session is not None:
         return session
-    if not board.is_complete:
-        raise Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE, "the sessions on the status topic are being read"
-        )
+    require_every_session(shared)
     raise not_found(replay_id)
+
+
+def require_every_session(shared: Shared) -> None:
+    """Refuse a request whose answer needs every session, until the board is complete (503)."""
+    if not shared.context.board.is_complete:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, BEING_READ)
 
 
 async def catch_up(shared: Shared, replay_id: str) -> None:

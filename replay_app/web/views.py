@@ -28,6 +28,9 @@ from replay_app import __version__
 from replay_app.commands import (
     MAX_COMMAND_BYTES,
     PLAIN_VERBS,
+    POSTED_VERBS,
+    REPLAY_ID,
+    REPLAY_ID_RULE,
     Command,
     Start,
     new_replay_id,
@@ -36,12 +39,14 @@ from replay_app.commands import (
 from replay_app.context import WorkerContext
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
-from replay_app.plans import Planner
+from replay_app.gates import require_possible
+from replay_app.offers import offer_plan
 from replay_app.sessions import MAX_LISTED, SETTLED, Session, State, decode_session
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX
+from replay_app.web.chains import Chains
 from replay_app.web.openapi import EXCLUDABLE, openapi
 from replay_app.web.problems import Problem
 from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
@@ -52,6 +57,7 @@ from replay_app.web.shared import (
     Shared,
     catch_up,
     json_answer,
+    require_every_session,
     require_session,
     require_usable,
     shared_of,
@@ -94,8 +100,10 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/openapi.json")(Description)
     app.page("/replays")(Replays)
     app.page("/plans")(Plans)
+    app.page("/chains")(Chains)
     app.page("/replays/{replay_id}/events")(Events)
-    app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(PLAIN_VERBS)}}}")(Verbs)
+    app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(POSTED_VERBS)}}}")(Verbs)
+    app.page("/replays/{replay_id}/verification")(Verifications)
     app.page(f"{STATIC_PREFIX}{{name}}")(Static)
 
     @app.page("/replays/{replay_id}")
@@ -229,9 +237,17 @@ class Replays(ApiView):
 
     async def get(self, request: web.Request) -> web.Response:
         """List the newest replays and refused commands."""
-        board = shared_of(request).context.board
-        states, limit = _list_options(request)
-        sessions = [s for s in board.sessions.values() if not states or s.state in states]
+        shared = shared_of(request)
+        board = shared.context.board
+        states, chain, limit = _list_options(request)
+        if chain is not None:
+            # Of a chain, a part looks like the whole: as if the chain had ended already.
+            require_every_session(shared)
+        sessions = [
+            s
+            for s in board.sessions.values()
+            if (not states or s.state in states) and (chain is None or s.start.chain == chain)
+        ]
         sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
         rejections = sorted(board.rejections.values(), key=lambda r: r.at, reverse=True)
         del sessions[limit:], rejections[limit:]
@@ -263,19 +279,28 @@ class Plans(ApiView):
         trouble = await context.store_health.problem()
         if isinstance(trouble, StoreUnavailable):  # the planner would wait longer to say so
             raise trouble
-        planner = Planner(start, context.settings, context.store, context.describe)
-        plan = await planner.plan()
-        return json_answer(plan.model_dump_json())
+        offered = await offer_plan(start, context)
+        return json_answer(offered.model_dump_json())
 
 
 class Verbs(ApiView):
-    """The commands that need only a replay_id."""
+    """The commands that change a replay, but for its rate."""
 
     async def post(self, request: web.Request, replay_id: str, verb: str) -> web.Response:
-        """Pause, resume, cancel or retry."""
+        """Pause, resume, step, cancel, retry or release."""
         require_usable(replay_id)
         command = await _read_command(request, fixed={"command": verb, "replay_id": replay_id})
         return await _accept(shared_of(request), command)
+
+
+class Verifications(ApiView):
+    """The verdict of a verification."""
+
+    async def post(self, request: web.Request, replay_id: str) -> web.Response:
+        """Keep a verdict with a completed replay."""
+        require_usable(replay_id)
+        fixed = {"command": "note-verification", "replay_id": replay_id}
+        return await _accept(shared_of(request), await _read_command(request, fixed=fixed))
 
 
 async def _session_answer(shared: Shared, replay_id: str) -> web.Response:
@@ -325,6 +350,8 @@ async def _accept(shared: Shared, command: Command) -> web.Response:
     except Problem:
         await catch_up(shared, replay_id)
         _judge(sessions.get(replay_id), command)
+    if isinstance(command, Start) and replay_id not in sessions:
+        require_possible(command, sessions)
     value = command.model_dump_json(exclude_unset=True).encode()
     try:
         await context.outbox.try_send(context.topics.requests, replay_id, value, PRODUCE_SECONDS)
@@ -365,8 +392,8 @@ def _judge(session: Session | None, command: Command) -> None:
 # The parts
 
 
-def _list_options(request: web.Request) -> tuple[set[str], int]:
-    """Read the parameters of a list: ``state``, which may be repeated, and ``limit``."""
+def _list_options(request: web.Request) -> tuple[set[str], str | None, int]:
+    """Read the parameters of a list: ``state``, which may be repeated, ``chain`` and ``limit``."""
     states = set(request.query.getall("state", []))
     unknown = states - set(get_args(State))
     if unknown:
@@ -377,7 +404,11 @@ def _list_options(request: web.Request) -> tuple[set[str], int]:
     if not 1 <= limit <= MAX_LISTED:
         msg = f"limit: {text!r} is not a number from 1 to {MAX_LISTED}"
         raise InvalidCommand(msg)
-    return states, limit
+    chain = request.query.get("chain")
+    if chain is not None and not REPLAY_ID.match(chain):
+        msg = f"chain: {chain!r:.160} is no chain's name: {REPLAY_ID_RULE}"
+        raise InvalidCommand(msg)
+    return states, chain, limit
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

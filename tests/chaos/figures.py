@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from chaos.document import write
-from chaos.trials import Follower, Trial
+from chaos.trials import Follower, Size, Trial
 from support import newest_by_key, wait_until
 from workers import Cluster, Worker
 
@@ -147,7 +147,9 @@ def pauses(stack: EmbeddedServers, folder: Path) -> list[str]:
     """Return rows: for how long a change of workers stops the replays."""
     folder.mkdir()
     rows: list[str] = []
-    with Trial(stack, folder, random.Random(1), free_port(), events=LONG_EVENTS) as trial:
+    with Trial(
+        stack, folder, random.Random(1), free_port(), size=Size(events=LONG_EVENTS)
+    ) as trial:
         trial.start(2)
         workers = trial.cluster.workers
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from chaos import scenarios
 from chaos.document import write
 from chaos.scenarios import Impossible, Scenario
-from chaos.trials import Outcome, Trial
+from chaos.trials import Outcome, Size, Trial
 from confluent_kafka import KafkaException
 
 from replay_app.demo.stack import EmbeddedServers, StackError, free_port
@@ -58,6 +58,7 @@ class Turn(NamedTuple):
 LONG = (
     Turn(scenarios.kill_workers, 110),
     Turn(scenarios.kill_counting_workers, 12),
+    Turn(scenarios.kill_chained_workers, 12),
     Turn(scenarios.join_and_leave, 10),
     Turn(scenarios.stop_and_wake_workers, 6),
     Turn(scenarios.kill_broker, 10),
@@ -76,9 +77,12 @@ LONG = (
     Turn(scenarios.grow_topics, 20, brokers=3),
     Turn(scenarios.kill_workers, 110, brokers=3),
 )
+# A replay lasts as long as one of the long suite and commits as often, with a third of the events.
+QUICK_SIZE = Size(events=1_000, rate=200, slice_events=200)
 QUICK = (
     Turn(scenarios.kill_workers, 4),
     Turn(scenarios.kill_counting_workers, 2),
+    Turn(scenarios.kill_chained_workers, 2),
     Turn(scenarios.stop_and_wake_workers, 1),
     Turn(scenarios.kill_store, 1),
     Turn(scenarios.kill_broker, 1),
@@ -97,13 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for turn in (QUICK if options.quick else LONG)
         if not options.only or turn.scenario.__name__ in options.only
     ]
+    size = QUICK_SIZE if options.quick else Size()
     began = time.monotonic()
     rows: list[tuple[Turn, Outcome]] = []
     with _folder(options.logs) as folder:
         for brokers, group in groupby(turns, lambda turn: turn.brokers):
             port = free_port()
             with _start_servers(brokers, port if brokers == 1 else None) as stack:
-                suite = Suite(stack, Path(folder), options.seed, port)
+                suite = Suite(stack, Path(folder), options.seed, port, size)
                 rows.extend(
                     (turn, outcome) for turn in group if (outcome := suite.run(turn)) is not None
                 )
@@ -133,6 +138,7 @@ class Suite:
     folder: Path
     seed: int
     proxy_port: int
+    size: Size
 
     def run(self, turn: Turn) -> Outcome | None:
         """Run a scenario, in several trials if it ends early. None: a trial has failed."""
@@ -158,7 +164,7 @@ class Suite:
             for broker in self.stack.brokers:
                 if not self.stack.broker_runs(broker):  # the trial before has ended without it
                     self.stack.start_broker(broker)
-            with Trial(self.stack, place, rng, self.proxy_port) as trial:
+            with Trial(self.stack, place, rng, self.proxy_port, size=self.size) as trial:
                 return turn.scenario(trial, times)
         except Impossible as why:
             return Outcome(turn.scenario.__name__, 0, note=f"not done: {why}")

@@ -70,6 +70,12 @@ def kill_counting_workers(trial: Trial, times: int) -> Outcome:
         return replace(kill_workers(trial, times), fault="kill -9 of workers while they count")
 
 
+def kill_chained_workers(trial: Trial, times: int) -> Outcome:
+    """Kill workers while replays wait for each other and for a consumer group."""
+    with trial.chained():
+        return replace(kill_workers(trial, times), fault="kill -9 of workers, replays in chains")
+
+
 def join_and_leave(trial: Trial, times: int) -> Outcome:
     """Let a worker leave in order (SIGTERM), then let another worker join."""
     trial.start()

@@ -8,14 +8,14 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from brokers import Brokers, Partition
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 from oracle import account_of, assert_is_replay_of, event_id_of
 from support import Record, consumer_from_start, create_topics, unique_name, wait_until
 from workers import Cluster, Worker
@@ -24,10 +24,6 @@ from replay_app.demo.shop import seed_store
 from replay_app.demo.stack import EmbeddedServers, free_port
 from replay_app.settings import Settings
 
-EVENTS = 3_000
-"""Number of events of each replay."""
-RATE = 600
-"""Events per second of each replay: each lasts for a few faults, and several run side by side."""
 REPLAYS = 3
 """Number of replays that run at each moment."""
 RECOVERY_SECONDS = 150.0
@@ -43,10 +39,18 @@ SESSION_TIMEOUT_SECONDS = 6
 ENVIRONMENT = {
     # Small pages, one round trip each: a transaction is open most of the time.
     "REPLAY_PAGE_EVENTS": "15",
-    "REPLAY_SLICE_EVENTS": "600",
     "REPLAY_SESSION_TIMEOUT_SECONDS": str(SESSION_TIMEOUT_SECONDS),
     "REPLAY_ENCODER": Settings().encoder,  # from the environment of `make chaos`
 }
+
+
+class Size(NamedTuple):
+    """The size of each replay: it lasts for a few faults, and several run side by side."""
+
+    events: int = 3_000
+    rate: int = 600
+    """Events per second."""
+    slice_events: int = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,36 @@ class Follower:
                     self._seen[replay_id].append((message.timestamp()[1] / 1000, now))
 
 
+class View:
+    """A consumer group that reads all topics, as a view that is rebuilt."""
+
+    def __init__(self, bootstrap: str, topics: list[str]) -> None:
+        self.group = unique_name("view")
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": self.group,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "auto.commit.interval.ms": 200,
+                "log_level": 0,
+            }
+        )
+        self._consumer.subscribe(topics)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="view", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            self._consumer.consume(500, timeout=0.1)
+
+
 @dataclass
 class Trial:
     """Workers, replays that run all the time, and a follower that watches the topics."""
@@ -152,18 +186,22 @@ class Trial:
     proxy_port: int
     """The port on which a proxy in front of the broker listens."""
     environment: dict[str, str] = field(default_factory=dict)
-    events: int = EVENTS
+    size: Size = field(default_factory=Size)
     recoveries: list[float] = field(default_factory=list)
     repeats: int = 1
     """Number of times that each start command is sent."""
     hung: dict[Partition, int] = field(default_factory=dict)
     """Partitions without a marker, with the offset at which each stands still."""
+    view: View | None = None
+    """The consumer group of all replays, if they are chained."""
     revived: int = 0
     """Number of workers that ended by themselves and were started again, as an operator does."""
 
     def __post_init__(self) -> None:
-        self.cluster = Cluster(self.stack, self.folder, environment=ENVIRONMENT | self.environment)
-        seed_store(self.stack.mongo, self.cluster.name, "events", self.events)
+        slices = {"REPLAY_SLICE_EVENTS": str(self.size.slice_events)}
+        environment = ENVIRONMENT | slices | self.environment
+        self.cluster = Cluster(self.stack, self.folder, environment=environment)
+        seed_store(self.stack.mongo, self.cluster.name, "events", self.size.events)
         # Record times come from the broker's clock, because a worker's clock may be wrong.
         config = {"message.timestamp.type": "LogAppendTime"}
         self.partitions = dict.fromkeys(self.cluster.topics(), PARTITIONS)
@@ -197,7 +235,7 @@ class Trial:
     def under_way(self) -> list[str]:
         """Return the replays that have published some of their events but not all."""
         counts = self.follower.counts
-        return [name for name in self._orderings if 0 < counts[name] < self.events]
+        return [name for name in self._orderings if 0 < counts[name] < self.size.events]
 
     def aim(self) -> tuple[float, list[str]]:
         """Return the time and the running replays, once there are enough of them."""
@@ -209,14 +247,40 @@ class Trial:
     def keep_busy(self) -> None:
         """Start a replay for each that has ended; every second replay orders by aggregate."""
         counts = self.follower.counts
-        while sum(counts[name] < self.events for name in self._orderings) < REPLAYS:
+        while sum(counts[name] < self.size.events for name in self._orderings) < REPLAYS:
             number = len(self._orderings)
             ordering: Literal["global", "aggregate"] = "aggregate" if number % 2 else "global"
             self._orderings[f"r{number}"] = ordering
-            body = {"rate": RATE, "ordering": ordering}
+            body: dict[str, Any] = {"rate": self.size.rate, "ordering": ordering}
             body |= {"shards": SHARDS} if ordering == "aggregate" else {}
+            if self.view is not None:
+                parents = [f"r{number - REPLAYS}"] if number >= REPLAYS else []
+                body["after"] = [{"replay": parent, "consumed": True} for parent in parents]
+                # The rate allows for these records in 1.3 s; the group commits five times a second.
+                most = self.size.rate * 4 // 3
+                body |= {"consumers": [self.view.group], "max_lag": most}
             for _ in range(self.repeats):
                 self.cluster.command(f"r{number}", "start", **body)
+
+    @contextlib.contextmanager
+    def chained(self) -> Iterator[None]:
+        """Let each replay wait until a group has read an earlier one, and keep near the group."""
+        self.view = View(self.stack.kafka, self.cluster.topics())
+        try:
+            yield
+            for name in self._orderings:
+                wait_until(
+                    lambda one=name: self._is_consumed(one),  # type: ignore[misc]
+                    RECOVERY_SECONDS,
+                    f"{name} is not consumed",
+                )
+        finally:
+            self.view.close()
+
+    def _is_consumed(self, name: str) -> bool:
+        session = self.cluster.session(name)
+        groups = session["consumption"].values() if session else ()
+        return bool(groups) and all(group["consumed_at"] for group in groups)
 
     def revive(self, **environment: str) -> None:
         """Start again each worker that has ended without the trial's doing."""
@@ -252,7 +316,7 @@ class Trial:
 
     def _recovered_at(self, name: str, struck_at: float) -> float | None:
         seen = self.follower.seen_after(name, struck_at)
-        if seen is None and self.follower.counts[name] >= self.events:
+        if seen is None and self.follower.counts[name] >= self.size.events:
             return struck_at  # the replay had published its last event before
         return seen
 
@@ -317,7 +381,7 @@ class Trial:
             session, receipt = sessions[name], sessions[name]["receipt"]["counters"]
             wrong += not (
                 session["counters"]["published"] == receipt["published"] == len(records)
-                and receipt["read"] == self.events
+                and receipt["read"] == self.size.events
             )
         if not self.hung:
             assert not self.has_lost_markers(), f"stable offsets stand still: {self.hung}"
@@ -327,7 +391,7 @@ class Trial:
         return Outcome(
             fault=fault,
             times=times,
-            events=self.events * len(sessions),
+            events=self.size.events * len(sessions),
             duplicates=duplicates,
             losses=losses,
             disorder=disorder,

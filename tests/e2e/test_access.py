@@ -240,6 +240,20 @@ def test_the_documented_rights_are_enough_and_not_more(
     assert read_some(main, "shop-projection", orders, group) == {None}
     assert read_some(main, "shop-projection", f"{cluster.prefix}status", group) == {DENIED}
 
+    # The worker may see the group that the replay names; without the right, it says so.
+    (describe,) = (r for r in rights if (r.user, r.name) == (WORKER, group) and r.kind == "group")
+    main.take(describe)
+    send(main, cluster, "read", "start", on_error="skip", consumers=[group])
+
+    def known() -> dict[str, Any]:
+        found: dict[str, Any] = (cluster.session("read") or {}).get("consumption", {})
+        return dict(found.get(group) or {})
+
+    refused = wait_until(lambda: known().get("reason"), SECONDS)
+    assert f"no right to see consumer group {group!r}: add the ACL DESCRIBE on the group" in refused
+    main.grant(describe)
+    wait_until(lambda: known().get("lag"), SECONDS)
+
     # Without Read on the destinations the worker cannot tell for whom consumers wait.
     on_destinations = {
         right.operation: right
@@ -310,7 +324,7 @@ async def test_a_right_that_is_missing_at_the_start_is_named(
     settings = settings_of(cluster)
     topics = [right for right in rights if right.kind == "topic" and not right.is_prefix]
     create = [right for right in topics if right.operation == "Create"]
-    (group,) = (right for right in rights if right.kind == "group")
+    (group,) = (right for right in rights if right.name == cluster.name and right.kind == "group")
     assert len(topics) == 20
     main.grant(*(right for right in rights if right not in create))
     for right in create:

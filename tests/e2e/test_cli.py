@@ -2,74 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
+from bson import Regex
+from command_line import CommandLine
 from oracle import assert_published_exactly
-from secret_values import assert_no_secret
 from support import create_topics, unique_name, wait_until
-from workers import Cluster, Worker, outside_environment
+from workers import Cluster, Worker, events_of
 
-from replay_app.cli import run
 from replay_app.demo.stack import free_port
 from replay_app.topics import Topics
 
 DEADLINE_SECONDS = 120.0
-EVENTS = 3000
-
-
-class CommandLine:
-    """Runs ``replay-app`` with some settings, in a folder without a ``.env`` file."""
-
-    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        self.environment = {**outside_environment(), **environment}
-        self.folder = folder
-
-    def popen(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command as a process, where the test is about the process."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "replay_app", *arguments],
-            env=self.environment,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Run a command in this process; return its exit code and all that it printed."""
-        output = io.StringIO()
-        aiokafka = logging.getLogger("aiokafka")
-        level = aiokafka.level
-        with (
-            patch.dict(os.environ, self.environment, clear=True),
-            contextlib.chdir(self.folder),
-            contextlib.redirect_stdout(output),
-            contextlib.redirect_stderr(output),
-        ):
-            try:
-                code = run(arguments)
-            finally:
-                aiokafka.setLevel(level)  # a command that asks Kafka silences Kafka's client
-        assert_no_secret(output.getvalue(), f"{arguments}")
-        return code, output.getvalue()
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """Run a command, which must end with the code; return all that it printed."""
-        ended, output = self.run(*arguments)
-        assert ended == code, f"{arguments}: {ended}\n{output}"
-        return output
+EVENTS = 1_200
 
 
 @pytest.fixture
@@ -96,7 +44,7 @@ def test_a_replay_is_planned_started_watched_and_shown(
 
     start = ("start", "--all", *to, "--replay-id", "r", "--name", "Orders", "--requested-by", "ana")
     shown = replay_app(*start, "--wait").splitlines()
-    assert shown[-1] == "r completed: 3,000 of 3,000 events (100 %)"
+    assert shown[-1] == "r completed: 1,200 of 1,200 events (100 %)"
     assert_published_exactly(cluster.published(), cluster.stored(), "r", cluster.target_prefix)
 
     before = json.loads(replay_app("status", "r", "--json"))
@@ -111,7 +59,7 @@ def test_a_replay_is_planned_started_watched_and_shown(
     assert json.loads(line) == session == before
     assert session["counters"]["published"] == EVENTS
     account = replay_app("status", "r")
-    for told in ("ana", "Orders", "Plan", "Receipt", "published 3,000", "shop.orders[0]"):
+    for told in ("ana", "Orders", "Plan", "Receipt", "published 1,200", "shop.orders[0]"):
         assert told in account
     assert "verbs now" not in account  # nothing changes a completed replay
     heading, line = replay_app("list").splitlines()
@@ -132,11 +80,11 @@ def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
 ) -> None:
     cluster.seed(EVENTS)
     start = ("start", "--all", "--prefix", cluster.target_prefix)
-    assert "watch slow" in replay_app(*start, "--replay-id", "slow", "--rate", "50")
+    assert "watch slow" in replay_app(*start, "--replay-id", "slow", "--rate", "20")
     cluster.wait_for("slow", "running")
     replay_app("pause", "slow")
     cluster.wait_for("slow", "paused")
-    assert "verbs now     resume, cancel, set-rate\n" in replay_app("status", "slow")
+    assert "verbs now     resume, step, cancel, set-rate\n" in replay_app("status", "slow")
     replay_app("set-rate", "slow", "none")
     replay_app("resume", "slow")
     assert "slow completed" in replay_app("watch", "slow")
@@ -157,7 +105,7 @@ def test_a_command_on_kafka_that_fails_says_why_and_is_retried(
     assert "then: replay-app retry r" in failed
     create_topics(cluster.stack.kafka, {topic: 2})
     replay_app("retry", "r")
-    assert "r completed: 3,000 of 3,000" in replay_app("watch", "r")
+    assert "r completed: 1,200 of 1,200" in replay_app("watch", "r")
 
 
 def test_watching_outlasts_the_worker(
@@ -165,7 +113,7 @@ def test_watching_outlasts_the_worker(
 ) -> None:
     cluster.seed(EVENTS)
     replay_app(
-        *("start", "--all", "--prefix", cluster.target_prefix, "--replay-id", "r", "--rate", "500"),
+        *("start", "--all", "--prefix", cluster.target_prefix, "--replay-id", "r", "--rate", "200"),
     )
     watching = replay_app.popen("watch", "r")
     assert watching.stdout is not None
@@ -178,6 +126,30 @@ def test_watching_outlasts_the_worker(
     output, errors = watching.communicate(timeout=DEADLINE_SECONDS)
     assert watching.returncode == 0, output + errors
     assert "r completed" in output
+
+
+def test_a_replay_is_followed_step_by_step_and_goes_on_without_an_event(
+    cluster: Cluster, replay_app: CommandLine
+) -> None:
+    kind, topic = unique_name("kind"), unique_name("to")
+    create_topics(cluster.stack.kafka, {topic: 1})
+    events = events_of(kind, 6)
+    events[3]["body"] = Regex("x")
+    cluster.insert(events)
+    start = ("start", "--paused", "--replay-id", "s", "--event-type", kind, "--to-topic", topic)
+    replay_app(*start)
+    cluster.wait_for("s", "paused")
+    for step, published in ((["2"], 2), ([], 3)):
+        assert "step of replay s is requested" in replay_app("step", "s", *step)
+        counters = {"read": published, "published": published, "skipped": 0, "dead_lettered": 0}
+        cluster.wait_for("s", "paused", counters=counters)
+    replay_app("resume", "s")
+    failed = cluster.wait_for("s", "failed")
+    assert f"event '{kind}-3'" in failed["error"]
+    assert "only a paused replay makes a step" in replay_app("step", "s", code=3)
+    replay_app("retry", "s", "--skip-event", f"{kind}-3")
+    session = cluster.wait_for("s", "completed_with_errors")
+    assert (session["counters"]["published"], session["counters"]["skipped"]) == (5, 1)
 
 
 def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_path: Path) -> None:

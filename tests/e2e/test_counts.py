@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from bson import Regex
 from oracle import event_id_of
 from store_proxy import slow_store
 from support import create_topics, read_topic, unique_name, wait_until
@@ -114,6 +115,20 @@ def test_a_replay_that_ends_before_its_count_is_the_count(cluster: Cluster) -> N
     assert_each_once(cluster, kind, late)
 
 
+def test_a_replay_of_everything_that_has_read_all_is_counted_once(cluster: Cluster) -> None:
+    kind, late = fill(cluster)
+    create_topics(cluster.stack.kafka, {late: 1})
+    cluster.insert([{"_id": "untimed", "event_id": "untimed", "event_type": kind}])
+    cluster.start_worker().wait_until_ready()
+    session = cluster.run("r", target={}, on_error="skip")
+    assert (session["state"], session["matched"]) == ("completed_with_errors", EVENTS + 1)
+    assert session["plan"]["counted"] == "after"
+    assert session["receipt"]["behind"] == 0
+    counters = session["counters"]
+    assert (counters["published"], counters["skipped"]) == (EVENTS, 1)
+    assert_each_once(cluster, kind, late)
+
+
 def test_topics_that_no_look_has_found_are_found_while_the_replay_runs(cluster: Cluster) -> None:
     cluster.seed(EVENTS)
     with slow_store(cluster.stack.mongo, COUNT_SECONDS, b"$group", b"$limit") as uri:
@@ -122,6 +137,23 @@ def test_topics_that_no_look_has_found_are_found_while_the_replay_runs(cluster: 
     assert (session["state"], session["matched"]) == ("completed", EVENTS), session["error"]
     assert len(session["plan"]["by_topic"]) > 1
     cluster.assert_exact("r")
+
+
+def test_a_retry_that_skips_an_event_finds_the_topics_behind_the_event(cluster: Cluster) -> None:
+    _, late = fill(cluster)
+    create_topics(cluster.stack.kafka, {late: 1})
+    last = EVENTS - LATE - 1
+    with cluster.store() as events:  # the plan's look does not get as far
+        events.update_one({"_id": last}, {"$set": {"body": Regex("x")}})
+    cluster.start_worker().wait_until_ready()
+    session = cluster.run("r", filter={"start": FIRST.isoformat()}, target={})
+    assert f"event 'e-{last}'" in session["error"]
+    cluster.command("r", "retry", skip_events=[f"e-{last}"])
+    session = cluster.wait_for("r", "completed_with_errors", "failed", attempt=2)
+    assert session["error"] is None
+    counters = session["counters"]
+    assert (counters["published"], counters["skipped"]) == (EVENTS - 1, 1)
+    assert read_topic(cluster.stack.kafka, late)
 
 
 def test_a_count_goes_on_after_a_pause_and_on_another_worker(cluster: Cluster) -> None:

@@ -20,26 +20,28 @@ from replay_app.demo.stack import EmbeddedServers, Stack
 
 STANDS_STILL = "stands still at offset"
 """What a worker's log says of a partition that has an open transaction."""
-SMALL_SLICES = {"REPLAY_SLICE_EVENTS": "400", "REPLAY_PAGE_EVENTS": "150"}
+# The development store reads all events for each answer. So there are few events, at low rates, in
+# small slices and pages: every replay runs for seconds, and most of the time in a transaction.
+SMALL_SLICES = {"REPLAY_SLICE_EVENTS": "160", "REPLAY_PAGE_EVENTS": "60"}
 
 
 @pytest.fixture(scope="module")
 def crash_site(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A shop in which each crash point runs a replay; no test leaves a worker running."""
     cluster = Cluster(stack, tmp_path_factory.mktemp("crashes"), environment=SMALL_SLICES)
-    cluster.seed(2_000)
+    cluster.seed(800)
     yield cluster
     cluster.close()
 
 
 def test_ten_kills_at_random_moments_lose_and_repeat_nothing(cluster: Cluster) -> None:
-    events = 15_000
-    cluster.environment |= {"REPLAY_SLICE_EVENTS": "600", "REPLAY_PAGE_EVENTS": "150"}
+    events = 5_000
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "200", "REPLAY_PAGE_EVENTS": "50"}
     cluster.seed(events)
     rng = random.Random(20260101)
     worker = cluster.start_worker().wait_until_ready()
     # The rate keeps the replay running until the last kill.
-    cluster.command("r", rate=1_500)
+    cluster.command("r", rate=500)
     for _ in range(10):
         before = _read(cluster)
         wait_until(partial(_has_read_more, cluster, before), 60)
@@ -78,8 +80,8 @@ def test_a_kill_between_any_two_steps_changes_nothing(crash_site: Cluster, place
     worker = crash_site.start_worker(0)
     session = crash_site.wait_for(replay_id, "completed")
     assert session["counters"] == {
-        "read": 2_000,
-        "published": 2_000,
+        "read": 800,
+        "published": 800,
         "skipped": 0,
         "dead_lettered": 0,
     }
@@ -88,7 +90,7 @@ def test_a_kill_between_any_two_steps_changes_nothing(crash_site: Cluster, place
 
 
 def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) -> None:
-    events = 3_000
+    events = 1_200
     cluster.environment |= SMALL_SLICES
     cluster.seed(events)
     first, second = cluster.start_worker(), cluster.start_worker()
@@ -96,7 +98,7 @@ def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) 
     second.wait_until_ready()
     names = [f"r{number}" for number in range(4)]  # on several partitions, so on both workers
     for name in names:
-        cluster.command(name, rate=500)
+        cluster.command(name, rate=200)
     for name in names:
         wait_until(partial(_read, cluster, name), 60)
     first.kill()
@@ -108,11 +110,11 @@ def test_when_one_of_two_workers_is_killed_the_other_finishes(cluster: Cluster) 
 
 
 def test_sigterm_in_mid_slice_publishes_nothing_twice(cluster: Cluster) -> None:
-    events = 10_000
-    cluster.environment |= {"REPLAY_SLICE_EVENTS": "5000", "REPLAY_PAGE_EVENTS": "100"}
+    events = 4_000
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "2000", "REPLAY_PAGE_EVENTS": "40"}
     cluster.seed(events)
     worker = cluster.start_worker()
-    cluster.command("r", rate=1_000)  # a slice ends after two seconds
+    cluster.command("r", rate=400)  # a slice ends after two seconds
     for _ in range(3):
         before = _read(cluster)
         wait_until(partial(_has_read_more, cluster, before), 60)
@@ -126,7 +128,7 @@ def test_sigterm_in_mid_slice_publishes_nothing_twice(cluster: Cluster) -> None:
 
 
 def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cluster) -> None:
-    events = 3_000
+    events = 1_200
     cluster.environment |= SMALL_SLICES
     cluster.seed(events)
     first, second = cluster.start_worker(), cluster.start_worker()
@@ -134,7 +136,7 @@ def test_a_worker_that_slept_past_its_session_publishes_nothing_more(cluster: Cl
     second.wait_until_ready()
     names = [f"r{number}" for number in range(4)]
     for name in names:
-        cluster.command(name, rate=400)
+        cluster.command(name, rate=160)
     for name in names:
         wait_until(partial(_read, cluster, name), 60)
     first.signal(signal.SIGSTOP)
@@ -163,9 +165,9 @@ def test_the_broker_is_killed_and_restarted_in_the_middle(
         folder.mkdir()
         cluster = Cluster(own_stack, folder, environment=SMALL_SLICES)
         with contextlib.closing(cluster):
-            cluster.seed(5_000)
+            cluster.seed(2_000)
             cluster.start_worker().wait_until_ready()
-            cluster.command("r", rate=1_250)
+            cluster.command("r", rate=500)
             wait_until(partial(_has_read_more, cluster, 0), 60)
             own_stack.kill_broker()
             own_stack.start_broker()
@@ -177,7 +179,7 @@ def test_the_broker_is_killed_and_restarted_in_the_middle(
                 raise
             if "the broker has lost the marker" in (session["error"] or ""):
                 continue
-            assert (session["state"], session["counters"]["published"]) == ("completed", 5_000)
+            assert (session["state"], session["counters"]["published"]) == ("completed", 2_000)
             records, events = cluster.published(), cluster.stored()
             assert_published_exactly(records, events, "r", cluster.target_prefix)
             return
@@ -188,9 +190,9 @@ def test_the_store_is_killed_and_restarted_in_the_middle(
     own_cluster: Cluster, own_stack: EmbeddedServers
 ) -> None:
     own_cluster.environment |= SMALL_SLICES
-    own_cluster.seed(5_000)
+    own_cluster.seed(2_000)
     own_cluster.start_worker().wait_until_ready()
-    own_cluster.command("r", rate=1_250)
+    own_cluster.command("r", rate=500)
     wait_until(lambda: _read(own_cluster) > 0, 60)
     own_stack.kill_store()
     session = own_cluster.wait_for("r", "running", seconds=30)
@@ -201,7 +203,7 @@ def test_the_store_is_killed_and_restarted_in_the_middle(
     )
     own_stack.start_store()
     session = own_cluster.wait_for("r", "completed")
-    assert session["counters"]["published"] == 5_000
+    assert session["counters"]["published"] == 2_000
     records, events = own_cluster.published(), own_cluster.stored()
     assert_published_exactly(records, events, "r", own_cluster.target_prefix)
 

@@ -40,7 +40,7 @@ def test_batches_and_events_follow_the_limit_of_the_topic(shop: Cluster) -> None
 def test_a_topic_that_grows_in_mid_run_is_a_warning_told_once(shop: Cluster) -> None:
     topic = unique_name("grows")
     create_topics(shop.stack.kafka, {topic: 2})
-    shop.command(topic, rate=50, filter=SHOP_HISTORY, target={"topic": topic})
+    shop.command(topic, rate=SHOP_EVENTS / 300, filter=SHOP_HISTORY, target={"topic": topic})
     shop.wait_for(topic, "running")
     wait_until(lambda: shop.session(topic)["counters"]["read"], 60)
     admin = AdminClient({"bootstrap.servers": shop.stack.kafka})

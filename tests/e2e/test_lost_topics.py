@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import signal
 from functools import partial
 
 import pytest
@@ -57,7 +58,8 @@ def delete_in_mid_run(cluster: Cluster, topic: str, **body: str) -> str:
     for name in ("r", "paused"):
         cluster.command(name, rate=100, **body)
     for name in ("r", "paused"):
-        wait_until(partial(read, cluster, name), A_MINUTE)
+        cluster.wait_for(name, "running", seconds=A_MINUTE)
+        wait_until(partial(read, cluster, name), A_MINUTE, f"{name} reads nothing")
     cluster.command("paused", "pause")
     cluster.wait_for("paused", "paused")
     name = full_name(cluster, topic)
@@ -99,6 +101,28 @@ def test_a_topic_deleted_in_mid_run_is_created_again_and_every_replay_is_exact(
         assert session["counters"]["published"] == EVENTS
     cluster.run("new")
     cluster.assert_exact("r", "paused", "new")
+
+
+def test_a_replay_is_found_after_a_rebalance_without_the_changelog(cluster: Cluster) -> None:
+    cluster.start_worker().wait_until_ready()
+    cluster.start_worker().wait_until_ready()
+    cluster.seed(EVENTS)
+    cluster.run("r")
+    name = full_name(cluster, "sessions-changelog")
+    delete_topics(cluster.stack.kafka, [name])
+    # A member that is evicted while the topic is missing: the group's next assignment has no
+    # partition of the topic. The workers start over as soon as this assignment is made.
+    stays, stopped = cluster.workers
+    stopped.signal(signal.SIGSTOP)
+    ignored = f"Ignoring missing topic: '{name}'"
+    wait_until(lambda: ignored in stays.log.read_text(), A_MINUTE, "no rebalance")
+    stopped.signal(signal.SIGCONT)
+    for worker in cluster.workers:
+        wait_until(partial(has_started_over, worker, name), A_MINUTE, "not said")
+        worker.wait_until_ready()
+    for worker in cluster.workers:
+        status, answer = worker.request("GET", "/replays/r")
+        assert status == 200, answer
 
 
 def test_deleted_dead_letters_are_a_warning_of_the_replays_that_wrote_some(

@@ -16,7 +16,7 @@ from workers import WORKER_READY_SECONDS, WORKER_STOP_SECONDS, Api, Cluster, Wor
 
 from replay_app.demo.stack import PORTS, free_port
 
-EVENTS = 3_000
+EVENTS = 1_200
 GONE_SECONDS = 10.0
 
 
@@ -55,7 +55,7 @@ class Pair:
 
 @pytest.fixture
 def pair(cluster: Cluster) -> Iterator[Pair]:
-    cluster.environment |= {"REPLAY_SLICE_EVENTS": "400", "REPLAY_PAGE_EVENTS": "150"}
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "160", "REPLAY_PAGE_EVENTS": "60"}
     pair = Pair(cluster)
     yield pair
     pair.keeper.kill()
@@ -82,7 +82,7 @@ def test_a_killed_worker_comes_back_under_its_name_and_the_replay_is_exact(
     # On several partitions, so on both workers.
     names = [f"r{number}" for number in range(4)]
     for name in names:
-        cluster.command(name, rate=500)
+        cluster.command(name, rate=200)
     for name in names:
         cluster.wait_for(name, "running")
     before = pair.processes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,28 @@ from typing import Any
 
 import pytest
 from support import forwarding, unique_name, wait_until
-from workers import WORKER_READY_SECONDS, Cluster, Worker, outside_environment
+from workers import WORKER_READY_SECONDS, Cluster, Worker
 
-from replay_app.demo.stack import free_port
+from replay_app.demo.stack import free_port, outside_environment
 
 EVENTS = 300
+WAITING_COMMANDS = 100
+KNOWN_SECONDS = 30
+SLOW_READS = """
+import asyncio
+from faust.transport.consumer import Consumer
+
+read = Consumer.getmany
+
+async def read_slowly(consumer, timeout):
+    async for partition, message in read(consumer, timeout):
+        yield partition, message
+        await asyncio.sleep(0.01)
+
+Consumer.getmany = read_slowly
+"""
+"""Python starts a worker with this code. The worker still delivers its first records to the agents
+when it has asked for the group's offsets."""
 EVIL = "view lost\n\x1b[2J\u202e"
 CLIENT_SECONDS = 20.0
 """Less than the command line waits for a worker that is not ready."""
@@ -69,6 +88,29 @@ def test_a_first_start_waits_for_the_broker_and_tells_only_what_an_operator_need
     assert changes[-1] == ("completed", None, None)
     assert all(one["replay_id"] == "r" for one in told if "replay_id" in one)
     assert "\x1b" not in worker.log.read_text()
+
+
+def test_every_command_that_waits_for_a_worker_has_an_effect(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.seed(EVENTS)
+    assert cluster.start_worker().wait_until_ready().terminate() == 0
+    shutil.rmtree(cluster.data_dir(0))  # the next worker reads the table from its changelog first
+    body = {"command": "start", "filter": {"event_types": ["none"]}, "dry_run": True}
+    names = [f"r{number}" for number in range(WAITING_COMMANDS)]
+    cluster.produce_all(
+        (name.encode(), json.dumps({**body, "replay_id": name}).encode()) for name in names
+    )
+    (tmp_path / "sitecustomize.py").write_text(SLOW_READS)
+    worker = cluster.start_worker(0, PYTHONPATH=str(tmp_path)).wait_until_ready()
+
+    def unknown() -> set[str]:
+        known = worker.get(f"/replays?limit={WAITING_COMMANDS}")["replays"]
+        return {*names} - {one["replay_id"] for one in known}
+
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not unknown(), KNOWN_SECONDS)
+    assert not unknown(), "without effect"
 
 
 def test_damaged_local_rows_are_moved_aside_and_the_replays_are_still_known(

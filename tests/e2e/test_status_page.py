@@ -57,7 +57,8 @@ def test_a_replay_is_watched_and_controlled_by_its_buttons(shop: Cluster, page: 
     replay_id = _run_slowly(shop)
     row = page.get_by_role("row").filter(has_text=replay_id)
     expect(row.locator(".state")).to_have_text("running")
-    expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}")
+    # On a busy machine the count is a step of its own, and begins seconds after the first page.
+    expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}", timeout=60_000)
     expect(row).to_contain_text("ana")
     expect(row.get_by_role("progressbar")).to_be_visible()
 
@@ -116,7 +117,8 @@ def test_what_is_unknown_is_a_dash_and_never_a_zero(shop: Cluster, page: Page) -
 
 def test_the_details_show_the_receipt_and_are_left_by_keyboard(shop: Cluster, page: Page) -> None:
     replay_id = unique_name("r")
-    session = shop.run(replay_id, reason="orders view lost", filter=SHOP_HISTORY)
+    group = unique_name("view")
+    session = shop.run(replay_id, reason="orders view lost", filter=SHOP_HISTORY, consumers=[group])
     opener = page.get_by_role("button", name=replay_id, exact=True)
     opener.focus()
     page.keyboard.press("Enter")
@@ -126,6 +128,8 @@ def test_the_details_show_the_receipt_and_are_left_by_keyboard(shop: Cluster, pa
     expect(details).to_contain_text(f"{session['receipt']['bytes']:,}")
     for topic in session["receipt"]["by_topic"]:
         expect(details.get_by_role("term").filter(has_text=topic)).to_be_visible()
+    consumer = details.get_by_role("row").filter(has_text=group)
+    expect(consumer).to_contain_text("not seen yet", timeout=60_000)
     expect(details.get_by_role("heading", name=replay_id)).to_be_focused()
     page.keyboard.press("Escape")
     expect(details).to_be_hidden()
@@ -154,7 +158,7 @@ def test_the_focus_stays_while_the_numbers_change(shop: Cluster, page: Page) -> 
     opener.focus()
     read = page.get_by_role("row").filter(has_text=replay_id).locator("td.number").first
     before = read.text_content() or ""
-    expect(read).not_to_have_text(before, timeout=20_000)
+    expect(read).not_to_have_text(before, timeout=60_000)
     expect(opener).to_be_focused()
     shop.command(replay_id, "cancel")
     shop.wait_for(replay_id, "cancelled")
@@ -171,6 +175,21 @@ def test_nothing_is_wider_than_the_window(
     expect(page.get_by_role("button", name=replay_id, exact=True)).to_be_attached()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
+
+
+def test_a_replay_that_waits_for_others_is_released_by_its_button(
+    shop: Cluster, page: Page
+) -> None:
+    replay_id, parent = unique_name("waiting"), unique_name("never-started")
+    shop.command(replay_id, after=[parent], filter=SHOP_HISTORY, dry_run=True)
+    row = page.get_by_role("row").filter(has_text=replay_id)
+    expect(row.locator(".state")).to_have_text("waiting")
+    expect(row).to_contain_text(f"waiting for replay '{parent}' (unknown)")
+    buttons = row.locator(".buttons button:visible")
+    expect(buttons).to_have_text(["Pause", "Release", "Cancel"])
+    page.get_by_role("button", name=f"Release {replay_id}").click()
+    assert shop.wait_for(replay_id, "completed")["released"]
+    expect(buttons).to_have_count(0)
 
 
 @pytest.mark.parametrize("width", [1200, 360])
@@ -215,9 +234,9 @@ def test_a_replay_shows_where_it_is_before_its_events_are_counted(
         page.goto(worker.url)
         cluster.command("r", rate=SHOP_EVENTS / 60, filter=SHOP_HISTORY)
         row = page.locator("tbody tr")
-        expect(row).to_contain_text("/ counting", timeout=20_000)
+        expect(row).to_contain_text("/ counting", timeout=60_000)
         expect(row).to_contain_text(re.compile(r"at 2026-01-\d\d \d\d:\d\d of 2026-02-01 00:00"))
-        expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}", timeout=20_000)
+        expect(row).to_contain_text(f"/ {SHOP_EVENTS:,}", timeout=60_000)
         page.close()
         cluster.command("r", "cancel")
         cluster.wait_for("r", "cancelled")
@@ -231,9 +250,9 @@ def test_without_its_worker_the_page_says_so_and_recovers(
     page.goto(worker.url)
     expect(page.locator("#empty")).to_be_visible()
     worker.kill()
-    expect(page.locator("#connection")).to_contain_text("does not answer", timeout=20_000)
+    expect(page.locator("#connection")).to_contain_text("does not answer", timeout=60_000)
     cluster.start_worker(0).wait_until_ready()
-    expect(page.locator("#connection")).to_have_text("live", timeout=20_000)
+    expect(page.locator("#connection")).to_have_text("live", timeout=60_000)
     page.close()
 
 

@@ -224,7 +224,7 @@ def test_fifty_small_replays_finish_before_a_large_one_that_came_first(cluster: 
         "REPLAY_SLICE_EVENTS": "15",
         "REPLAY_PAGE_EVENTS": "15",
     }
-    cluster.seed(2_000)
+    cluster.seed(1_000)
     events = cluster.stored()
     first, last = events[0]["timestamp"], events[10]["timestamp"]
     few = {"start": first.isoformat(), "end": last.isoformat()}
@@ -246,7 +246,7 @@ def test_fifty_small_replays_finish_before_a_large_one_that_came_first(cluster: 
 
 
 def test_aggregate_order_holds_while_workers_join_leave_and_die(cluster: Cluster) -> None:
-    events = 4_000
+    events = 1_600
     cluster.seed(events)
     with cluster.store() as store:
         # Events without an aggregate, spread over the month.
@@ -254,10 +254,10 @@ def test_aggregate_order_holds_while_workers_join_leave_and_die(cluster: Cluster
         store.update_many({"_id": {"$in": ids}}, {"$set": {"aggregate_id": None}})
     cluster.start_worker()
     # So slow that the replay cannot end before the last worker has gone.
-    cluster.command("r", ordering="aggregate", shards=4, rate=40)
+    cluster.command("r", ordering="aggregate", shards=4, rate=16)
 
     def go_on() -> None:
-        enough = read(cluster, "r") + 100
+        enough = read(cluster, "r") + 40
         wait_until(lambda: read(cluster, "r") > enough, 60)
 
     go_on()

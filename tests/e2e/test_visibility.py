@@ -7,7 +7,7 @@ from functools import partial
 from support import open_transactions, wait_until
 from workers import Cluster
 
-EVENTS = 3_000
+EVENTS = 1_200
 
 
 def read(cluster: Cluster, replay_id: str) -> int:
@@ -23,16 +23,16 @@ def reason(cluster: Cluster, replay_id: str) -> str:
 def test_a_kill_beside_open_transactions_on_the_internal_topics_repeats_nothing(
     cluster: Cluster,
 ) -> None:
-    cluster.environment |= {"REPLAY_SLICE_EVENTS": "200", "REPLAY_PAGE_EVENTS": "100"}
+    cluster.environment |= {"REPLAY_SLICE_EVENTS": "80", "REPLAY_PAGE_EVENTS": "40"}
     cluster.seed(EVENTS)
     worker = cluster.start_worker().wait_until_ready()
-    cluster.command("r", rate=100)  # half a minute: the worker dies in the middle
+    cluster.command("r", rate=40)  # half a minute: the worker dies in the middle
     wait_until(partial(read, cluster, "r"), 60)
     internal = [cluster.prefix + "checkpoints", cluster.prefix + "status"]
     with open_transactions(cluster.stack.kafka, dict.fromkeys(internal, cluster.partitions)):
         # Checkpoints behind the open transaction, which a new owner of the partition must not miss.
         before = wait_until(lambda: len(cluster.published_by("r")), 60)
-        wait_until(lambda: len(cluster.published_by("r")) > before + 200, 60)
+        wait_until(lambda: len(cluster.published_by("r")) > before + 80, 60)
         worker.kill()
         worker = cluster.start_worker(0)
         log = worker.log
@@ -71,7 +71,7 @@ def test_a_running_replay_says_what_consumers_do_not_see_until_they_see_it(
         return told if "consumers" in told else ""
 
     with open_transactions(cluster.stack.kafka, {first: 1}):
-        cluster.command("r", rate=10)  # minutes, so that the replay outlasts the looks
+        cluster.command("r", rate=4)  # minutes, so that the replay outlasts the looks
         cluster.wait_for("r", "running")
         told = wait_until(why, 90)
         assert told.startswith(f"consumers do not see all: partition 0 of '{first}' stands still")

@@ -23,10 +23,9 @@ from store_proxy import rewritten_store
 from replay_app.commands import Start
 from replay_app.destinations import Destination
 from replay_app.elements import values_at
-from replay_app.emit import _to_extended_json
 from replay_app.encoders import make_encoder
 from replay_app.events import EventMapping
-from replay_app.pages import EncodeSpec, document_spans, split_page
+from replay_app.pages import EncodeSpec, document_spans, people_json, split_page
 from replay_app.plans import Planner
 from replay_app.queries import advance, after, all_of, compile_filter, from_json
 from replay_app.reports import Plan
@@ -228,7 +227,7 @@ async def replay(
             for failure in encoded.failures:
                 assert failure.missing_topic is None, failure.reason
                 reasons[read[failure.index]] = failure.reason
-                assert _to_extended_json(failure.document)
+                assert people_json(failure.document)
             assert len(numbers) <= EVENTS, "events are read again and again"
     return numbers, reasons, topics
 

@@ -179,6 +179,27 @@ async def test_a_plan_that_starts_at_once_looks_for_each_type_of_the_filter(
     assert plan.partitions == {"orders": 3, "named": 2}
 
 
+async def test_a_plan_that_starts_at_once_looks_for_each_type_that_an_index_has(
+    slow: EventStore,
+    settings: Settings,
+    events: Collection[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(looks, "LOOK_AROUND_SECONDS", 5.0)  # this store reads all events for a type
+    last = stored(MANY, event_type="nowhere")
+    events.insert_many([stored(n) for n in range(MANY)] + [last, stored(MANY + 1, event_type=7)])
+    assert (await planner(slow, settings).plan(at_once=True)).partitions == {"orders": 3}
+    events.create_index([("event_type", -1), ("_id", 1)])
+    with pytest.raises(ReplayFailed, match="missing destination topics: 'nowhere'; create"):
+        await planner(slow, settings).plan(at_once=True)
+    # A type of which no event matches needs no topic.
+    before = {"start": T0.isoformat(), "end": last["timestamp"].isoformat()}
+    plan = await planner(slow, settings, filter=before).plan(at_once=True)
+    assert plan.partitions == {"orders": 3}
+    monkeypatch.setattr(looks, "LOOK_AROUND_SECONDS", 0.001)
+    assert (await planner(slow, settings).plan(at_once=True)).partitions == {}
+
+
 async def test_a_plan_that_starts_at_once_needs_the_topics_that_the_command_names(
     slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
 ) -> None:

@@ -19,6 +19,7 @@ from support import (
 )
 
 from replay_app import steps
+from replay_app.audits import Audit, audit
 from replay_app.checkpoints import Checkpoint, Origin, Token
 from replay_app.commands import Filter, Start
 from replay_app.compacted import CompactedReader
@@ -32,7 +33,6 @@ from replay_app.sessions import Session, Shard
 from replay_app.sessions_agent import SessionPartitions
 from replay_app.settings import load_settings
 from replay_app.stable_offsets import ConsumerWatch, find_hidden_records
-from replay_app.steps import audit
 from replay_app.work_partition import WorkPartition
 
 SECONDS = 30.0
@@ -340,7 +340,7 @@ async def test_a_watch_keeps_what_it_has_found_while_the_broker_is_away(
 async def test_the_account_of_an_unchanged_store_must_agree(
     context: WorkerContext, topic: str
 ) -> None:
-    assert await audit(await session_of(context, topic, 3), context) == ()
+    assert await audit(await session_of(context, topic, 3), context) == Audit((), 0)
     for read in (2, 4):
         session = await session_of(context, topic, read)
         told = f"counted 3 events, the replay has read {read}, and the store still has 3"
@@ -354,8 +354,9 @@ async def test_a_store_that_changed_is_named_with_its_numbers(
 ) -> None:
     session = await session_of(context, topic, 1)
     events.delete_one({"_id": 2})
-    (warning,) = await audit(session, context)
-    assert "counted 3 events, the replay has read 1, and the store now has 2" in warning
+    found = await audit(session, context)
+    assert "counted 3 events, the replay has read 1, and the store now has 2" in found.warnings[0]
+    assert found.behind == 1
 
 
 @pytest.mark.usefixtures("three_events")
@@ -363,7 +364,7 @@ async def test_a_store_that_changed_between_two_attempts_is_no_error(
     context: WorkerContext, topic: str
 ) -> None:
     session = await session_of(context, topic, 4, planned_matches=(4, 3))
-    (warning,) = await audit(session, context)
+    (warning,) = (await audit(session, context)).warnings
     assert "counted 3 events, the replay has read 4, and the store now has 3" in warning
 
 
@@ -384,7 +385,6 @@ async def test_a_dry_run_in_which_no_event_can_be_replayed_fails(
     with pytest.raises(ReplayFailed, match=re.escape(told)):
         await audit(all_bad, context)
     one_good = bad.model_copy(update={"failed": 2, "valid": 1})
-    assert (
-        await audit(dry.model_copy(update={"shards": (Shard(progress=one_good),)}), context) == ()
-    )
-    assert await audit(dry, context) == ()  # every event is itself a replay
+    one_bad = dry.model_copy(update={"shards": (Shard(progress=one_good),)})
+    assert await audit(one_bad, context) == Audit()
+    assert await audit(dry, context) == Audit()  # every event is itself a replay

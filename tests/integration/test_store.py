@@ -412,6 +412,34 @@ async def test_every_event_is_either_in_some_time_range_or_untimed(
     assert sorted(await ids(store, untimed(mapping))) == [*range(1, len(times)), 100]
 
 
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ({"gte": 2, "lt": 4}, [2, 3]),
+        ({"in": [1, "one", {"$oid": "65a000000000000000000001"}]}, [1, 5, 6]),
+        ({"ne": 1}, [0, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ({"ne": None}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"exists": False}, [9]),
+        ({"exists": True, "lte": 1}, [1]),
+        ({"gt": "a"}, [5]),
+        ({"$date": "2026-01-01T00:00:00Z"}, [7]),
+        ({"lt": {"$date": "2026-01-01T00:00:00.0001Z"}}, [7]),
+        ({"$numberDecimal": "4"}, [4]),
+        (None, [0, 8, 9]),
+    ],
+)
+async def test_conditions_on_fields_find_the_values_of_their_types(
+    store: EventStore, events: Collection[Document], condition: Any, wanted: list[int]
+) -> None:
+    values = [None, 1, 2, 3.0, 4, "one", ObjectId("65a000000000000000000001"), T0, None]
+    documents: list[Document] = [
+        {"_id": n, "timestamp": T0, "data": {"n": value}} for n, value in enumerate(values)
+    ]
+    events.insert_many([*documents, {"_id": 9, "timestamp": T0, "data": {}}])
+    query = compile_filter(Filter(fields={"data.n": condition}), EventMapping())
+    assert sorted(await ids(store, query)) == wanted
+
+
 # A plan's other questions
 
 

@@ -21,6 +21,7 @@ from replay_app import client, terminal
 from replay_app.cli import EXIT_CODES, NONE_REPLAYED, _parser, run
 from replay_app.commands import MAX_COMMAND_BYTES, command_of, parse_command
 from replay_app.exceptions import InvalidCommand, InvalidSettings
+from replay_app.proof import CODES
 from replay_app.settings import Settings, load_settings
 from replay_app.start_options import start_body
 from replay_app.store import EventStore
@@ -88,6 +89,12 @@ def test_every_option_of_start_reaches_the_body() -> None:
         "include_replayed": True,
         "after": ["r-1", "r-2"],
     }
+    command_of({**body, "replay_id": "r-3"})
+
+
+def test_consumer_groups_and_their_lag_reach_the_body() -> None:
+    body = body_of("--all", "--consumer", "orders-view", "--consumer", "b", "--max-lag", "5000")
+    assert (body["consumers"], body["max_lag"]) == (["orders-view", "b"], 5000)
     command_of({**body, "replay_id": "r-3"})
 
 
@@ -176,11 +183,12 @@ def test_a_useless_file_is_wrong_usage(
         (["start", "--dry-run=yes"], "--dry-run takes no value, but has 'yes'"),
         (["start", "--event-typ", "a"], "--event-typ a is unknown"),
         (["start", "--max-events", "-1"], "--max-events takes a positive whole number, not '-1'"),
+        (["start", "--max-lag", "0"], "--max-lag takes a positive whole number, not '0'"),
         (["start", "--shards", "1.5"], "--shards takes a positive whole number, not '1.5'"),
         (["start", "--ordering", "random"], "--ordering takes one of 'global', 'aggregate', not"),
         (["start", "--on-error", "ignore"], "--on-error takes one of 'fail', 'skip', 'dead-let"),
         (["start", "--field", "version"], "--field takes NAME=VALUE, not 'version'"),
-        (["start", "--field", "version=[1]"], "--field takes PATH=VALUE with text, a number"),
+        (["start", "--field", "version=[1]"], "--field takes PATH=VALUE with a value, or"),
         (["start", "--to", "order_placed"], "--to takes NAME=VALUE, not 'order_placed'"),
         (["set-rate", "r-1"], "rate is missing"),
         (["set-rate", "r-1", "-5"], "rate takes a positive number of events per second, or none"),
@@ -208,7 +216,7 @@ def test_the_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> N
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert EXIT_CODES in shown
-    for code in (0, 1, 2, 3, NONE_REPLAYED, 130):
+    for code in (0, 1, 2, 3, NONE_REPLAYED, 130, *CODES.values()):
         assert f" {code} " in EXIT_CODES
 
 
@@ -349,6 +357,7 @@ def test_what_is_no_replay_worker_is_named(
             {"requested_by": "eva"},
         ),
         (["retry", "r-1"], "POST", "/replays/r-1/retry", {"requested_by": "ana"}),
+        (["release", "r-1"], "POST", "/replays/r-1/release", {"requested_by": "ana"}),
         (
             ["set-rate", "r-1", "250"],
             "PATCH",
@@ -725,6 +734,35 @@ def test_json_for_programs_is_escaped_too_and_stays_the_same_value(
         assert "ü" in shown
 
 
+def consumption(**facts: Any) -> dict[str, Any]:
+    known = {"state": "active", "lag": 1_234, "reason": None, "checked_at": "2026-01-01T00:00:00Z"}
+    return {**known, "consumed_at": None, "late_since": None, "is_awaited": True, **facts}
+
+
+def test_an_account_tells_how_far_each_consumer_group_has_read() -> None:
+    known = {
+        "b": consumption(),
+        "c": consumption(consumed_at="2026-01-02T00:00:00Z", lag=0),
+        "d": consumption(state="unseen", lag=None, reason="no right", is_awaited=False),
+    }
+    lines = terminal.consumer_lines(session(start={"consumers": [*"abcd"]}, consumption=known))
+    assert [" ".join(line.split()) for line in lines] == [
+        "a not looked at yet",
+        "b active, 1,234 records behind",
+        "c has read all since 2026-01-02T00:00:00Z",
+        "d not seen yet, lag unknown, no right, max_lag does not wait for the group",
+    ]
+
+
+def test_a_plan_names_the_groups_that_get_its_events() -> None:
+    plan = {"matched": 1, "end": "", "by_type": {}, "by_topic": {}, "shards": [], "warnings": []}
+    reader = {"state": "empty", "lag": None, "topics": ["orders", "payments"]}
+    assert "groups" not in "\n".join(terminal.plan_account({**plan, "consumers": None}))
+    title, line = terminal.plan_account({**plan, "consumers": {"view": reader}})[-2:]
+    assert title == "Consumer groups that will get these events"
+    assert " ".join(line.split()) == "view no members, nothing committed: orders, payments"
+
+
 def test_no_line_of_an_account_is_written_by_a_stranger(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -748,3 +786,189 @@ def test_no_line_of_an_account_is_written_by_a_stranger(
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if r"x\nr-1 completed" in line]) == 7
     assert [line for line in lines if line.startswith("r-1 completed")] == []
+
+
+# A whole chain
+
+
+CHAIN = """\
+chain: shop
+defaults: {filter: {all: true}}
+replays:
+  customers: {after: [orders]}
+  orders: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "defaults", "name"),
+    [
+        ((), "", "ana"),
+        (("--requested-by", "eva"), "", "eva"),
+        ((), ", requested_by: bob", "bob"),
+        (("--requested-by", "eva"), ", requested_by: bob", "eva"),
+    ],
+)
+def test_a_chain_is_applied_as_its_file_has_it_by_whoever_applies_it(
+    options: tuple[str, ...],
+    defaults: str,
+    name: str,
+    serve: Serve,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replays = [{"replay_id": "shop.orders", "outcome": "started", "state": None}]
+    server = serve((202, {"chain": "shop", "replays": replays}))
+    file = tmp_path / "shop.yaml"
+    file.write_text(CHAIN.replace("}}\nreplays", f"}}{defaults}}}\nreplays"))
+    assert run(["apply", str(file), *options]) == 0
+    ((method, path, body, _),) = server.asked
+    assert (method, path) == ("POST", "/chains")
+    assert body == {
+        "chain": "shop",
+        "defaults": {"filter": {"all": True}, "requested_by": name},
+        "replays": {"customers": {"after": ["orders"]}, "orders": {}},
+    }
+    assert "shop.orders  started" in capsys.readouterr().out
+
+
+def test_a_chain_file_with_faults_is_refused_before_a_worker_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CHAIN.replace("[orders]", "[order]").replace("orders: {}", "orders: {rate: 0}")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert run(["apply", "-", "--url", NOWHERE]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: standard input, line 4: replays.customers.after.0: the chain")
+    assert second.startswith("error: standard input, line 5: replays.orders.rate: ")
+    assert run(["apply", str(tmp_path / "none.yaml"), "--json"]) == 2
+    assert "none.yaml cannot be read" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_replay_that_cannot_be_planned_does_not_hide_the_plans_of_the_others(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {
+        "matched": 5, "end": "2026-01-01", "by_type": {}, "by_topic": {}, "shards": [],
+        "warnings": [],
+    }  # fmt: skip
+    server = serve((422, {"detail": "missing destination topics: x"}), (200, plan))
+    file = tmp_path / "shop.yaml"
+    file.write_text(CHAIN)
+    assert run(["apply", str(file), "--plan"]) == 3
+    asked = [(path, body["replay_id"], body["chain"]) for _, path, body, _ in server.asked]
+    assert asked == [("/plans", "shop.orders", "shop"), ("/plans", "shop.customers", "shop")]
+    shown = capsys.readouterr()
+    assert "error: shop.orders: missing destination topics: x" in shown.err
+    assert "matched       5 events" in shown.out
+
+
+def of_chain(short: str, state: str, *after: str, **facts: Any) -> dict[str, Any]:
+    members = {
+        "replay_id": f"shop.{short}",
+        "created_at": "2026-01-01T00:00:00Z",
+        "started_at": None if state == "waiting" else "2026-01-01T00:00:00Z",
+        "plan": {},
+        "start": {"after": [f"shop.{one}" for one in after], "consumers": []},
+    }
+    verbs = {"running": ["pause", "cancel"], "waiting": ["pause", "cancel"]}
+    return session(state, verbs=verbs.get(state, []), **members, **facts)
+
+
+def test_the_children_of_a_chain_are_paused_before_their_parents(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replays = [
+        of_chain("customers", "waiting", "orders"),
+        of_chain("orders", "running", "done"),
+        of_chain("late", "running", "done"),
+        of_chain("done", "completed"),
+    ]
+    server = serve(
+        (200, {"replays": replays}),
+        (202, {}),
+        (409, {"detail": "cannot pause: it is completed", "state": "completed"}),
+        (409, {"detail": "cannot pause: it is cancelling", "state": "cancelling"}),
+    )
+    assert run(["pause", "--chain", "shop", "--json"]) == 3
+    paths = [path for _, path, _, _ in server.asked]
+    assert paths[0] == "/replays?chain=shop&limit=1000"
+    assert paths[1] == "/replays/shop.customers/pause"
+    assert set(paths[2:]) == {"/replays/shop.orders/pause", "/replays/shop.late/pause"}
+    told = json.loads(capsys.readouterr().out)
+    assert told["requested"] == ["shop.customers"]
+    assert told["left"]["shop.done"] == "completed"
+    assert len(told["left"]) == 2  # one has completed meanwhile
+    assert list(told["refused"].values()) == ["cannot pause: it is cancelling"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pause"], "pause takes a replay_id, or --chain NAME"),
+        (["cancel", "r-1", "--chain", "shop"], "cancel takes a replay_id or --chain, not both"),
+        (["retry", "--chain", "shop"], "--chain is unknown"),
+    ],
+)
+def test_a_verb_is_for_one_replay_or_for_one_chain(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--url", NOWHERE]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("last", "code"), [("completed", 0), ("failed", 1)])
+def test_watching_a_chain_ends_as_the_chain_does(
+    last: str,
+    code: int,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("replay_app.chain_commands.POLL_SECONDS", 0.01)
+    child = of_chain("customers", "waiting", "orders", matched=None)
+    ended = of_chain("customers", "completed" if code == 0 else "waiting", "orders")
+    serve(
+        (200, {"replays": [child, of_chain("orders", "running")]}),
+        (503, {"detail": "the event store is away", "unavailable": "event store"}),
+        (200, {"replays": [ended, of_chain("orders", last)]}),
+    )
+    assert run(["chain", "shop", "--watch"]) == code
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("shop.orders running: ")
+    assert lines[-3] == f"shop: {2 - 2 * code} of 2 replays completed" + (
+        "; 1 failed, 1 waiting" if code else ""
+    )
+    assert shown.err.count("trying for up to 60 s") == 1
+
+
+def test_a_part_of_an_applied_chain_is_not_taken_for_the_whole(
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("replay_app.chain_commands.POLL_SECONDS", 0.01)
+    file = tmp_path / "shop.yaml"
+    file.write_text(CHAIN)
+    done = of_chain("orders", "completed")
+    server = serve(
+        (202, {"chain": "shop", "replays": []}),
+        (200, {"replays": []}),
+        (200, {"replays": [done]}),
+        (200, {"replays": [done, of_chain("customers", "failed", "orders")]}),
+    )
+    assert run(["apply", str(file), "--wait"]) == 1
+    assert len(server.asked) == 4
+    shown = capsys.readouterr()
+    assert shown.err.count("does not know every replay of chain 'shop' yet") == 1
+    assert "1 of 2 replays completed; 1 failed" in shown.out
+
+
+def test_a_chain_that_nobody_knows_is_refused(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve((200, {"replays": []}))
+    assert run(["chain", "shop"]) == 3
+    assert "there is no chain 'shop'" in capsys.readouterr().err

@@ -17,7 +17,9 @@ from replay_app.commands import (
     REPLAY_ID,
     Cancel,
     Filter,
+    NoteVerification,
     Pause,
+    Release,
     Resume,
     Retry,
     SetRate,
@@ -96,6 +98,7 @@ def test_a_full_start_is_understood() -> None:
         (b'{"command": "resume", "replay_id": "r1", "requested_by": "ana"}', Resume),
         (b' {"replay_id": "r1", "command": "cancel"}\n', Cancel),
         (b'{"command": "retry", "replay_id": "r1"}', Retry),
+        (b'{"command": "release", "replay_id": "r1"}', Release),
         (b'{"command": "set-rate", "replay_id": "r1", "rate": 5}', SetRate),
         (b'{"command": "set-rate", "replay_id": "r1", "rate": null}', SetRate),
     ],
@@ -122,7 +125,10 @@ def test_each_command_is_understood(body: bytes, kind: type) -> None:
         (b"null", "the command is not a JSON object"),
         (b'"pause"', "the command is not a JSON object"),
         (b"7", "the command is not a JSON object"),
-        (b"{}", "command: missing; one of start, pause, resume, cancel, retry, set-rate"),
+        (
+            b"{}",
+            "command: missing; one of start, pause, resume, step, cancel, retry",
+        ),
         (b'{"replay_id": "r1"}', "command: missing; one of start"),
         (b'{"command": "stop", "replay_id": "r1"}', "command: 'stop' is not one of start, pause"),
         (b'{"command": 1, "replay_id": "r1"}', "command: '1' is not one of start"),
@@ -326,7 +332,8 @@ def test_an_operator_is_no_field(path: str) -> None:
 @pytest.mark.parametrize("value", [{"$ne": None}, {"$where": "1"}, [], ["a"], {}])
 def test_an_operator_is_no_value(value: object) -> None:
     message = refusal(filter_with(fields={"user": value}))
-    assert message == "filter.fields.user: must be a string, a number, true, false or null"
+    assert message.startswith("filter.fields.user: must be a string, a number, true, false or null")
+    assert ("operators of the store are not allowed" in message) == isinstance(value, dict)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
@@ -460,7 +467,10 @@ STARTS = st.builds(
                 | st.booleans()
                 | st.text()
                 | st.integers(-(2**63), 2**63 - 1)
-                | st.floats(allow_nan=False, allow_infinity=False),
+                | st.floats(allow_nan=False, allow_infinity=False)
+                | st.fixed_dictionaries({"$oid": st.from_regex("[0-9a-f]{24}", fullmatch=True)})
+                | st.fixed_dictionaries({"in": st.lists(st.text(), min_size=1, max_size=3)})
+                | st.fixed_dictionaries({"gte": st.integers(0, 9), "ne": st.none()}),
             ),
         }
     ),
@@ -535,3 +545,45 @@ def test_a_malformed_command_is_answered_where_its_id_is_usable(
     body: bytes | None, replay_id: str | None
 ) -> None:
     assert usable_replay_id(body) == replay_id
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    body = b'{"command": "start", "replay_id": "r", "filter": {"all": true}, "max_events": %s}'
+    start = parse_command(body % b"5.0")
+    assert isinstance(start, Start)
+    assert start == parse_command(body % b"5")
+    for wrong in (b"5.5", b"1e400", b"0.0", b'"5"', b"true"):
+        with pytest.raises(InvalidCommand, match="max_events"):
+            parse_command(body % wrong)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "is_taken"),
+    [
+        ("missing", 7, True),
+        ("missing", 7.0, True),  # to JSON Schema an integer
+        ("missing", 7.5, False),
+        ("missing", -1, False),
+        ("missing", "7", False),
+        ("missing", True, False),
+        ("missing", 2**53 + 1, False),
+        ("verdict", "good", False),
+        ("at", "2026-01-01T00:00:00", False),
+        ("seconds", -1, False),
+        ("reason", "x" * 2001, False),
+        ("lost", 1, False),
+    ],
+)
+def test_a_verdict_is_checked_before_it_is_kept(member: str, value: Any, is_taken: bool) -> None:
+    found = {"verdict": "equal", "at": "2026-01-01T00:00:00Z", "seconds": 1.5, member: value}
+    body = {"command": "note-verification", "replay_id": "r", "verification": found}
+    if not is_taken:
+        with pytest.raises(InvalidCommand, match=rf"verification\.{member}: "):
+            parse_command(json.dumps(body).encode())
+        return
+    command = parse_command(json.dumps(body).encode())
+    assert isinstance(command, NoteVerification)
+    assert command.verification.missing == 7

@@ -23,7 +23,7 @@ from replay_app import encoders
 from replay_app.commands import Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.elements import values_at
-from replay_app.encoders import encoder_name, make_encoder
+from replay_app.encoders import codec_name, encoder_name, make_encoder
 from replay_app.events import STRICT, EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.id_texts import delivery_text
@@ -31,6 +31,7 @@ from replay_app.internals import batch_bytes
 from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
 from replay_app.partitioner import partition_of
 from replay_app.queries import after, encode_cursor
+from replay_app.settings import Settings
 
 NOW_MS = 1_790_000_000_000
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
@@ -538,6 +539,7 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_auto_takes_the_python_encoder_if_there_is_no_native_one(without_native: None) -> None:
     assert encoder_name("auto") == make_encoder(SPEC, "auto").name == "python"
+    assert codec_name(Settings()) == "snappy"
 
 
 def test_an_encoder_that_is_not_there_is_named(without_native: None) -> None:
@@ -549,3 +551,6 @@ def test_an_encoder_that_is_not_there_is_named(without_native: None) -> None:
 @pytest.mark.native
 def test_auto_takes_the_native_encoder_where_it_is_installed() -> None:
     assert encoder_name("auto") == make_encoder(SPEC, "auto").name == "native"
+    assert codec_name(Settings()) == "lz4"
+    assert codec_name(Settings(encoder="python")) == "snappy"
+    assert codec_name(Settings(compression="zstd")) == "zstd"

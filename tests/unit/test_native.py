@@ -28,6 +28,7 @@ from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.encoders import make_encoder
 from replay_app.events import STRICT, EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
+from replay_app.internals import FinishedBatch, records_of
 from replay_app.pages import Batch, EncodedPage, EncodeSpec
 
 pytestmark = pytest.mark.native
@@ -242,10 +243,14 @@ def account(encoded: EncodedPage, *, is_compressed: bool) -> dict[str, Any]:
 
 
 def seal(batch: Batch) -> bytes:
+    is_native = isinstance(batch.builder, FinishedBatch)
+    unpacked = batch.builder.records() if is_native else None
     batch.builder._set_producer_state(4711, 3, 2_000_000_000)
     sent = bytes(batch.builder._build())
     assert batch.builder.size() == len(sent)
     assert batch.builder.record_count() == batch.records
+    if unpacked is not None:  # a sealed batch is unpacked by aiokafka
+        assert unpacked == records_of(batch.builder)
     return sent
 
 
@@ -317,7 +322,7 @@ def test_everyday_events_are_not_left_to_the_reference() -> None:
     ids: list[Any] = [1, 2**40, b"x", Binary(bytes(16), 3), {"s": "a", "v": 1, "n": {"x": 2**40}}]
     traced = {"event_type": "placed", "timestamp": NOON, "headers": [["trace", "x"], {"k": "y"}]}
     page += b"".join(bson.encode({"_id": one} | traced) for one in ids)
-    spec = replace(SPEC, partitions=SPEC.partitions | dict.fromkeys(SHOP_TOPICS, 3))
+    spec = replace(SPEC, partitions=(SPEC.partitions or {}) | dict.fromkeys(SHOP_TOPICS, 3))
     native = importlib.import_module("replay_app.native_encoder")
     work = native.NativeEncoder(spec)._encoder.begin(page, NOW_MS)
     assert work.run() is None
@@ -364,6 +369,24 @@ def test_a_retry_sends_the_same_bytes() -> None:
     assert batch._build() is sent
     assert batch.size() == len(sent)
     assert batch._unsealed is None
+
+
+def test_a_batch_unpacks_its_records_only_before_they_are_compressed_or_sealed() -> None:
+    batch = make_batch()
+    ((timestamp, key, value, last),) = batch.records()
+    assert (timestamp, key, last) == (
+        NOW_MS,
+        b"1",
+        [b"2026-01-02T12:00:00.005Z", b'r-\xc3\xbc:{"$numberInt":"1"}'],
+    )
+    assert b'"placed"' in value
+    batch._build()
+    assert batch.records() is None
+    event = {"_id": 1, "event_type": "placed", "timestamp": NOON, "text": "x" * 1_000}
+    spec = replace(SPEC, compression="lz4")
+    (packed,) = make_encoder(spec, "native").encode(bson.encode(event), NOW_MS).batches
+    assert packed.builder.records() is None
+    assert len(records_of(packed.builder)) == 1
 
 
 def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,17 @@ from replay_app.sessions import Receipt, Session, Shard
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 ORDER = ShardPlan(match={"a": 1}, sort=("timestamp", "_id"))
-PLAN = Plan(end=T0, matched=5, by_type={"placed": 5}, partitions={"orders": 3}, shards=(ORDER,))
+PLAN = Plan(
+    end=T0,
+    matched=5,
+    by_type={"placed": 5},
+    partitions={"orders": 3},
+    shards=(ORDER,),
+    topic_ids={"orders": "0a"},
+    handover={"orders": {0: 5}, "lost": None},
+    handover_time=T0,
+    live_ids={"orders": "0a"},
+)
 PROGRESS = ShardProgress(
     state="failed",
     counters=Counters(read=5, published=3, skipped=1, dead_lettered=1),
@@ -45,6 +55,8 @@ REPORT = Report(
     progress=PROGRESS,
     plan=PLAN,
     warnings=("odd",),
+    visible_at=T0,
+    behind=1,
 )
 RECORDS: tuple[Record, ...] = (
     TOKEN,
@@ -74,6 +86,11 @@ RECORDS: tuple[Record, ...] = (
             offsets={"orders": {0: (1, 9)}},
             failures=PROGRESS.failures,
             seconds=2.5,
+            visible=True,
+            visible_at=T0,
+            behind=1,
+            handover={"orders": {0: 5}, "lost": None},
+            handover_time=T0,
         ),
         speed_marks=((T0, 1),),
         events_per_second=2.5,

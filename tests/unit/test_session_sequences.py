@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 
 from replay_app.checkpoints import Checkpoint, Origin, Token, Verdict, judge
-from replay_app.commands import Cancel, Command, Pause, Resume, Retry, Start
+from replay_app.commands import Cancel, Command, Pause, Resume, Retry, Start, StepOn
+from replay_app.consumption import allowance
 from replay_app.delays import MAX_REQUEUES
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import Counters, Plan, Report, ShardPlan, ShardProgress
@@ -78,6 +79,12 @@ class World:
 
     def ask(self, command: type[Pause | Resume | Cancel | Retry]) -> None:
         self.commands.append(command(replay_id=REPLAY))
+
+    def step(self, events: int, behind: int) -> None:
+        """Ask for a step, as a client that has seen ``behind`` events less."""
+        seen = self.session.counters.published if self.session else 0
+        published = max(0, seen - behind)
+        self.commands.append(StepOn(replay_id=REPLAY, events=events, published=published))
 
     def nudge(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -182,6 +189,8 @@ class World:
                 state = "done" if progress.state == "done" else "stopped"
                 progress = progress.model_copy(update={"state": state})
             else:
+                left = allowance(session, token.shard, progress.counters.published)
+                most = most if left is None else min(most, left)
                 progress = self._emit(token.shard, progress, most, fail=fail)
             report["progress"] = progress
         elif fail:
@@ -206,6 +215,9 @@ class World:
         if more:
             assert self.session is not None
             assert self.session.state not in QUIET, f"published while {self.session.state}"
+            # A replay in global order has one shard that publishes.
+            if self.session.step_to is not None and len(self.events) == 1:
+                assert read + more <= self.session.step_to, "published more than the step"
         self.published[shard] += more
         read += more
         done = read == self.events[shard]
@@ -252,6 +264,7 @@ def action(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 ACTIONS = st.one_of(
     action("ask", command=st.sampled_from([Pause, Resume, Cancel, Retry])),
+    action("step", events=st.integers(1, 3), behind=st.sampled_from([0, 0, 0, 1])),
     action("take_command", crash=st.booleans()),
     action("take_report", crash=st.booleans()),
     action(
@@ -286,7 +299,7 @@ ACTIONS = st.one_of(
         ("take_report", {"crash": False}),
     ],
 )
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     events=st.lists(st.integers(0, 6), max_size=3),
     control_records=st.booleans(),

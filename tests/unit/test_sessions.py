@@ -11,13 +11,28 @@ from typing import Any, get_args
 import pytest
 
 from replay_app.checkpoints import Token
-from replay_app.commands import VERBS, Cancel, Command, Pause, Resume, Retry, SetRate, Start
+from replay_app.commands import (
+    MAX_SKIPPED,
+    VERBS,
+    Cancel,
+    Command,
+    NoteVerification,
+    Pause,
+    Release,
+    Resume,
+    Retry,
+    SetRate,
+    Start,
+    StepOn,
+    Verification,
+)
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     MAX_LISTED_OFFSETS,
     OTHER,
+    UNKNOWN_HANDOVER,
     Counters,
     Failure,
     Plan,
@@ -164,6 +179,8 @@ COMMANDS: dict[str, Command] = {
     "resume": Resume(replay_id=REPLAY),
     "cancel": Cancel(replay_id=REPLAY),
     "retry": Retry(replay_id=REPLAY),
+    "release": Release(replay_id=REPLAY),
+    "step": StepOn(replay_id=REPLAY, events=1, published=0),
     "set-rate": SetRate(replay_id=REPLAY, rate=5),
 }
 
@@ -215,6 +232,7 @@ CASES = [
     for command, outcome in (
         ("start", SAME),
         ("start another", REFUSED),
+        ("release", REFUSED),  # they wait for no other replay; see "Gates" for those that do
         *zip(("pause", "resume", "cancel", "retry", "set-rate"), outcomes, strict=True),
     )
 ]
@@ -263,7 +281,7 @@ def test_a_command_that_comes_again_changes_nothing_more(state: str, command: st
     assert on_command(once, given, at(3)) == Step.nothing(once)
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "cancel", "retry", "set-rate"])
+@pytest.mark.parametrize("command", ["pause", "resume", "cancel", "retry", "release", "set-rate"])
 def test_a_command_for_no_session_is_refused(command: str) -> None:
     with pytest.raises(CommandConflict, match="there is no replay 'rebuild-orders-1'"):
         on_command(None, COMMANDS[command], T0)
@@ -604,6 +622,38 @@ def test_a_retry_goes_on_from_there() -> None:
     assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 0), ("emit", 2)]
 
 
+def test_a_retry_changes_what_is_done_about_failing_events_from_then_on() -> None:
+    session = after(failed(), Retry(replay_id=REPLAY, skip_events=("e-1",)))
+    assert (session.rules, session.skipped_events) == (session.start, ("e-1",))
+    session = after(session, step_report(session, "plan", plan=plan(2)))
+    session = after(session, shard_report(session, 0, "failed", slice=2, error="odd"))
+    again = Retry(replay_id=REPLAY, on_error="skip", skip_events=("e-2", "e-1"))
+    session = after(session, again)
+    assert (session.rules.on_error, session.start.on_error) == ("skip", "fail")
+    assert session.skipped_events == ("e-1", "e-2")
+    assert after(session, again) == session  # the same command again changes nothing
+    assert after(session, Retry(replay_id=REPLAY)) == session
+    with pytest.raises(CommandConflict, match="only a failed replay takes on_error"):
+        on_command(session, Retry(replay_id=REPLAY, on_error="dead-letter"), at(9))
+
+
+def test_the_events_that_retries_skip_are_bounded() -> None:
+    session, ids = failed(), [f"e-{number}" for number in range(MAX_SKIPPED)]
+    session = after(session, Retry(replay_id=REPLAY, skip_events=tuple(ids)))
+    session = after(session, step_report(session, "plan", plan=plan(2)))
+    session = after(session, shard_report(session, 0, "failed", slice=2, error="odd"))
+    with pytest.raises(CommandConflict, match="at most 100 events can be skipped"):
+        on_command(session, Retry(replay_id=REPLAY, skip_events=("one more",)), at(9))
+
+
+def test_the_first_retry_with_dead_letters_knows_their_topic() -> None:
+    session = after(failed(), Retry(replay_id=REPLAY, on_error="dead-letter"))
+    fresh = plan(2).model_copy(update={"dead_letters": "id"})
+    session = after(session, step_report(session, "plan", plan=fresh))
+    assert session.plan is not None
+    assert session.plan.dead_letters == "id"
+
+
 def test_a_retry_shows_what_matches_now_and_keeps_bound_and_shards() -> None:
     session = after(running(), Pause(replay_id=REPLAY))
     session = after(session, shard_report(session, 0, "failed", read=3, error="no topic"))
@@ -763,6 +813,89 @@ def test_after_waits_with_a_reason_until_the_gate_opens() -> None:
     assert (session.state, session.reason) == ("waiting", "waiting for 'first'")
     session = after(session, step_report(session, "gate", slice=2))
     assert (session.state, session.reason) == ("running", None)
+
+
+def behind(state: str) -> Session:
+    """Return a session in a state before its first event, which waits for another replay."""
+    session = after(None, start(after=("first",)))
+    if state == "planning":
+        session = after(session, step_report(session, "plan", "live"))
+    elif state not in {"pending", "paused unplanned"}:
+        session = after(session, step_report(session, "plan", plan=plan()))
+    match state:
+        case "paused" | "paused unplanned":
+            return after(session, Pause(replay_id=REPLAY))
+        case "failed":
+            return after(session, step_report(session, "gate", "failed", error="unknown"))
+        case "retried":
+            session = after(session, step_report(session, "gate", "failed", error="unknown"))
+            return after(session, Retry(replay_id=REPLAY))
+        case "running":
+            return after(session, step_report(session, "gate"))
+        case "cancelled":
+            return answer_all(after(session, Cancel(replay_id=REPLAY)), "stopped")
+        case _:
+            return session
+
+
+@pytest.mark.parametrize("state", ["pending", "planning", "waiting", "retried"])
+def test_a_release_opens_the_gate_of_a_replay_that_has_not_begun(state: str) -> None:
+    session = behind(state)
+    session = session.model_copy(update={"reason": "blocked by replay 'first'"})
+    assert "release" in session.verbs
+    step = on_command(session, Release(replay_id=REPLAY), at(5))
+    released = {"released": True, "reason": None, "updated_at": at(5)}
+    assert step == Step(session.model_copy(update=released))
+    assert step.session is not None
+    assert step.session.orders != session.orders  # the worker that holds the gate's token hears
+    assert "release" not in step.session.verbs
+    again = on_command(step.session, Release(replay_id=REPLAY), at(6))
+    assert again == Step.nothing(step.session)
+    assert decode_session(step.session.encode()) == step.session
+
+
+def test_a_release_outlives_a_pause_and_a_retry() -> None:
+    session = after(behind("waiting"), Release(replay_id=REPLAY), Pause(replay_id=REPLAY))
+    session = after(session, Resume(replay_id=REPLAY))
+    assert (session.state, session.released) == ("waiting", True)
+    session = after(session, step_report(session, "gate", "failed", error="no topic"))
+    assert after(session, Retry(replay_id=REPLAY)).released
+
+
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [
+        ("paused", "use resume, then release"),
+        ("paused unplanned", "use resume, then release"),
+        ("failed", "use retry, then release"),
+        ("cancelled", "it is cancelled"),
+    ],
+)
+def test_a_release_that_is_refused_names_the_remedy(state: str, remedy: str) -> None:
+    session = behind(state)
+    assert "release" not in session.verbs
+    with pytest.raises(CommandConflict, match=remedy):
+        on_command(session, Release(replay_id=REPLAY), at(5))
+
+
+def test_a_replay_that_has_begun_needs_no_release() -> None:
+    session = behind("running")
+    assert "release" not in session.verbs
+    assert on_command(session, Release(replay_id=REPLAY), at(5)) == Step.nothing(session)
+
+
+def test_a_replay_that_nobody_lets_begin_is_not_stalled_as_long_as_its_gate_reports() -> None:
+    session = behind("waiting")
+    for second in range(10, 1000, 60):
+        step = on_report(
+            session, step_report(session, "gate", "live", slice=second, reason="b"), at(second)
+        )
+        assert step.session is not None
+        session = step.session
+        assert on_nudge(session, at(second + 59), STALL, RETENTION) == Step.nothing(session)
+    assert (session.state, session.stalled, session.repairs) == ("waiting", False, 0)
+    repaired = on_nudge(session, at(second + 30 * MAX_SILENCE_FACTOR), STALL, RETENTION)
+    assert [token.kind for token in repaired.tokens] == ["gate"]
 
 
 def test_a_resumed_replay_waits_again_only_if_it_had_not_begun() -> None:
@@ -966,6 +1099,97 @@ def test_a_session_too_large_for_a_record_loses_its_long_lists_but_no_counter() 
     assert sum(small.receipt.by_type.values()) == 1000
     assert "the lists are shortened" in small.warnings[-1]
     assert fit_record(small) == (small, record)
+
+
+# The hand-over
+
+
+def handed(**fields: Any) -> Plan:
+    """Return a plan that knows from where one live topic is read on."""
+    known: dict[str, Any] = {"handover": {"a": {0: 5}, "b": None}, "live_ids": {"a": "01"}}
+    known |= {"topic_ids": {"new.a": "02"}, "handover_time": T0}
+    return plan(**known | fields)
+
+
+def test_the_hand_over_of_the_plan_is_in_the_session_and_in_the_receipt() -> None:
+    session = after(None, start())
+    assert session.handover == {}
+    session = after(session, step_report(session, "plan", plan=handed()))
+    assert session.handover == {"a": {0: 5}, "b": None}
+    session = answer_all(session, "done")
+    seen = step_report(session, "finish", visible_at=at(3), behind=2)
+    receipt = after(session, seen).receipt
+    assert receipt is not None
+    assert (receipt.handover, receipt.handover_time) == ({"a": {0: 5}, "b": None}, T0)
+    assert (receipt.visible, receipt.visible_at, receipt.behind) == (True, at(3), 2)
+
+
+def test_a_retry_keeps_the_hand_over_and_adds_what_was_unknown() -> None:
+    session = after(None, start())
+    session = after(session, step_report(session, "plan", plan=handed()))
+    session = after(session, shard_report(session, 0, "failed", error="no topic"))
+    session = after(session, Retry(replay_id=REPLAY))
+    later = handed(
+        handover={"a": {0: 99}, "b": {0: 7}, "c": {0: 8}},
+        handover_time=at(60),
+        live_ids={"a": "0a", "b": "0b"},
+        topic_ids={"new.a": "0c"},
+    )
+    session = after(session, step_report(session, "plan", plan=later))
+    assert session.handover == {"a": {0: 5}, "b": {0: 7}, "c": {0: 8}}
+    assert session.plan is not None
+    assert session.plan.handover_time == T0
+    assert session.plan.live_ids == {"a": "01", "b": "0b"}
+    assert session.plan.topic_ids == {"new.a": "02"}  # the offsets are those of the old topic
+
+
+@pytest.mark.parametrize("kind", ["count", "finish"])
+def test_a_count_and_the_finish_step_add_live_topics(kind: str) -> None:
+    session = after(None, start())
+    unknown = f"{UNKNOWN_HANDOVER} 'b': no answer"
+    first = handed(matched=None, counted="running", warnings=("odd", unknown))
+    session = after(session, step_report(session, "plan", plan=first))
+    session = answer_all(session, "done") if kind == "finish" else session
+    more = handed(shards=0, handover={"a": {0: 99}, "b": {0: 7}, "c": {}}, handover_time=at(60))
+    session = after(session, step_report(session, kind, plan=more))
+    assert session.handover == {"a": {0: 5}, "b": {0: 7}, "c": {}}
+    assert session.warnings == ("odd",)  # and no longer that a hand-over is unknown
+    assert session.plan is not None
+    assert (session.plan.handover_time, len(session.plan.shards)) == (T0, 2)
+
+
+def test_a_cancelled_replay_does_not_say_that_consumers_see_all() -> None:
+    session = after(None, start())
+    session = after(session, step_report(session, "plan", plan=handed()))
+    session = answer_all(after(session, Cancel(replay_id=REPLAY)), "stopped")
+    assert session.receipt is not None
+    assert (session.receipt.visible, session.receipt.behind) == (False, None)
+    assert session.receipt.handover == {"a": {0: 5}, "b": None}
+
+
+def test_a_session_of_an_older_version_has_no_hand_over() -> None:
+    value = json.loads(completed().encode())
+    for part, names in (
+        (value["plan"], ("handover", "handover_time", "live_ids", "topic_ids")),
+        (value["receipt"], ("handover", "handover_time", "visible", "visible_at", "behind")),
+        (value, ("handover",)),
+    ):
+        for name in names:
+            del part[name]
+    session = decode_session(json.dumps(value).encode())
+    assert session == completed()
+
+
+def test_a_session_too_large_for_a_record_loses_its_hand_over() -> None:
+    names = [f"{n:04}".rjust(249, "t") for n in range(500)]
+    wide = handed(handover={name: dict.fromkeys(range(4), 10**12) for name in names})
+    session = after(None, start())
+    session = after(session, step_report(session, "plan", plan=wide))
+    session = after(answer_all(session, "done"), step_report(session, "finish"))
+    assert len(session.encode()) < MAX_INTERNAL_BYTES  # the largest hand-over fits by itself
+    small, _ = fit_record(session, max_bytes=100_000)
+    assert (small.handover, small.receipt and small.receipt.handover) == ({}, {})
+    assert "the lists are shortened" in small.warnings[-1]
 
 
 def test_a_usual_session_is_published_as_it_is() -> None:
@@ -1179,18 +1403,23 @@ VERB_COMMANDS: dict[str, Command] = {
     "resume": Resume(replay_id=REPLAY),
     "cancel": Cancel(replay_id=REPLAY),
     "retry": Retry(replay_id=REPLAY),
+    "release": Release(replay_id=REPLAY),
+    "step": StepOn(replay_id=REPLAY, events=1, published=0),
     "set-rate": SetRate(replay_id=REPLAY, rate=7),
 }
 
 
+@pytest.mark.parametrize("others", [(), ("first",)])
 @pytest.mark.parametrize("finishing", [False, True])
 @pytest.mark.parametrize("state", get_args(State))
-def test_a_session_offers_the_verbs_that_would_change_it(state: State, *, finishing: bool) -> None:
+def test_a_session_offers_the_verbs_that_would_change_it(
+    state: State, others: tuple[str, ...], *, finishing: bool
+) -> None:
     session = Session(
         replay_id=REPLAY,
         state=state,
         finishing=finishing,
-        start=start(),
+        start=start(after=others),
         plan=plan(),
         shards=(Shard(), Shard()),
         created_at=T0,
@@ -1208,6 +1437,55 @@ def test_a_session_offers_the_verbs_that_would_change_it(state: State, *, finish
     assert set(VERB_COMMANDS) == set(VERBS)
     assert set(session.verbs) == {v for v, command in VERB_COMMANDS.items() if changes(command)}
     assert json.loads(session.encode())["verbs"] == list(session.verbs)
+
+
+# Verdicts
+
+
+def noted(seconds: float = 100, **found: Any) -> NoteVerification:
+    verification = Verification(verdict="equal", at=at(seconds), seconds=1.0, **found)
+    return NoteVerification(replay_id=REPLAY, verification=verification)
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_a_verdict_is_kept_with_a_completed_replay_only(state: State) -> None:
+    session = running(2).model_copy(update={"state": state})
+    if state not in {"completed", "completed_with_errors"}:
+        with pytest.raises(CommandConflict, match="only a completed replay is verified"):
+            on_command(session, noted(), at(200))
+        return
+    step = on_command(session, noted(records=7), at(200))
+    assert step.session is not None
+    assert (step.tokens, step.urgent) == ((), True)
+    assert step.session.verification == noted(records=7).verification
+    changed = {"verification": step.session.verification, "updated_at": at(200)}
+    assert step.session == session.model_copy(update=changed)
+    assert decode_session(step.session.encode()) == step.session
+
+
+def test_a_verdict_replaces_an_older_one_and_no_newer_one() -> None:
+    session = running(2).model_copy(update={"state": "completed"})
+    first = on_command(session, noted(100), at(200)).session
+    assert not on_command(first, noted(100), at(201)).changed  # Kafka may bring a command again
+    assert not on_command(first, noted(99), at(201)).changed
+    newer = on_command(first, noted(101, missing=1), at(201)).session
+    assert newer is not None
+    assert newer.verification == noted(101, missing=1).verification
+
+
+def test_a_verdict_of_the_future_is_refused_since_no_later_one_could_replace_it() -> None:
+    session = running(2).model_copy(update={"state": "completed"})
+    assert on_command(session, noted(200 + 300), at(200)).changed  # clocks differ
+    with pytest.raises(CommandConflict, match="lies in the future"):
+        on_command(session, noted(200 + 301), at(200))
+
+
+def test_a_session_of_an_older_version_has_no_verdict() -> None:
+    members = json.loads(running(2).encode())
+    del members["verification"]
+    session = decode_session(json.dumps(members).encode())
+    assert session is not None
+    assert session.verification is None
 
 
 def test_a_plan_that_no_record_can_hold_fails_the_replay_before_its_first_event() -> None:

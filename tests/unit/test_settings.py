@@ -67,7 +67,7 @@ def test_lists_and_maps_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> N
         ("SLICE_SECONDS", "nan", "REPLAY_SLICE_SECONDS: Input should be"),
         ("DELIVERY", "at_least_once", "REPLAY_DELIVERY is no longer a setting: every replay is"),
         ("TIMESTAMP_TYPE", "unix", "REPLAY_TIMESTAMP_TYPE: Input should be 'date', 'iso' or"),
-        ("COMPRESSION", "lzo", "REPLAY_COMPRESSION: Input should be 'none', 'gzip', 'snappy'"),
+        ("COMPRESSION", "lzo", "REPLAY_COMPRESSION: Input should be 'auto', 'none', 'gzip'"),
         ("APP_ID", "a b", "REPLAY_APP_ID: String should match pattern"),
         ("APP_ID", "", "REPLAY_APP_ID: String should match pattern"),
         ("KAFKA", "", "REPLAY_KAFKA: String should have at least 1 character"),

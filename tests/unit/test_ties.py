@@ -14,7 +14,8 @@ from bson import Decimal128, Int64
 
 from replay_app import ties
 from replay_app.exceptions import ReplayFailed
-from replay_app.ties import tie_begin, tie_end, untorn_pages
+from replay_app.pages import document_spans
+from replay_app.ties import tie_begin, tie_end, tie_runs, untorn_pages
 
 SORT = ("t", "_id")
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -117,3 +118,20 @@ def test_the_begin_of_a_tie_is_found(index: int) -> None:
 def test_events_of_one_id_and_other_times_do_not_tie() -> None:
     page = bson.encode({"_id": 1, "t": 1}) + bson.encode({"_id": 1, "t": 2})
     assert (tie_end(page, 1, SORT), tie_begin(page, 1, SORT)) == (1, 1)
+
+
+def test_a_page_is_parted_into_ties_and_what_lies_between_them() -> None:
+    times = [1, 1, 2, 3, 4, 4, 4, 5, 5, 6]
+    page = b"".join(bson.encode({"t": time}) for time in times)
+    parts = [
+        ([bson.decode(part[slice(*span)])["t"] for span in document_spans(part)], is_tie)
+        for part, is_tie in tie_runs(page, ("t",))
+    ]
+    assert parts == [
+        ([1, 1], True),
+        ([2, 3], False),
+        ([4, 4, 4], True),
+        ([5, 5], True),
+        ([6], False),
+    ]
+    assert list(tie_runs(b"", ("t",))) == []

@@ -11,6 +11,7 @@ import jsonschema_rs
 import pytest
 
 from replay_app.app import create_app
+from replay_app.chains import read_chain
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidCommand
 from replay_app.settings import Settings
@@ -71,13 +72,14 @@ def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) 
 @pytest.mark.parametrize(
     ("path", "method", "statuses"),
     [
-        ("/replays", "get", "200 304 400 403 414 431 500"),
+        ("/replays", "get", "200 304 400 403 414 431 500 503"),
         ("/replays", "post", "202 400 403 408 409 413 414 431 500 503"),
         ("/replays/{replay_id}", "get", "200 400 403 404 414 431 500 503"),
         ("/replays/{replay_id}", "patch", "202 400 403 404 408 409 413 414 431 500 503"),
         ("/replays/{replay_id}/pause", "post", "202 400 403 404 408 409 413 414 431 500 503"),
         ("/replays/{replay_id}/events", "get", "200 204 400 403 404 414 431 500 503"),
         ("/plans", "post", "200 400 403 408 413 414 422 431 500 503"),
+        ("/chains", "post", "202 400 403 408 409 413 414 422 431 500 503"),
         ("/readyz", "get", "200 400 403 414 431 500 503"),
         ("/metrics", "get", "200 400 403 414 431 500"),
     ],
@@ -106,6 +108,11 @@ def test_it_names_every_answer(path: str, method: str, statuses: str) -> None:
         ({"filter": EVERY}, True),
         ({"filter": EVERY, "replay_id": "a b"}, False),
         ({"filter": EVERY, "after": ["../a"]}, False),
+        ({"filter": EVERY, "after": ["a", {"replay": "b", "consumed": True}]}, True),
+        ({"filter": EVERY, "after": [{"replay": "../a"}]}, False),
+        ({"filter": EVERY, "after": [{"replay": "a", "read": True}]}, False),
+        ({"filter": EVERY, "chain": "a"}, True),
+        ({"filter": EVERY, "chain": "a b"}, False),
         ({"filter": EVERY, "shards": 2, "ordering": "aggregate"}, True),
         ({"filter": EVERY, "shards": 2}, False),
         ({"filter": EVERY, "shards": None}, True),
@@ -131,6 +138,48 @@ def test_the_schema_of_a_start_says_what_the_parser_checks(body: Any, is_valid: 
     whole = {"replay_id": "r", **body, "command": "start"}
     try:
         parse_command(json.dumps(whole).encode())
+    except InvalidCommand:
+        assert not is_valid
+    else:
+        assert is_valid
+
+
+@pytest.mark.parametrize(
+    ("body", "is_valid"),
+    [
+        ({"chain": "c", "replays": {"a": {"filter": EVERY}}}, True),
+        ({"chain": "c", "defaults": {"filter": EVERY}, "replays": {"a": None}}, True),
+        ({"chain": "c", "defaults": None, "replays": {"a": {"filter": EVERY}}}, True),
+        (
+            {"chain": "c", "replays": {"a": {"filter": EVERY}, "b": {"filter": EVERY,
+             "after": ["a", {"replay": "a"}]}}},
+            True,
+        ),
+        ({"chain": "c", "replays": {}}, False),
+        ({"chain": "c"}, False),
+        ({"replays": {"a": {"filter": EVERY}}}, False),
+        ({"chain": "a b", "replays": {"a": {"filter": EVERY}}}, False),
+        ({"chain": "c", "replays": {"a b": {"filter": EVERY}}}, False),
+        ({"chain": "c", "replays": {"a": []}}, False),
+        ({"chain": "c", "replays": {"a": {"filter": EVERY}}, "more": 1}, False),
+        ({"chain": "c", "replays": {"a": {"filter": EVERY, "replay_id": "a"}}}, False),
+        ({"chain": "c", "replays": {"a": {"filter": EVERY, "rate": "5"}}}, False),
+        ({"chain": "c", "defaults": {"after": []}, "replays": {"a": {"filter": EVERY}}}, False),
+        ({"chain": "c", "defaults": {"ratio": 5}, "replays": {"a": {"filter": EVERY}}}, False),
+        ({"chain": "c", "defaults": [], "replays": {"a": {"filter": EVERY}}}, False),
+        (
+            {"chain": "c", "replays": {str(n): {"filter": EVERY} for n in range(1001)}},
+            False,
+        ),
+    ],
+)  # fmt: skip
+def test_the_schema_of_a_chain_says_what_the_parser_checks(body: Any, is_valid: bool) -> None:
+    document = openapi()
+    schema = document["paths"]["/chains"]["post"]["requestBody"]["content"]["application/json"]
+    validator = jsonschema_rs.validator_for({**document, **schema["schema"]})
+    assert validator.is_valid(body) is is_valid
+    try:
+        read_chain(body)
     except InvalidCommand:
         assert not is_valid
     else:

@@ -7,7 +7,7 @@ const TIMEOUT_MS = 5000;
 const LIMIT = 100;
 const UNKNOWN = "—";
 const FINISHED = new Set(["completed", "completed_with_errors", "cancelled"]);
-const BUTTONS = ["pause", "resume", "retry", "cancel"]; // the verb set-rate has no button
+const BUTTONS = ["pause", "resume", "retry", "release", "cancel"]; // the verb set-rate has no button
 
 const rows = new Map(); // replay_id -> {row, cells}
 let replays = new Map(); // replay_id -> session, newest first
@@ -261,6 +261,8 @@ function detailsOf(session) {
       ["Published", count(receipt.counters.published)],
       ["Bytes", count(receipt.bytes)],
       ["Took", duration(receipt.seconds)],
+      ["Visible (UTC)", time(receipt.visible_at)],
+      ["Stored behind", count(receipt.behind)],
       ["Failures", count(session.shards.reduce((total, shard) => total + shard.progress.failed, 0))],
     ])));
     const ranges = Object.entries(receipt.offsets).sort().flatMap(([topic, partitions]) =>
@@ -268,6 +270,15 @@ function detailsOf(session) {
     if (ranges.length) {
       parts.push(part("Offsets written", grid(["Topic", "Partition", "First", "Last"], ranges), "wide"));
     }
+  }
+  if (start.consumers?.length) {
+    const heads = ["Consumer group", "State", "Records behind", "Has read all since (UTC)", "Looked at (UTC)"];
+    parts.push(part("Consumers", grid(heads, start.consumers.map((group) => consumer(session, group))), "wide"));
+  }
+  const live = Object.entries(session.handover ?? {}).sort().flatMap(([topic, partitions]) =>
+    Object.entries(partitions ?? {}).map(([number, offset]) => [topic, number, count(offset)]));
+  if (live.length) {
+    parts.push(part("Hand-over to live", grid(["Topic", "Partition", "Offset"], live), "wide"));
   }
   const failures = receipt?.failures ?? session.shards.flatMap((shard) => shard.progress.failures);
   if (failures.length) {
@@ -278,6 +289,19 @@ function detailsOf(session) {
   if (notes.children.length) parts.unshift(part("Notes", notes, "wide"));
   parts.push(part("Command", make("pre", "", JSON.stringify(start, null, 2)), "wide"));
   return parts;
+}
+
+function consumer(session, group) {
+  const found = session.consumption?.[group];
+  if (!found) return [group, "not looked at yet", UNKNOWN, UNKNOWN, UNKNOWN];
+  const state = { unseen: "not seen yet", empty: "no members", active: "active" }[found.state];
+  return [
+    group,
+    found.reason ? `${state}: ${found.reason}` : state,
+    count(found.lag),
+    time(found.consumed_at),
+    time(found.checked_at),
+  ];
 }
 
 function part(title, content, className) {
