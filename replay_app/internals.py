@@ -288,6 +288,10 @@ class PageCursor(RawBatchCursor[Any]):
     the interpreter's lock.
     """
 
+    def next_batch(self, documents: int) -> None:
+        """Ask for this many documents at most with the next page. The base fixes the number."""
+        self._batch_size = documents
+
     def _unpack_response(
         self,
         response: Any,

@@ -34,6 +34,9 @@ RECORD_OVERHEAD_BYTES = 512
 """Most bytes of a record beside its key, its value and its headers' text."""
 MAX_PLACES = 100
 """Places that one event may have, if its sort fields occur more than once."""
+PAGE_BYTES = 4 << 20
+"""Bytes that a page of large documents should have. A shard at work holds a handful of pages, and
+a store sends up to 16 MiB at once."""
 SMALLEST_DOCUMENT = 5
 """Bytes of an empty BSON document: its length and a final zero."""
 
@@ -156,6 +159,18 @@ def count_documents(page: bytes) -> int:
 
     """
     return sum(1 for _ in document_spans(page))
+
+
+def next_page_events(events: int, page: bytes, most: int) -> int:
+    """Return how many events the page after a page should have, to have about PAGE_BYTES.
+
+    ``events`` were asked for with ``page``; there are never more than ``most``.
+    """
+    if len(page) > PAGE_BYTES * 3 // 2:
+        return max(1, count_documents(page) * PAGE_BYTES // len(page))
+    if len(page) < PAGE_BYTES // 2:
+        return min(most, events * 2)
+    return events
 
 
 def split_page(page: bytes, documents: int) -> tuple[bytes, bytes]:

@@ -35,7 +35,7 @@ from replay_app.elements import UNDEFINED, values_at
 from replay_app.events import STRICT
 from replay_app.exceptions import InvalidSettings, ReplayFailed, Unavailable
 from replay_app.internals import PageCursor
-from replay_app.pages import DECODE_ERRORS, readable
+from replay_app.pages import DECODE_ERRORS, next_page_events, readable
 from replay_app.settings import uri_secrets
 
 if TYPE_CHECKING:
@@ -358,8 +358,10 @@ class EventStore:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the matching events in order, as pages of concatenated raw BSON documents.
 
-        A page has at most ``events`` documents, and at most 16 MiB.
+        A page has at most ``events`` documents, and at most 16 MiB. Pages of large documents soon
+        have about PAGE_BYTES.
         """
+        most = events
         with self._errors():
             async with self._causal() as (collection, session):
                 find = PageCursor(
@@ -373,6 +375,8 @@ class EventStore:
                 cursor = AsyncIOMotorCursor(find, collection)
                 try:
                     async for page in cursor:
+                        events = next_page_events(events, page, most)
+                        find.next_batch(events)
                         if page:
                             yield page
                 finally:

@@ -33,7 +33,7 @@ from replay_app.elements import values_at
 from replay_app.events import EventMapping, event_id, field_at
 from replay_app.exceptions import InvalidSettings, ReplayError, ReplayFailed, Unavailable
 from replay_app.id_texts import delivery_text
-from replay_app.pages import document_spans, split_page
+from replay_app.pages import PAGE_BYTES, document_spans, split_page
 from replay_app.queries import (
     after,
     all_of,
@@ -205,6 +205,22 @@ async def test_a_new_event_before_the_cursor_is_not_read(
     cursor = encode_cursor([T0 + timedelta(seconds=3), 3])
     events.insert_one({"_id": 100, "timestamp": T0 + timedelta(seconds=1)})
     assert await ids(store, after(cursor, BY_TIME)) == [4, 5]
+
+
+async def test_pages_of_large_events_have_a_few_mebibytes_after_the_first(
+    store: EventStore, events: Collection[Document]
+) -> None:
+    # 24 MiB of large events, then small ones. The store alone would send up to 16 MiB at once.
+    large, small = 96, 2_000
+    for first in range(0, large, 32):
+        events.insert_many([{"_id": n, "data": "x" * (1 << 18)} for n in range(first, first + 32)])
+    events.insert_many([{"_id": large + n} for n in range(small)])
+    pages = [page async for page in store.pages({}, ["_id"], 1_000)]
+    found = [document["_id"] for page in pages for document in decode(page)]
+    assert found == list(range(large + small))
+    sizes = [len(page) for page in pages]
+    assert all(size <= PAGE_BYTES * 3 // 2 for size in sizes[1:])
+    assert len(pages) < 5 + small / 16 / 2, "the pages never had more small events again"
 
 
 # Filters

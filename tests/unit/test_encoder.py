@@ -28,7 +28,14 @@ from replay_app.events import STRICT, EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.id_texts import delivery_text
 from replay_app.internals import batch_bytes
-from replay_app.pages import EncodedPage, EncodeSpec, count_documents, split_page
+from replay_app.pages import (
+    PAGE_BYTES,
+    EncodedPage,
+    EncodeSpec,
+    count_documents,
+    next_page_events,
+    split_page,
+)
 from replay_app.partitioner import partition_of
 from replay_app.queries import after, encode_cursor
 from replay_app.settings import Settings
@@ -510,6 +517,26 @@ def test_a_page_splits_between_documents(sizes: list[int], first: int) -> None:
     assert before + rest == page
     assert before == b"".join(documents[:first])
     assert count_documents(rest) == len(documents[first:])
+
+
+@pytest.mark.parametrize(
+    ("asked", "documents", "size", "then"),
+    [
+        (5_000, 5_000, 600, 5_000),
+        (5_000, 800, 20_000, PAGE_BYTES // 20_000),  # the store's own limit: 16 MB
+        (5_000, 1, PAGE_BYTES * 2, 1),  # one event is as large as it is
+        (209, 209, 20_000, 209),
+        (209, 209, 600, 418),  # the events are small again
+        (4_000, 4_000, 100, 5_000),
+        (5_000, 0, 0, 5_000),
+    ],
+)
+def test_the_next_page_has_as_many_events_as_make_a_page(
+    asked: int, documents: int, size: int, then: int
+) -> None:
+    overhead = len(bson.encode({"a": ""}))
+    page = bson.encode({"a": "x" * (size - overhead)}) * documents
+    assert next_page_events(asked, page, 5_000) == then
 
 
 @pytest.mark.parametrize(
