@@ -66,7 +66,8 @@ async def audit(session: Session, context: WorkerContext) -> Audit:
         return _audit_of(session.start, plan.matched, read)
     if plan.matched is None or plan.matched == read:
         return Audit() if session.start.dry_run else await _look_behind(session, plan, context)
-    planner = Planner(session.start, context.settings, context.store, context.describe)
+    settings, store = context.reads(session.start)
+    planner = Planner(session.start, settings, store, context.describe)
     now = await planner.count_again(plan)
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
@@ -97,12 +98,13 @@ async def audit(session: Session, context: WorkerContext) -> Audit:
 
 async def _look_behind(session: Session, plan: Plan, context: WorkerContext) -> Audit:
     """Count the events again, for a small part of the time for which the replay has run."""
-    settings, began = context.settings, session.started_at or session.created_at
+    settings, store = context.reads(session.start)
+    began = session.started_at or session.created_at
     ran_seconds = max(0.0, (datetime.now(UTC) - began).total_seconds())
     seconds = min(settings.plan_seconds, BEHIND_SECONDS + BEHIND_SHARE * ran_seconds)
     read = session.counters.read
     try:
-        now = await count_quickly(session.start, settings, context.store, plan, read, seconds)
+        now = await count_quickly(session.start, settings, store, plan, read, seconds)
     except TimeLimitExceeded:
         return Audit()
     except (ReplayFailed, Unavailable) as error:  # all events are published: the replay completes

@@ -158,6 +158,13 @@ def _check_group(value: str) -> str:
 GroupName = Annotated[str, Field(min_length=1, max_length=249), AfterValidator(_check_group)]
 
 
+def _check_collection(value: str) -> str:
+    if value.startswith("system."):
+        msg = f"{value!r} belongs to the store itself, and has no events"
+        raise ValueError(msg)
+    return value
+
+
 class Filter(_Body):
     """Which events. An event must meet every condition."""
 
@@ -225,6 +232,23 @@ class Target(_Body):
         return self
 
 
+DatabaseName = Annotated[str, Field(pattern=r"^[^/\\. \"$*<>:|?\x00]{1,63}$")]
+CollectionName = Annotated[
+    str,
+    Field(min_length=1, max_length=255, pattern=r"^[^$\x00]*$"),
+    AfterValidator(_check_collection),
+]
+
+
+class Source(_Body):
+    """Where the events are. An empty source means what the settings say."""
+
+    database: DatabaseName | None = None
+    collection: CollectionName | None = None
+    mapping: ShortText | None = None
+    """The name of a mapping in the file of ``REPLAY_MAPPINGS``."""
+
+
 class _Command(_Body):
     replay_id: ReplayId
     requested_by: ShortText | None = None
@@ -264,6 +288,7 @@ class Start(_Command):
     name: ShortText | None = None
     """A title for people; each record has the name in the header ``replay-name``."""
     reason: ShortText | None = None
+    source: Source = Source()
     filter: Filter = Filter()
     target: Target = Target()
     ordering: Literal["global", "aggregate"] = "global"

@@ -88,6 +88,7 @@ class EmitSlice:
         if session.plan is None or not isinstance(token.shard, int):
             msg = f"replay {session.replay_id!r} has no plan"
             raise ReplayFailed(msg)
+        self._settings, _ = context.reads(session.start)
         self._shard = session.plan.shards[token.shard]
         self._source = session.plan.source
         self._planned = session.plan.partitions
@@ -146,7 +147,7 @@ class EmitSlice:
         reader: PageReader | None = None
         error: str | None = None
         encoder = await self._make_encoder()
-        deadline = time.monotonic() + self._context.settings.slice_seconds
+        deadline = time.monotonic() + self._settings.slice_seconds
         while True:
             limit = self._event_limit()
             if limit == 0:
@@ -198,7 +199,7 @@ class EmitSlice:
         # Where events cannot tie, a page has at most page_events documents: counting takes time.
         if limit < reader.page_events or reader.may_tie:
             page, rest = split_page(page, self._whole(page, limit, reader))
-        most = self._context.settings.slice_bytes
+        most = self._settings.slice_bytes
         if not self._session.start.dry_run:
             most = min(most, self._budget.left)
         if len(page) > most:  # keep the transaction small
@@ -246,7 +247,7 @@ class EmitSlice:
 
     def _event_limit(self) -> int:
         """Return how many events the slice may read now."""
-        settings, session = self._context.settings, self._session
+        settings, session = self._settings, self._session
         limit = settings.slice_events - self._events
         if session.start.max_events is not None:
             limit = min(limit, session.start.max_events - self._tally.read)
@@ -278,7 +279,7 @@ class EmitSlice:
 
     def _is_over(self, deadline: float) -> bool:
         """Whether the slice ends here: time, size, a changed session, or a leaving worker."""
-        settings = self._context.settings
+        settings = self._settings
         newest = self._context.board.sessions.get(self._session.replay_id)
         return (
             time.monotonic() >= deadline
@@ -294,7 +295,7 @@ class EmitSlice:
     # Encoding
 
     async def _make_encoder(self) -> PageEncoder:
-        session, settings = self._session, self._context.settings
+        session, settings = self._session, self._settings
         known = set(self._planned) | set(self._tally.by_topic)
         # For each slice again: a topic may have more partitions now, or another limit.
         topics = await self._context.destinations(known)
@@ -347,7 +348,7 @@ class EmitSlice:
 
     async def _encode_past(self, page: bytes) -> EncodedPage:
         """Encode a page past its failed events that are skipped, up to another failed event."""
-        encoder = make_encoder(self._never_stops(), self._context.settings.encoder)
+        encoder = make_encoder(self._never_stops(), self._settings.encoder)
         encoded = await self._encode(encoder, page)
         fatal = next((one for one in encoded.failures if not self._is_skipped(one)), None)
         if fatal is None:
@@ -368,7 +369,7 @@ class EmitSlice:
         If a topic does not exist, the page ends before the first event for the topic.
         """
         # An encoder that stops at the first failure names one topic only.
-        names_all = make_encoder(self._never_stops(), self._context.settings.encoder)
+        names_all = make_encoder(self._never_stops(), self._settings.encoder)
         encoded = await self._encode(names_all, page)
         wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
         found = await self._context.destinations(wanted)
@@ -395,7 +396,7 @@ class EmitSlice:
         if begin == index:
             return encoded
         before, _ = split_page(page, begin)
-        encoder = make_encoder(self._never_stops(), self._context.settings.encoder)
+        encoder = make_encoder(self._never_stops(), self._settings.encoder)
         return await self._encode(encoder, before)
 
     def _fatal_error(self, encoded: EncodedPage) -> str | None:
@@ -451,7 +452,7 @@ class EmitSlice:
         value: bytes | None = people_json(failure.document)
         reason = failure.reason
         size = len(value or b"") + len(key.encode())
-        if size > self._context.settings.max_record_bytes:
+        if size > self._settings.max_record_bytes:
             value = None
             reason += " (the document is too large to be kept here: find it in the store by its id)"
         await self._producer.send(

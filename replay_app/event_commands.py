@@ -18,7 +18,13 @@ from replay_app.event_records import read_event_records
 from replay_app.exceptions import ReplayError, WrongUsage
 from replay_app.logs import escaped
 from replay_app.settings import load_settings
-from replay_app.start_options import add_filter_options, add_target_options, start_of
+from replay_app.sources import settings_for
+from replay_app.start_options import (
+    add_filter_options,
+    add_source_options,
+    add_target_options,
+    start_of,
+)
 from replay_app.store import EventStore
 from replay_app.terminal import cut, say
 
@@ -50,6 +56,7 @@ def add_events_command(add: AddCommand, parent: Any) -> None:
         parent,
     )
     add_filter_options(events, "--limit")
+    add_source_options(events)
     add_target_options(events)
     group = events.add_argument_group("how")
     group.add_argument("--out", type=Path, metavar="FILE", help="write lines of JSON to a new file")
@@ -78,7 +85,7 @@ def _events(options: argparse.Namespace) -> int:
 
 async def _write(start: Start, options: argparse.Namespace) -> int:
     """Write every record; return the exit code."""
-    settings = load_settings()
+    settings = settings_for(load_settings(), start.source)
     is_json = settings.mapping.field_value is None
     store = EventStore(settings)
     written = failed = 0

@@ -208,7 +208,7 @@ async def read_event_records(
     if start.filter.start is None:
         shards.append(shard_of(untimed(mapping)))
     first, cursor = _place_of(place, shards)
-    readers = Readers(settings, store, lambda _key: False, 1)
+    readers = Readers(lambda _start: (settings, store), lambda _key: False, 1)
     try:
         for number, shard in list(enumerate(shards))[first:]:
             maker = RecordMaker(start, settings, mapping, shard.sort)

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from replay_app.arguments import AddCommand
+from replay_app.commands import Source
 from replay_app.dead_letters import find_dead_letters
 from replay_app.logs import silence_aiokafka
 from replay_app.settings import load_settings
+from replay_app.sources import settings_for
 from replay_app.terminal import say, say_json, table
 from replay_app.topics import Topics
 
@@ -28,13 +30,16 @@ def add_letters_command(add: AddCommand, parent: Any) -> None:
     )
     letters.add_argument("replay_id")
     letters.add_argument(
+        "--mapping", metavar="NAME", help="the mapping of the replay's source, if it names one"
+    )
+    letters.add_argument(
         "--ids", action="store_true", help="print the ids of the events only, one in each line"
     )
 
 
 def _dead_letters(options: argparse.Namespace) -> int:
     silence_aiokafka()
-    settings = load_settings()
+    settings = settings_for(load_settings(), Source(mapping=options.mapping))
     groups = asyncio.run(find_dead_letters(settings, options.replay_id))
     if options.json:
         say_json([asdict(group) for group in groups])

@@ -34,7 +34,7 @@ async def offer_plan(start: Start, context: WorkerContext) -> OfferedPlan:
         When store or broker do not answer.
 
     """
-    settings, store = context.settings, context.store
+    settings, store = context.reads(start)
     planner = Planner(start, settings, store, context.describe)
     plan = await find_handover(settings, start, await planner.plan())
     warnings, readers = plan.warnings, None
@@ -65,7 +65,7 @@ async def offer_plan(start: Start, context: WorkerContext) -> OfferedPlan:
 
 async def _samples(start: Start, context: WorkerContext, plan: Plan) -> tuple[SampleRecord, ...]:
     """Return the first matching events that the store finds, as records."""
-    settings, store = context.settings, context.store
+    settings, store = context.reads(start)
     mapping = settings.mapping
     query = all_of(
         compile_filter(start.filter, mapping), time_range(start.filter.start, plan.end, mapping)

@@ -144,15 +144,16 @@ class Readers:
 
     def __init__(
         self,
-        settings: Settings,
-        store: EventStore,
+        reads: Callable[[Start], tuple[Settings, EventStore]],
         wake: Callable[[str], bool],
         most: int = OPEN_READERS,
     ) -> None:
-        """``most`` readers are open at the same time."""
+        """Make readers for the settings and the collection that ``reads`` returns for a replay.
+
+        ``most`` readers are open at the same time.
+        """
         self._most = most
-        self._settings = settings
-        self._store = store
+        self._reads = reads
         self._wake = wake
         """Lets a shard that waits for a reader try again. Returns False if no token of the shard is
         delayed."""
@@ -272,14 +273,14 @@ class Readers:
         cursor: str | None,
         source: Mapping[str, str] | None = None,
     ) -> PageReader:
-        settings = self._settings
+        settings, store = self._reads(start)
         query = all_of(
             compile_filter(start.filter, settings.mapping),
             from_json(shard.match),
             after(cursor, shard.sort),
         )
         page_events = min(settings.page_events, start.max_events or settings.page_events)
-        return PageReader(self._store, query, shard.sort, page_events, cursor, source)
+        return PageReader(store, query, shard.sort, page_events, cursor, source)
 
 
 def _close_later(reader: PageReader) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -93,6 +93,14 @@ class Settings(BaseSettings):
     )
     mongo_database: str = Field("events", min_length=1, description="Database of the events.")
     mongo_collection: str = Field("events", min_length=1, description="Collection of the events.")
+    sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Other collections that a command may read, as `DATABASE.COLLECTION`, "
+        "comma-separated; `*` stands for any text.",
+    )
+    mappings: Path | None = Field(
+        None, description="JSON file of the mappings that a command may name for such a collection."
+    )
 
     # Names and topics
     app_id: str = Field(
@@ -234,7 +242,7 @@ class Settings(BaseSettings):
         is_link = isinstance(value, str) and _LINK_ADDRESS.match(value)
         return cls.model_fields["web_port"].default if is_link else value
 
-    @field_validator("exclude_fields", mode="before")
+    @field_validator("exclude_fields", "sources", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -318,6 +326,34 @@ class Settings(BaseSettings):
             topic_template=self.topic_template,
         )
 
+    @cached_property
+    def named_mappings(self) -> dict[str, dict[str, Any]]:
+        """The settings of each mapping of the file ``REPLAY_MAPPINGS``, by the mapping's name.
+
+        The names of the settings are those of the fields of this class.
+
+        Raises
+        ------
+        InvalidSettings
+            When the file cannot be read, or has other settings than those of a mapping.
+
+        """
+        return {} if self.mappings is None else _read_mappings(self.mappings)
+
+    def replaced(self, members: Mapping[str, Any]) -> Settings:
+        """Return these settings with other values for some.
+
+        Raises
+        ------
+        InvalidSettings
+            When a value is wrong. The message names each wrong variable.
+
+        """
+        try:
+            return Settings(**{**self.model_dump(), **members})
+        except pydantic.ValidationError as error:
+            raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
+
     def secrets(self) -> tuple[str, ...]:
         """Return all secrets, each as it is written and as it is meant."""
         words = [one for one in (self.api_token, self.kafka_sasl_plain_password) if one]
@@ -386,7 +422,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     check_names()
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except pydantic.ValidationError as error:
         raise InvalidSettings("; ".join(map(_sentence, error.errors()))) from error
     except SettingsError as error:  # a value is not JSON, but should be
@@ -394,6 +430,45 @@ def load_settings(**overrides: Any) -> Settings:
         variable = f"REPLAY_{named[1].upper()}" if named else "a REPLAY_ variable"
         msg = f'{variable}: not JSON; write an object such as {{"order_placed": "orders"}}'
         raise InvalidSettings(msg) from error
+    for name, members in settings.named_mappings.items():
+        try:
+            settings.replaced(members)
+        except InvalidSettings as error:
+            msg = f"REPLAY_MAPPINGS={settings.mappings}: mapping {name!r}: {error}"
+            raise InvalidSettings(msg) from error
+    return settings
+
+
+def mapping_settings() -> set[str]:
+    """Return the names of the settings that a mapping has, as fields of `Settings`."""
+    others = {"timestamp_type", "exclude_fields", "topics", "topic_template"}
+    return others | {name for name in Settings.model_fields if name.startswith("field_")}
+
+
+def _read_mappings(path: Path) -> dict[str, dict[str, Any]]:
+    beginning = f"REPLAY_MAPPINGS={path}"
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidSettings(f"{beginning} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidSettings(f"{beginning} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        msg = f'{beginning}: write an object such as {{"orders": {{"REPLAY_FIELD_ID": "uuid"}}}}'
+        raise InvalidSettings(msg)
+    known = {f"REPLAY_{name.upper()}": name for name in mapping_settings()}
+    for name, members in found.items():
+        unknown = sorted(members.keys() - known.keys())
+        if unknown:
+            msg = (
+                f"{beginning}: mapping {name!r}: {unknown[0]} is not a setting of a mapping; "
+                f"these are {', '.join(sorted(known))}"
+            )
+            raise InvalidSettings(msg)
+    return {
+        name: {known[variable]: value for variable, value in members.items()}
+        for name, members in found.items()
+    }
 
 
 def check_names() -> None:

@@ -10,37 +10,65 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from replay_app.exceptions import ReplayFailed
+from replay_app.settings import mapping_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from replay_app.commands import Source
     from replay_app.settings import Settings
 
 MAX_VALUE = 200
 """Characters of a value. A longer one is kept as its hash."""
 UUID = "UUID of the collection"
 """Under which name a plan keeps the identity of the collection. A view has none."""
-_SETTINGS = (
-    "mongo_database",
-    "mongo_collection",
-    "timestamp_type",
-    "exclude_fields",
-    "topics",
-    "topic_template",
-)
+_NAMES = {"mongo_database", "mongo_collection"}
+
+
+def settings_for(settings: Settings, source: Source) -> Settings:
+    """Return the settings with which a replay of a source reads its events.
+
+    Raises
+    ------
+    ReplayFailed
+        When the settings do not allow the collection, or do not know the mapping.
+
+    """
+    if source == type(source)():
+        return settings
+    members: dict[str, Any] = {
+        "mongo_database": source.database or settings.mongo_database,
+        "mongo_collection": source.collection or settings.mongo_collection,
+    }
+    name = f"{members['mongo_database']}.{members['mongo_collection']}"
+    own = f"{settings.mongo_database}.{settings.mongo_collection}"
+    if name != own and not any(fnmatchcase(name, pattern) for pattern in settings.sources):
+        allowed = ",".join(settings.sources) or "empty"
+        msg = (
+            f"no worker may read {name!r}: REPLAY_SOURCES is {allowed}; add the collection to "
+            "REPLAY_SOURCES of all workers, then retry"
+        )
+        raise ReplayFailed(msg)
+    if source.mapping is not None:
+        if source.mapping not in settings.named_mappings:
+            known = ", ".join(sorted(settings.named_mappings)) or "none"
+            msg = (
+                f"there is no mapping {source.mapping!r}: the file of REPLAY_MAPPINGS has {known}; "
+                "add the mapping to the file of all workers and start them again, then retry"
+            )
+            raise ReplayFailed(msg)
+        members |= settings.named_mappings[source.mapping]
+    return settings.replaced(members)
 
 
 def source_of(settings: Settings) -> dict[str, str]:
     """Return the settings that must stay the same while a replay lasts, by variable, as text."""
-    values = settings.model_dump(include={*_SETTINGS, *_field_settings(settings)})
+    values = settings.model_dump(include=_NAMES | mapping_settings())
     return {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
-
-
-def _field_settings(settings: Settings) -> set[str]:
-    return {name for name in type(settings).model_fields if name.startswith("field_")}
 
 
 def _text(value: Any) -> str:

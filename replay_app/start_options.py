@@ -13,6 +13,9 @@ from replay_app.arguments import positive, positive_number, refuse
 from replay_app.commands import Start, parse_command, read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
 
+PARTS = ("filter", "source", "target")
+"""Members of a start command that are objects."""
+
 
 class _Options:
     """A group of options.
@@ -57,6 +60,19 @@ def add_filter_options(parser: ArgumentParser, number: str) -> None:
     add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
 
 
+def add_source_options(parser: ArgumentParser) -> None:
+    """Add the options that say where the events are."""
+    add = _Options(parser, "where from; default: the collection of the settings").add
+    add("--database", "source.database", "another database", metavar="NAME")
+    add("--collection", "source.collection", "another collection", metavar="NAME")
+    add(
+        "--mapping",
+        "source.mapping",
+        "a mapping of the file REPLAY_MAPPINGS, for documents of another form",
+        metavar="NAME",
+    )
+
+
 def add_target_options(parser: ArgumentParser) -> None:
     """Add the options that say where the events go."""
     group = _Options(parser, "where to; default: each event's original topic")
@@ -69,6 +85,7 @@ def add_target_options(parser: ArgumentParser) -> None:
 def add_start_options(parser: ArgumentParser) -> None:
     """Add the options of a start command."""
     add_filter_options(parser, "--max-events")
+    add_source_options(parser)
     add_target_options(parser)
 
     group = _Options(parser, "how")
@@ -147,7 +164,7 @@ def start_body(options: Namespace) -> dict[str, Any]:
     if not getattr(options, "body.requested_by", None):
         vars(options).pop("body.requested_by", None)  # an empty name, such as an unset $USER
     body.setdefault("requested_by", user_name())
-    parts = {"body": body, "filter": body.get("filter", {}), "target": body.get("target", {})}
+    parts = {"body": body, **{name: body.get(name, {}) for name in PARTS}}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise WrongUsage(f"--file {options.file}: {name} is not a JSON object")
@@ -160,7 +177,7 @@ def start_body(options: Namespace) -> dict[str, Any]:
             "which events? Name a condition, such as --event-type or --start, or ask for every "
             "event with --all"
         )
-    return body | {name: parts[name] for name in ("filter", "target") if parts[name]}
+    return body | {name: parts[name] for name in PARTS if parts[name]}
 
 
 def start_of(options: Namespace, **defaults: Any) -> Start:

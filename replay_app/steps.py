@@ -118,14 +118,15 @@ class Steps:
 
     async def _make(self, session: Session, kind: TokenKind) -> Plan:
         context, plan = self._context, session.plan
-        planner = Planner(session.rules, context.settings, context.store, context.describe)
+        settings, store = context.reads(session.start)
+        planner = Planner(session.rules, settings, store, context.describe)
         if kind == "count" and plan is not None:
             await self._let_shards_go_first(session)
             newest = context.board.sessions.get(session.replay_id, session)
             made = await planner.count(plan, after_all=newest.has_read_all)
         else:
             made = await planner.plan(plan, at_once=not counts_first(session.start))
-        return await find_handover(context.settings, session.start, made, plan)
+        return await find_handover(settings, session.start, made, plan)
 
     async def _let_shards_go_first(self, session: Session) -> None:
         """Wait, not for long, until the store has time for the count."""
@@ -217,7 +218,8 @@ class Steps:
         context = self._context
         found = await audit(session, context)
         warnings = found.warnings + await lost_dead_letters(session, context)
-        more = await complete_handover(session, context.settings)
+        settings, _ = context.reads(session.start)
+        more = await complete_handover(session, settings)
         if more is not None:
             warnings += more.warnings
             plan = session.plan and session.plan.model_copy(update={"handover": more.handover})

@@ -86,6 +86,28 @@ class Identity(NamedTuple):
     """Whether texts have another order than that of their bytes."""
 
 
+def _connect(settings: Settings) -> Any:
+    """Return a client of the event store. It connects with the first query."""
+    uri = settings.mongo.get_secret_value()
+    try:
+        return AsyncIOMotorClient(
+            uri,
+            serverSelectionTimeoutMS=SERVER_SELECTION_MS,
+            appname="event-replay",
+            tz_aware=True,
+            uuidRepresentation="standard",
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        # The driver's words may quote any part of a malformed URI.
+        told = "" if uri_secrets(uri) else f": {error}"
+        msg = (
+            f"REPLAY_MONGO is not a usable MongoDB URI ({type(error).__name__}{told}); write "
+            "mongodb://USER:PASSWORD@HOST:27017, and % with two digits for each other "
+            "character than letters and digits in user and password"
+        )
+        raise InvalidSettings(msg) from None
+
+
 class EventStore:
     """One collection of events.
 
@@ -93,24 +115,9 @@ class EventStore:
     store refuses.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        try:
-            self._client: Any = AsyncIOMotorClient(
-                settings.mongo.get_secret_value(),
-                serverSelectionTimeoutMS=SERVER_SELECTION_MS,
-                appname="event-replay",
-                tz_aware=True,
-                uuidRepresentation="standard",
-            )
-        except (InvalidURI, ConfigurationError, ValueError) as error:
-            # The driver's words may quote any part of a malformed URI.
-            told = "" if uri_secrets(settings.mongo.get_secret_value()) else f": {error}"
-            msg = (
-                f"REPLAY_MONGO is not a usable MongoDB URI ({type(error).__name__}{told}); write "
-                "mongodb://USER:PASSWORD@HOST:27017, and % with two digits for each other "
-                "character than letters and digits in user and password"
-            )
-            raise InvalidSettings(msg) from None
+    def __init__(self, settings: Settings, client: Any = None) -> None:
+        """Take the collection that the settings name; ``client`` are connections that exist."""
+        self._client = _connect(settings) if client is None else client
         self._database = self._client[settings.mongo_database]
         self._collection = self._database[settings.mongo_collection]
         self._reads_secondaries = self._client.read_preference != ReadPreference.PRIMARY
@@ -118,6 +125,10 @@ class EventStore:
         """For answers with values of events: the driver would refuse a whole answer for one text
         that is not UTF-8."""
         self.name = f"{settings.mongo_database}.{settings.mongo_collection}"
+
+    def at(self, settings: Settings) -> EventStore:
+        """Return the collection that other settings name, over the same connections."""
+        return EventStore(settings, self._client)
 
     def close(self) -> None:
         """Close all connections."""
@@ -145,8 +156,8 @@ class EventStore:
             )
         if self._collection.name not in names:
             msg = (
-                f"the event store has no collection {self.name!r}: check REPLAY_MONGO_DATABASE "
-                "and REPLAY_MONGO_COLLECTION"
+                f"the event store has no collection {self.name!r}: check the source of the "
+                "command, or REPLAY_MONGO_DATABASE and REPLAY_MONGO_COLLECTION"
             )
             raise NoCollection(msg)
 

@@ -78,9 +78,8 @@ class StoredRecords:
         """Topics with more partitions than planned: the planned number, and the present one."""
         share = max(1, min(len(self.open), SMALLEST_SHARE))
         pages = {"page_events": max(1, settings.page_events // share)}
-        self._readers = Readers(
-            settings.model_copy(update=pages), store, lambda _key: False, OPEN_READERS
-        )
+        reads = settings.model_copy(update=pages), store
+        self._readers = Readers(lambda _start: reads, lambda _key: False, OPEN_READERS)
         self._reads_ahead = len(self.open) < OPEN_READERS
         self._ahead: dict[int, asyncio.Task[list[Expected] | None]] = {}
         self._cursors: dict[int, str | None] = {}

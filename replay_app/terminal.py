@@ -224,6 +224,7 @@ def account(session: SessionJson) -> list[str]:
             ("ordering", start["ordering"] + (" (dry run)" if start["dry_run"] else "")),
             ("rate", f"{session['rate']:g} events/s" if session["rate"] else "unlimited"),
             ("filter", _conditions(start["filter"]) or "every event"),
+            ("source", _source(session["plan"], start.get("source"))),
             ("target", _conditions(start["target"]) or "each event's original topic"),
             ("max lag", f"{start['max_lag']:,} records" if start.get("max_lag") else None),
             ("chain", start.get("chain")),
@@ -340,6 +341,7 @@ def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     matched = plan["matched"]
     parts = _facts(
         ("matched", "unknown" if matched is None else f"{matched:,} events"),
+        ("source", _source(plan)),
         ("up to", plan["end"]),
         ("by type", _counts(plan["by_type"])),
         ("by topic", _counts(plan["by_topic"])),
@@ -358,6 +360,15 @@ def plan_account(plan: dict[str, Any], *, warnings: bool = True) -> list[str]:
     if warnings and plan["warnings"]:
         parts += ["", "Warnings", *(f"  {warning}" for warning in plan["warnings"])]
     return parts
+
+
+def _source(plan: Mapping[str, Any] | None, source: Mapping[str, Any] | None = None) -> str | None:
+    """Return where the events are: the collection of the plan, and the mapping of the command."""
+    planned, source = (plan or {}).get("source") or {}, source or {}
+    database = planned.get("REPLAY_MONGO_DATABASE", source.get("database"))
+    collection = planned.get("REPLAY_MONGO_COLLECTION", source.get("collection"))
+    name = ".".join(part for part in (database, collection) if part)
+    return f"{name}, mapping {source['mapping']}" if source.get("mapping") else name or None
 
 
 def sample_lines(sample: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,13 @@ from replay_app.commands import new_replay_id
 from replay_app.logs import silence_aiokafka
 from replay_app.missing_topics import create_missing, find_needed
 from replay_app.settings import Settings, load_settings
-from replay_app.start_options import add_filter_options, add_target_options, start_of
+from replay_app.sources import settings_for
+from replay_app.start_options import (
+    add_filter_options,
+    add_source_options,
+    add_target_options,
+    start_of,
+)
 from replay_app.store import EventStore
 from replay_app.terminal import say, say_json, table
 from replay_app.topics import ensure_topics, partition_counts, topics_by_cluster
@@ -45,6 +51,7 @@ def add_topics_command(add: AddCommand, parent: Any) -> None:
     )
     topics.add_argument("--execute", action="store_true", help="create what is shown as missing")
     add_filter_options(topics, "--max-events")
+    add_source_options(topics)
     add_target_options(topics)
     topics.set_defaults(file=None)
 
@@ -86,7 +93,9 @@ async def _own_topics(settings: Settings) -> list[tuple[str, str, int, bool, dic
 def _destinations(options: argparse.Namespace) -> int:
     """Show to which topics a replay publishes, and create the missing ones if asked to."""
     start = start_of(options, replay_id=new_replay_id())
-    needed, created = asyncio.run(_create(start, load_settings(), execute=options.execute))
+    needed, created = asyncio.run(
+        _create(start, settings_for(load_settings(), start.source), execute=options.execute)
+    )
     orphans = [one for one in needed if not one.exists and not one.partitions]
     if options.json:
         say_json([asdict(one) | {"created": one.name in created} for one in needed])

@@ -22,7 +22,7 @@ from replay_app.id_texts import delivery_text
 from replay_app.published_records import PublishedRecords, Unverifiable
 from replay_app.queries import all_of, compile_filter, time_range
 from replay_app.sessions import COMPLETED
-from replay_app.sources import require_same_source, source_of
+from replay_app.sources import require_same_source, settings_for, source_of
 from replay_app.store import EventStore, TimeLimitExceeded
 from replay_app.stored_records import StoredRecords
 from replay_app.verdicts import Evidence, Verdict, judge, unverifiable
@@ -72,9 +72,10 @@ async def verify(
 
     """
     at, began = datetime.now(UTC), time.monotonic()
-    store = EventStore(settings)
+    plan, store = session.plan, None
     try:
-        plan = session.plan
+        settings = settings_for(settings, session.start.source)
+        store = EventStore(settings)
         require_same_source(plan.source if plan else {}, source_of(settings))
         await store.require_collection()
         names = {*session.offsets, *(plan.partitions if plan else ())}
@@ -102,7 +103,8 @@ async def verify(
     except (Unverifiable, ReplayFailed) as error:
         return unverifiable(str(error), at, time.monotonic() - began)
     finally:
-        store.close()
+        if store is not None:
+            store.close()
     return verdict
 
 

@@ -37,7 +37,6 @@ from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
 from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, Report, shorten
-from replay_app.sources import require_same_source
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
 
@@ -83,7 +82,7 @@ class WorkPartition:
         )
         self.delays = DelayedTokens(self._send_token)
         self.unknown = UnknownTokens(context.board, self.requeue)
-        self.readers = Readers(context.settings, context.store, self.delays.wake)
+        self.readers = Readers(context.reads, self.delays.wake)
         self._steps = Steps(context)
         self._last_slices = LastSlices(context.settings, context.describe)
         self._refusals: dict[str, Refusals] = {}
@@ -351,7 +350,7 @@ class WorkPartition:
         if session.plan is not None and (
             token.kind in {"emit", "count"} or (token.kind == "finish" and token.outcome == "end")
         ):
-            require_same_source(session.plan.source, self.context.source)
+            self.context.require_same_source(session.start, session.plan)
         match token.kind:
             case "plan" | "count":
                 return await self._steps.plan_or_count(session, token, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,16 @@ COVERAGE = {
 }
 """Environment of the only worker process whose coverage is measured; tests kill the others."""
 
+LEGACY_MAPPING = {
+    "REPLAY_FIELD_ID": "uuid",
+    "REPLAY_FIELD_TIMESTAMP": "at",
+    "REPLAY_TIMESTAMP_TYPE": "iso",
+    "REPLAY_FIELD_TYPE": "kind",
+    "REPLAY_FIELD_AGGREGATE": "order",
+    "REPLAY_EXCLUDE_FIELDS": "_id,uuid",
+}
+"""The mapping ``legacy`` of the shop's worker, for its collections ``legacy_...``."""
+
 
 @pytest.fixture(scope="session")
 def shop(
@@ -32,6 +43,12 @@ def shop(
     cluster = Cluster(stack, tmp_path_factory.mktemp("shop"))
     # Small: a test stores an event that is too large.
     cluster.environment["REPLAY_MAX_RECORD_BYTES"] = "100000"
+    mappings = cluster.folder / "mappings.json"
+    mappings.write_text(json.dumps({"legacy": LEGACY_MAPPING}))
+    cluster.environment |= {
+        "REPLAY_SOURCES": f"{cluster.name}.legacy_*",
+        "REPLAY_MAPPINGS": str(mappings),
+    }
     cluster.seed(SHOP_EVENTS)
     is_covered = pytestconfig.pluginmanager.hasplugin("_cov")
     worker = cluster.start_worker(None, **(COVERAGE if is_covered else {}))

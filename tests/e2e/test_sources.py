@@ -2,15 +2,103 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from support import wait_until
-from workers import Cluster
+import pymongo
+import pytest
+from command_line import CommandLine
+from support import create_topics, read_topic, unique_name, wait_until
+from workers import Cluster, Worker
 
 from replay_app.demo.shop import seed_store
 
 EVENTS = 1_500
 A_MINUTE = 60.0
+
+
+LEGACY_EVENTS = 60
+
+
+@pytest.fixture
+def legacy(shop: Cluster) -> str:
+    """A collection beside the shop's events, whose documents have another form."""
+    name = unique_name("legacy").replace("-", "_")
+    time = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    with pymongo.MongoClient[dict[str, Any]](shop.stack.mongo) as client:
+        client[shop.name][name].insert_many(
+            [
+                {
+                    "uuid": f"u-{number}",
+                    "kind": "placed" if number % 2 else "paid",
+                    "order": f"o-{number % 5}",
+                    "at": (time + dt.timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    "number": number,
+                }
+                for number in range(LEGACY_EVENTS)
+            ]
+        )
+    return name
+
+
+def test_a_command_names_another_collection_and_its_mapping(
+    shop: Cluster, worker: Worker, legacy: str, tmp_path: Path
+) -> None:
+    topic, replay_id = unique_name("to"), unique_name("legacy")
+    create_topics(shop.stack.kafka, {topic: 1})
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+    source = ("--collection", legacy, "--mapping", "legacy", "--event-type", "paid")
+    target = ("--to-topic", topic)
+
+    plan = json.loads(replay_app("plan", *source, *target, "--json"))
+    assert plan["source"]["REPLAY_MONGO_COLLECTION"] == legacy
+    assert plan["source"]["REPLAY_FIELD_ID"] == "uuid"
+    assert f"{shop.name}.{legacy}" in replay_app("plan", *source, *target)
+
+    told = replay_app("start", *source, *target, "--replay-id", replay_id, "--wait")
+    assert "completed" in told
+    records = read_topic(shop.stack.kafka, [topic])
+    numbers = [json.loads(record.value or b"")["number"] for record in records]
+    assert numbers == list(range(0, LEGACY_EVENTS, 2))
+    first = records[0]
+    assert (first.key, first.headers["replay-delivery-id"]) == (b"o-0", f"{replay_id}:u-0".encode())
+    assert first.headers["replay-original-time"] == b"2026-01-01T00:00:00.000Z"
+    assert b"uuid" not in (first.value or b"")
+
+    assert f"{shop.name}.{legacy}, mapping legacy" in replay_app("status", replay_id)
+    receipt = json.loads(replay_app("receipt", replay_id, "--json"))
+    assert (receipt["mapping"], receipt["source"]["REPLAY_MONGO_COLLECTION"]) == ("legacy", legacy)
+    assert "equal" in replay_app("verify", replay_id)
+    lines = replay_app("events", *source, *target).splitlines()
+    assert [json.loads(line)["event_id"] for line in lines] == [
+        f"u-{number}" for number in range(0, LEGACY_EVENTS, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            {"collection": "secrets"},
+            "no worker may read '{name}.secrets': REPLAY_SOURCES is {name}",
+        ),
+        ({"database": "admin", "collection": "legacy_x"}, "no worker may read 'admin.legacy_x'"),
+        (
+            {"mapping": "other"},
+            "there is no mapping 'other': the file of REPLAY_MAPPINGS has legacy",
+        ),
+        ({"collection": "legacy_none"}, "no collection '{name}.legacy_none': check the source"),
+    ],
+)
+def test_a_source_that_cannot_be_read_fails_the_replay_with_the_remedy(
+    shop: Cluster, source: dict[str, str], told: str
+) -> None:
+    session = shop.run(unique_name("refused"), source=source)
+    assert session["state"] == "failed"
+    assert told.format(name=shop.name) in session["error"]
 
 
 def pause_in_mid_run(cluster: Cluster, *replay_ids: str) -> None:

@@ -65,7 +65,7 @@ async def store(
 
 @pytest.fixture
 async def readers(settings: Settings, store: CountingStore) -> AsyncIterator[Readers]:
-    readers = Readers(settings, store, lambda _key: False)
+    readers = Readers(lambda _start: (settings, store), lambda _key: False)
     yield readers
     await readers.close()
 

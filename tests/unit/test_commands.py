@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
     "requested_by": "ana",
     "name": "orders",
     "reason": "orders view lost",
+    "source": {"database": "shop", "collection": "old.orders", "mapping": "legacy"},
     "filter": {
         "start": "2026-01-01T00:00:00Z",
         "end": "2026-02-01T00:00:00Z",
@@ -289,6 +290,17 @@ def test_times_in_reverse_are_refused(end: str) -> None:
         ({"target": {"topics": {"t": ""}}}, "target.topics.t: String should match pattern"),
         ({"target": {"topics": ["t"]}}, "target.topics: Input should be"),
         ({"target": {"cluster": "x"}}, "target.cluster: unknown field"),
+        ({"source": "orders"}, "source: Input should be an object"),
+        ({"source": {"topic": "x"}}, "source.topic: unknown field"),
+        ({"source": {"database": "a.b"}}, "source.database: String should match pattern"),
+        ({"source": {"database": "x" * 64}}, "source.database: String should match pattern"),
+        ({"source": {"collection": ""}}, "source.collection: String should have at least 1"),
+        ({"source": {"collection": "a$b"}}, "source.collection: String should match pattern"),
+        (
+            {"source": {"collection": "system.users"}},
+            "source.collection: 'system.users' belongs",
+        ),
+        ({"source": {"mapping": ["x"]}}, "source.mapping: Input should be a valid string"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(

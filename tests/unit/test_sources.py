@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from replay_app.exceptions import ReplayFailed
+from replay_app.commands import Source
+from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.reports import Plan
 from replay_app.settings import load_settings
-from replay_app.sources import UUID, require_same_source, source_of, with_uuid
+from replay_app.sources import UUID, require_same_source, settings_for, source_of, with_uuid
 
 PLANNED = {"mongo_database": "shop", "mongo_collection": "events"}
 
@@ -93,3 +96,112 @@ def test_no_source_has_a_secret() -> None:
     settings = load_settings(mongo="mongodb://reader:hidden@mongo/")
     assert "hidden" not in str(source_of(settings))
     assert "reader" not in str(source_of(settings))
+
+
+# A source that a command names
+
+LEGACY = {
+    "REPLAY_FIELD_ID": "uuid",
+    "REPLAY_FIELD_TIMESTAMP": "at",
+    "REPLAY_TIMESTAMP_TYPE": "iso",
+    "REPLAY_EXCLUDE_FIELDS": "_id,internal",
+    "REPLAY_TOPICS": {"placed": "orders"},
+}
+
+
+def mappings(folder: Path, content: object) -> Path:
+    file = folder / "mappings.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+def test_a_command_without_a_source_reads_what_the_settings_say() -> None:
+    settings = load_settings(**PLANNED)
+    assert settings_for(settings, Source()) is settings
+
+
+def test_a_named_mapping_replaces_the_settings_that_it_has_and_keeps_the_others(
+    tmp_path: Path,
+) -> None:
+    file = mappings(tmp_path, {"legacy": LEGACY})
+    settings = load_settings(**PLANNED, sources="shop.old_*", mappings=file, field_type="kind")
+    assert settings.mapping.field_timestamp == "timestamp"
+    found = settings_for(settings, Source(collection="old_orders", mapping="legacy"))
+    assert source_of(found) == source_of(settings) | {
+        "REPLAY_MONGO_COLLECTION": "old_orders",
+        "REPLAY_FIELD_ID": "uuid",
+        "REPLAY_FIELD_TIMESTAMP": "at",
+        "REPLAY_TIMESTAMP_TYPE": "iso",
+        "REPLAY_EXCLUDE_FIELDS": "_id,internal",
+        "REPLAY_TOPICS": '{"placed": "orders"}',
+    }
+    assert (found.mapping.field_timestamp, found.mapping.field_type) == ("at", "kind")
+
+
+@pytest.mark.parametrize(
+    ("sources", "source", "allowed"),
+    [
+        ("", Source(database="shop", collection="events"), True),  # the settings' own
+        ("", Source(mapping=None, collection="events"), True),
+        ("", Source(collection="other"), False),
+        ("shop.other", Source(collection="other"), True),
+        ("shop.other", Source(collection="others"), False),
+        ("other", Source(collection="other"), False),
+        ("*.events, archive.*", Source(database="copy"), True),
+        ("*.events, archive.*", Source(database="archive", collection="a.b"), True),
+        ("*.events, archive.*", Source(collection="EVENTS"), False),
+        ("*", Source(database="any", collection="thing"), True),
+    ],
+)
+def test_only_collections_that_the_settings_allow_are_read(
+    sources: str, source: Source, allowed: bool
+) -> None:
+    settings = load_settings(**PLANNED, sources=sources)
+    if allowed:
+        settings_for(settings, source)
+        return
+    with pytest.raises(ReplayFailed, match=r"no worker may read 'shop\..*REPLAY_SOURCES"):
+        settings_for(settings, source)
+
+
+def test_an_unknown_mapping_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    file = mappings(tmp_path, {"a": {}, "b": LEGACY})
+    for settings, known in (
+        (load_settings(), "has none"),
+        (load_settings(mappings=file), "has a, b"),
+    ):
+        with pytest.raises(ReplayFailed, match=f"no mapping 'x': .* {known};"):
+            settings_for(settings, Source(mapping="x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ("[]", 'write an object such as {"orders": {"REPLAY_FIELD_ID": "uuid"}}'),
+        ({"a": 1}, "write an object such as"),
+        ({"a": {"field_id": "x"}}, "mapping 'a': field_id is not a setting of a mapping; these"),
+        ({"a": {"REPLAY_KAFKA": "x"}}, "mapping 'a': REPLAY_KAFKA is not a setting of a mapping"),
+        ({"a": {"REPLAY_TIMESTAMP_TYPE": "x"}}, "mapping 'a': REPLAY_TIMESTAMP_TYPE: Input should"),
+        ({"a": {"REPLAY_FIELD_TYPE": ""}}, "mapping 'a': REPLAY_FIELD_TYPE: String should have"),
+        ({"a": {"REPLAY_FIELD_ID": None}}, "mapping 'a': REPLAY_FIELD_ID: Input should be"),
+        ({"a": {"REPLAY_TOPICS": {"x": "a b"}}}, "mapping 'a': REPLAY_TOPICS: 'a b', for type"),
+        ({"a": {"REPLAY_TOPIC_TEMPLATE": "{x}"}}, "mapping 'a': REPLAY_TOPIC_TEMPLATE: '{x}'"),
+    ],
+)
+def test_a_wrong_file_of_mappings_is_refused_at_the_start(
+    tmp_path: Path, content: object, told: str
+) -> None:
+    file = mappings(tmp_path, content)
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings(mappings=file)
+    assert str(refused.value).startswith(f"REPLAY_MAPPINGS={file}")
+    assert told in str(refused.value)
+
+
+def test_a_missing_file_of_mappings_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"cannot be read: No such file"):
+        load_settings(mappings=tmp_path / "none.json")
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        load_settings(mappings=tmp_path)

@@ -36,6 +36,14 @@ const time = (value) => (value ? new Date(value).toISOString().slice(0, 19).repl
 // How far in the events' time a replay is: "at 2026-01-09 14:02 of 2026-01-21 00:00".
 const place = (position) =>
   position ? `at ${time(position.time).slice(0, 16)} of ${time(position.end).slice(0, 16)}` : "";
+// Where the events are: the collection, and the mapping if the command names one.
+function source({ plan, start }) {
+  const planned = plan?.source ?? {};
+  const names = [planned.REPLAY_MONGO_DATABASE, planned.REPLAY_MONGO_COLLECTION].filter(Boolean);
+  const mapping = start.source?.mapping;
+  return (mapping ? [names.join("."), `mapping ${mapping}`] : [names.join(".")]).filter(Boolean).join(", ") || UNKNOWN;
+}
+
 const isCounting = ({ matched, plan, state }) =>
   matched === null && plan?.counted === "running" && ["waiting", "running"].includes(state);
 const matched = (session) => (isCounting(session) ? "counting" : count(session.matched));
@@ -249,6 +257,7 @@ function detailsOf(session) {
       ["Started (UTC)", time(session.started_at)],
       ["Ended (UTC)", time(session.ended_at)],
       ["Position (UTC)", place(session.position) || UNKNOWN],
+      ["Source", source(session)],
       ["Ordering", start.ordering],
       ["Shards", count(plan ? session.shards.length : null)],
       ["Repairs", count(session.repairs)],
