@@ -24,6 +24,8 @@ EVENT_TYPES = (
 EVENTS_PER_AGGREGATE = 50
 BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 INSERT_EVENTS = 5_000
+RICH_BYTES = 430
+"""Smaller events have fewer fields."""
 WORDS = (
     *("parcel", "warm", "letter", "market", "over", "green", "river"),
     *("number", "seven", "garden", "quick", "table", "paper"),
@@ -55,6 +57,9 @@ def history(count: int, size: int, per_aggregate: int = EVENTS_PER_AGGREGATE) ->
     aggregates = max(1, count // per_aggregate)
     for index in range(count):
         event = _event(index, index * 7919 % aggregates, rng)
+        if size < RICH_BYTES:
+            del event["metadata"], event["version"]
+            event["data"] = {"note": ""}
         missing = size - len(bson.encode(event))
         if missing < 0:
             raise ValueError(f"no event of this kind has only {size} bytes")

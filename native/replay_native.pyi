@@ -2,7 +2,7 @@
 
 from typing import Any, Final, TypedDict, final
 
-INTERFACE: Final = 4
+INTERFACE: Final = 5
 
 class Account(TypedDict):
     """The batches and counts of a page."""

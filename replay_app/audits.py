@@ -133,6 +133,21 @@ def _audit_of(start: Start, now: int, read: int, *warnings: str) -> Audit:
     return Audit(warnings, behind)
 
 
+async def unknown_redactions(session: Session, context: WorkerContext) -> tuple[str, ...]:
+    """Return warnings of fields that were to be redacted and that no event has.
+
+    Raises
+    ------
+    Unavailable
+        When the store does not answer.
+
+    """
+    if session.plan is None or not session.start.redact or not session.counters.read:
+        return ()
+    planner = Planner(session.start, *context.reads(session.start), context.describe)
+    return tuple(await planner.unknown_redactions(session.plan))
+
+
 async def lost_dead_letters(session: Session, context: WorkerContext) -> tuple[str, ...]:
     """Return a warning if the topic of the dead letters is not the one that the plan found.
 

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -65,6 +65,8 @@ MAX_AFTER = 100
 MAX_CONSUMERS = 20
 """Consumer groups that one replay can name."""
 GROUP_RULE = "1 to 249 characters, without control characters and without spaces at its ends"
+MAX_REDACTED = 100
+"""Fields that one replay can redact."""
 MAX_STEP = 1_000_000
 """Events of one step."""
 MAX_SKIPPED = 100
@@ -131,6 +133,8 @@ Time = Annotated[
 """Converted to UTC: a body that gives the same instant with another offset is an equal body."""
 StoredInt = Annotated[int, Field(ge=INTEGERS[0], le=INTEGERS[-1])]
 StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at most 64 bits")]
+Redact = Literal["drop", "null", "mask", "hash"]
+"""What becomes of a field that a replay redacts."""
 LeavesOut = Literal["skip", "dead-letter"]
 """What to do about an event that cannot be replayed, where the replay goes on without the event."""
 Rate = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
@@ -156,6 +160,15 @@ def _check_group(value: str) -> str:
 
 
 GroupName = Annotated[str, Field(min_length=1, max_length=249), AfterValidator(_check_group)]
+
+
+def _check_paths(paths: Iterable[str]) -> None:
+    """Raise ValueError if a dotted path could be an operator of the store."""
+    for path in paths:
+        parts = path.split(".")
+        if "\0" in path or not all(parts) or any(part.startswith("$") for part in parts):
+            msg = f"{path!r} is not a dotted field path; operators are not allowed"
+            raise ValueError(msg)
 
 
 def _check_collection(value: str) -> str:
@@ -184,11 +197,7 @@ class Filter(_Body):
     @field_validator("fields")
     @classmethod
     def _no_operators(cls, fields: dict[str, FieldCondition]) -> dict[str, FieldCondition]:
-        for path in fields:
-            parts = path.split(".")
-            if "\0" in path or not all(parts) or any(part.startswith("$") for part in parts):
-                msg = f"{path!r} is not a dotted field path; operators are not allowed"
-                raise ValueError(msg)
+        _check_paths(fields)
         return fields
 
     @model_validator(mode="after")
@@ -291,6 +300,8 @@ class Start(_Command):
     source: Source = Source()
     filter: Filter = Filter()
     target: Target = Target()
+    redact: dict[str, Redact] = Field(default_factory=dict, max_length=MAX_REDACTED)
+    """Dotted path of a field to what becomes of the field in each record."""
     ordering: Literal["global", "aggregate"] = "global"
     shards: Annotated[int, Field(ge=1, le=256), Whole] | None = None
     """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""
@@ -317,6 +328,18 @@ class Start(_Command):
     """Begin in the state ``paused``: nothing is planned before a resume or a step."""
     preflight: Literal["quick", "full"] = "quick"
     """``full``: publish nothing before every event is counted and every topic is known to exist."""
+
+    @field_validator("redact")
+    @classmethod
+    def _one_rule_each(cls, redact: dict[str, Redact]) -> dict[str, Redact]:
+        _check_paths(redact)
+        for path in redact:
+            parts = path.split(".")
+            outer = (".".join(parts[:size]) for size in range(1, len(parts)))
+            if within := next((one for one in outer if one in redact), None):
+                msg = f"{path!r} lies within {within!r}, which is redacted as a whole; name one"
+                raise ValueError(msg)
+        return redact
 
     @field_validator("speed", mode="before")
     @classmethod

@@ -87,7 +87,7 @@ class WorkerContext:
         The first read of the collection compares the identity of the collection, too.
         """
         settings, _ = self.reads(start)
-        require_same_source(plan.source, source_of(settings))
+        require_same_source(plan.source, source_of(settings, start))
 
     async def describe(self, names: Iterable[str]) -> dict[str, Destination]:
         """Ask the broker for destination topics; return those that exist.

@@ -449,8 +449,10 @@ class EmitSlice:
     async def _send_dead_letter(self, failure: FailedEvent) -> None:
         topic = self._context.topics.dead_letters
         key = shorten(failure.event_id or "", MAX_SHOWN_ID)
-        value: bytes | None = people_json(failure.document)
+        value = people_json(failure.document, self._spec.redaction)
         reason = failure.reason
+        if value is None:
+            reason += " (the document cannot be decoded, and so not be redacted, to be kept here)"
         size = len(value or b"") + len(key.encode())
         if size > self._settings.max_record_bytes:
             value = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from replay_app.exceptions import InvalidSettings
 from replay_app.pages import EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
+from replay_app.redaction import redaction_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,12 @@ def encode_spec(
     ``sort`` are the fields of the shard's order. ``partitions`` and ``batch_bytes`` are by topic:
     how many partitions the topic has, and the limit on its batches, see
     `destinations.batch_limits`.
+
+    Raises
+    ------
+    ReplayFailed
+        When the replay's redaction cannot be kept.
+
     """
     start = session.rules
     return EncodeSpec(
@@ -49,6 +56,7 @@ def encode_spec(
         compression=codec_name(settings),
         max_record_bytes=settings.max_record_bytes,
         batch_bytes=batch_bytes,
+        redaction=redaction_of(settings, start.redact),
     )
 
 

@@ -29,6 +29,7 @@ from replay_app.plans import frozen_bound, shard_of
 from replay_app.python_encoder import PythonEncoder
 from replay_app.queries import advance, after, time_range, untimed
 from replay_app.readers import Readers
+from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_SHOWN_ID, SampleHeader, SampleRecord
 from replay_app.ties import tie_runs
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from replay_app.commands import Start
     from replay_app.events import EventMapping
     from replay_app.readers import PageReader
+    from replay_app.redaction import Redaction
     from replay_app.reports import ShardPlan
     from replay_app.settings import Settings
     from replay_app.store import EventStore
@@ -67,11 +69,14 @@ class EventRecord:
     headers: Sequence[tuple[str, bytes]] = ()
     cursor: str | None = None
     """Behind the event; None where no reading can go on: between events with equal sort values."""
+    redaction: Redaction | None = None
+    """For what is shown of an event that cannot be replayed."""
 
     def members(self, *, is_json: bool) -> dict[str, Any]:
         """Return what is shown of the record. ``is_json``: the value is JSON, not another text."""
         if self.error is not None:
-            document = orjson.Fragment(_json_or_base64(people_json(self.document)))
+            text = people_json(self.document, self.redaction)
+            document = None if text is None else orjson.Fragment(_json_or_base64(text))
             found: dict[str, Any] = {
                 "event_id": self.event_id,
                 "error": self.error,
@@ -150,6 +155,7 @@ class RecordMaker:
             record_timestamp=settings.record_timestamp,
             compression="none",
             max_record_bytes=settings.max_record_bytes,
+            redaction=redaction_of(settings, start.redact),
         )
         self._encoder = PythonEncoder(self._spec)
 
@@ -159,7 +165,13 @@ class RecordMaker:
             made = self._encoder.record(document)
         except EventError as error:
             failure = make_failure(0, document, error, self._mapping)
-            return EventRecord(document, failure.event_id, failure.reason, cursor=cursor)
+            return EventRecord(
+                document,
+                failure.event_id,
+                failure.reason,
+                cursor=cursor,
+                redaction=self._spec.redaction,
+            )
         if made is None:
             return None
         kind, topic, _, time, key, value, headers = made

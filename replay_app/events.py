@@ -116,6 +116,11 @@ def _at(document: Any, path: str) -> Any:
     return document
 
 
+def is_within(path: str, outer: str) -> bool:
+    """Return whether a dotted path leads to the field of another path, or to a field inside it."""
+    return path == outer or path.startswith(f"{outer}.")
+
+
 def is_marked(document: Document, path: str) -> bool:
     """Return whether a document has the header at a dotted path, whatever the header's value.
 
@@ -282,8 +287,14 @@ def destination(kind: Any, own_topic: Any, mapping: EventMapping, target: Target
     return topic
 
 
-def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
+def event_value(
+    document: dict[str, Any],
+    mapping: EventMapping,
+    redact: Callable[[Document], None] = lambda _: None,
+) -> bytes:
     """Return the record's value. The excluded fields are removed from ``document``.
+
+    ``redact`` changes the rest of the document, before it becomes JSON.
 
     Raises
     ------
@@ -304,11 +315,14 @@ def event_value(document: dict[str, Any], mapping: EventMapping) -> bytes:
         raise EventError(msg)
     for path in mapping.exclude_fields:
         remove_field(document, path)
+    redact(document)
     return encode_json(document)
 
 
-def encode_json(document: Document) -> bytes:
+def encode_json(document: Any, path: str = "") -> bytes:
     """Return a decoded BSON document as JSON (the table is in docs/mapping.md).
+
+    ``path`` leads to it, if it is a value within a document.
 
     Raises
     ------
@@ -325,7 +339,7 @@ def encode_json(document: Document) -> bytes:
         raise EventError(msg) from error
     # orjson writes NaN and infinities as null. JSON without a null had no such number.
     if b"null" in value:
-        _require_finite(document, "")
+        _require_finite(document, path)
     return value
 
 

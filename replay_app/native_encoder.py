@@ -26,7 +26,7 @@ from replay_app.pages import (
 )
 from replay_app.python_encoder import PythonEncoder
 
-INTERFACE = 4
+INTERFACE = 5
 """The version of ``replay_native``'s interface that this module calls."""
 
 
@@ -101,6 +101,7 @@ def _native_spec(spec: EncodeSpec) -> dict[str, Any]:
     """Return a spec as the argument of ``replay_native.Encoder``."""
     mapping, target = spec.mapping, spec.target
     headers = replay_headers(spec)
+    redact, redact_key = ([], b"") if spec.redaction is None else spec.redaction.native
     return {
         "field_id": mapping.field_id,
         "field_timestamp": mapping.field_timestamp,
@@ -112,6 +113,8 @@ def _native_spec(spec: EncodeSpec) -> dict[str, Any]:
         "field_replayed": None if spec.include_replayed else mapping.field_replayed,
         "timestamp_type": mapping.timestamp_type,
         "exclude_fields": list(mapping.exclude_fields),
+        "redact": redact,
+        "redact_key": redact_key,
         "topics": dict(mapping.topics),
         "topic_template": mapping.topic_template,
         "target_topic": target.topic,

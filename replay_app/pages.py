@@ -27,6 +27,7 @@ from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.extended_json import RELAXED
 from replay_app.internals import BatchBuilder
 from replay_app.queries import sort_value
+from replay_app.redaction import Redaction
 
 DECODE_ERRORS = (InvalidBSON, ValueError, OverflowError, RecursionError)
 """What the driver raises for documents that it cannot decode."""
@@ -73,6 +74,7 @@ class EncodeSpec:
     max_record_bytes: int
     batch_bytes: dict[str, int] = field(default_factory=dict)
     """Most bytes of a batch, for each topic whose own limit is below ``max_record_bytes``."""
+    redaction: Redaction | None = None
 
 
 @dataclass(slots=True)
@@ -295,16 +297,18 @@ def make_failure(
     return FailedEvent(index, identity, str(error), document, missing_topic)
 
 
-def people_json(document: bytes) -> bytes:
+def people_json(document: bytes, redaction: Redaction | None = None) -> bytes | None:
     """Return a stored event as extended JSON that people read.
 
-    The raw bytes if the event cannot be decoded.
+    If the event cannot be decoded: the raw bytes; None if something in them is to be redacted.
     """
     try:
         decoded = bson.decode(document, codec_options=LENIENT)
+        if redaction is not None:
+            redaction.masked().apply(decoded)
         return json_util.dumps(decoded, json_options=RELAXED).encode()
     except (InvalidBSON, ValueError, OverflowError):
-        return document
+        return document if redaction is None else None
 
 
 def readable(document: bytes) -> Document:

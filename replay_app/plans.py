@@ -22,7 +22,7 @@ from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Sp
 from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
 from replay_app.handover import live_topics, unknown_offsets
-from replay_app.looks import known_topics, look
+from replay_app.looks import LOOK_AROUND_SECONDS, known_topics, look
 from replay_app.queries import (
     Query,
     all_of,
@@ -31,6 +31,7 @@ from replay_app.queries import (
     to_json,
     untimed,
 )
+from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, most_common
 from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
@@ -62,6 +63,8 @@ class Planner:
         store: EventStore,
         describe: Describe,
     ) -> None:
+        """Make a planner, or raise `ReplayFailed` if the replay's redaction cannot be kept."""
+        redaction_of(settings, start.redact)
         self._start = start
         self._settings = settings
         self._mapping = settings.mapping
@@ -89,7 +92,8 @@ class Planner:
 
         """
         await self._store.require_collection()
-        source = with_uuid(source_of(self._settings), (await self._store.identify()).uuid)
+        source = source_of(self._settings, self._start)
+        source = with_uuid(source, (await self._store.identify()).uuid)
         if frozen:
             require_same_source(frozen.source, source)
         end = frozen.end if frozen else await frozen_bound(self._start, self._mapping, self._store)
@@ -100,7 +104,10 @@ class Planner:
         counting = asyncio.create_task(self._count(end, at_once=at_once))
         looking = asyncio.create_task(self._look(timed, at_once=at_once))
         try:
-            index_warnings = await self._index_warnings(timed)
+            look_warnings = await self._index_warnings(timed)
+            look_warnings += await self._checks.unknown_redactions(
+                timed, LOOK_AROUND_SECONDS if at_once else LOOK_SECONDS, is_last=not at_once
+            )
             found = await counting
             kinds = await looking if found.timed is None else []
         finally:
@@ -131,7 +138,7 @@ class Planner:
         except (TimeLimitExceeded, TimeoutError):
             is_open = at_once
             more += [] if at_once else [_not_compared(seconds)]
-        more += [*without_topic, *(index_warnings + cut_warnings if found.timed != {} else [])]
+        more += [*without_topic, *(look_warnings + cut_warnings if found.timed != {} else [])]
         warnings = [*found.warnings, *more, *preflight.check(self._settings, spans)]
         if frozen is None:
             shards = [] if found.timed == {} else shards
@@ -234,6 +241,18 @@ class Planner:
         """
         await self._require_same(plan)
         return self._matched(await count_events(self._start, self._settings, self._store, plan.end))
+
+    async def unknown_redactions(self, plan: Plan) -> list[str]:
+        """Return warnings of fields that were to be redacted, and that no event of a plan has.
+
+        Raises
+        ------
+        Unavailable
+            When the store does not answer.
+
+        """
+        timed = all_of(self._filter, self._bounds(plan.end))
+        return await self._checks.unknown_redactions(timed, LOOK_SECONDS, is_last=True)
 
     async def _require_same(self, plan: Plan) -> None:
         identity = await self._store.identify()

@@ -24,6 +24,7 @@ from replay_app.events import (
     id_of,
     is_marked,
     is_text,
+    is_within,
     rfc3339,
 )
 from replay_app.exceptions import EventError
@@ -67,6 +68,8 @@ class PythonEncoder:
         self._compression = COMPRESSION_CODES[spec.compression]
         self._used = {*fields_of(spec.mapping), *spec.cursor_fields}
         self._topics: dict[tuple[str, Any], str] = {}
+        redaction = spec.redaction
+        self._redact = _keep_all if redaction is None else redaction.apply
 
     def encode(self, page: bytes, now_ms: int) -> EncodedPage:
         """Encode a page; see `PageEncoder`."""
@@ -141,7 +144,7 @@ class PythonEncoder:
         ]
         topic = self._topic(kind, field_at(document, mapping.field_topic))
         key = event_key(document, mapping, identity)
-        value = event_value(document, mapping)
+        value = event_value(document, mapping, self._redact)
         size = len(key) + len(value) + len(delivered) + self._overhead_bytes
         if size > spec.max_record_bytes:
             msg = (
@@ -196,10 +199,10 @@ class PythonEncoder:
         """Return whether the field at a path is published, or is used to map or to order events."""
         mapping = self._spec.mapping
         if mapping.field_value is None and not any(
-            _is_within(path, excluded) for excluded in mapping.exclude_fields
+            is_within(path, excluded) for excluded in mapping.exclude_fields
         ):
             return True
-        return any(_is_within(path, used) or _is_within(used, path) for used in self._used)
+        return any(is_within(path, used) or is_within(used, path) for used in self._used)
 
     def _topic(self, kind: str, own_topic: Any) -> str:
         """Return the destination topic. Types and topics are few, so the result is cached."""
@@ -222,8 +225,8 @@ class PythonEncoder:
         return batch
 
 
-def _is_within(path: str, outer: str) -> bool:
-    return path == outer or path.startswith(f"{outer}.")
+def _keep_all(document: Document) -> None:
+    """Redact nothing."""
 
 
 def _decode_all(page: bytes, spans: list[tuple[int, int]]) -> Iterator[Document | EventError]:

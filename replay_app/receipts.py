@@ -41,6 +41,7 @@ def receipt_document(session: SessionJson) -> dict[str, Any]:
         "mapping": (start.get("source") or {}).get("mapping"),
         "filter": _given(start["filter"]),
         "target": _given(start["target"]),
+        "redact": start.get("redact") or {},
         "ordering": start["ordering"],
         "dry_run": start["dry_run"],
         "bounds": {"start": start["filter"]["start"], "end": plan.get("end")},
@@ -98,6 +99,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
                 ("events from", bounds["start"] or "the oldest one"),
                 ("events before", bounds["end"]),
                 ("target", _json(document["target"]) or "each event's original topic"),
+                ("redacted", _json(document["redact"]) or None),
                 ("order", document["ordering"]),
                 ("matched", document["matched"]),
             )

@@ -147,6 +147,10 @@ class Settings(BaseSettings):
     topic_template: str = Field(
         "{event_type}", min_length=1, description="Topic if no other rule gives one."
     )
+    redact_key: pydantic.SecretStr | None = Field(
+        None,
+        description="Secret key of the hashes that a command asks for in `redact`.",
+    )
     record_timestamp: Literal["append", "original"] = Field(
         "append",
         description="Timestamp of replayed records: time of the replay, or time of the event.",
@@ -249,9 +253,9 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("api_token", mode="before")
+    @field_validator("api_token", "redact_key", mode="before")
     @classmethod
-    def _drop_empty_token(cls, value: object) -> object:
+    def _drop_empty_secret(cls, value: object) -> object:
         # REPLAY_API_TOKEN= must not open the API to everybody who sends an empty token.
         return None if isinstance(value, str) and not value.strip() else value
 
@@ -356,7 +360,8 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Return all secrets, each as it is written and as it is meant."""
-        words = [one for one in (self.api_token, self.kafka_sasl_plain_password) if one]
+        own = (self.api_token, self.kafka_sasl_plain_password, self.redact_key)
+        words = [one for one in own if one]
         in_uri = uri_secrets(self.mongo.get_secret_value())
         return (*(word.get_secret_value() for word in words), *in_uri, *map(unquote_plus, in_uri))
 

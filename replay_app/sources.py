@@ -14,12 +14,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from replay_app.exceptions import ReplayFailed
+from replay_app.redaction import key_fingerprint
 from replay_app.settings import mapping_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from replay_app.commands import Source
+    from replay_app.commands import Source, Start
     from replay_app.settings import Settings
 
 MAX_VALUE = 200
@@ -65,10 +66,14 @@ def settings_for(settings: Settings, source: Source) -> Settings:
     return settings.replaced(members)
 
 
-def source_of(settings: Settings) -> dict[str, str]:
-    """Return the settings that must stay the same while a replay lasts, by variable, as text."""
+def source_of(settings: Settings, start: Start | None = None) -> dict[str, str]:
+    """Return the settings that must stay the same while a replay lasts, by variable, as text.
+
+    The key of the hashes is among them if the start command asks for a hash.
+    """
     values = settings.model_dump(include=_NAMES | mapping_settings())
-    return {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
+    found = {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
+    return found if start is None else found | key_fingerprint(settings, start.redact)
 
 
 def _text(value: Any) -> str:

@@ -80,6 +80,13 @@ def add_target_options(parser: ArgumentParser) -> None:
     add("--to-topic", "target.topic", "one topic for all events", metavar="TOPIC")
     add_many("--to", "target.topics", "a topic for a type", metavar="TYPE=TOPIC", type=_assignment)
     add("--prefix", "target.prefix", "text before the original topic's name", metavar="TEXT")
+    add_many(
+        "--redact",
+        "body.redact",
+        "what becomes of the field at this dotted path: drop, null, mask or hash",
+        metavar="PATH=RULE",
+        type=_assignment,
+    )
 
 
 def add_start_options(parser: ArgumentParser) -> None:
@@ -171,7 +178,7 @@ def start_body(options: Namespace) -> dict[str, Any]:
     for destination, value in vars(options).items():
         name, dot, member = destination.partition(".")
         if dot:
-            parts[name][member] = dict(value) if member in {"fields", "topics"} else value
+            parts[name][member] = dict(value) if member in {"fields", "topics", "redact"} else value
     if not any(parts["filter"].values()):
         raise WrongUsage(
             "which events? Name a condition, such as --event-type or --start, or ask for every "

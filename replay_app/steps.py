@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from replay_app.audits import audit, lost_dead_letters
+from replay_app.audits import audit, lost_dead_letters, unknown_redactions
 from replay_app.checkpoints import Checkpoint
 from replay_app.dropped_slices import explain_dropped, find_dropped_records
 from replay_app.exceptions import ReplayFailed, Unavailable
@@ -218,6 +218,7 @@ class Steps:
         context = self._context
         found = await audit(session, context)
         warnings = found.warnings + await lost_dead_letters(session, context)
+        warnings += await unknown_redactions(session, context)
         settings, _ = context.reads(session.start)
         more = await complete_handover(session, settings)
         if more is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from replay_app.events import (
 )
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.queries import Query, all_of, bound_text, not_before
+from replay_app.redaction import Redaction
 from replay_app.reports import few
 from replay_app.store import TimeLimitExceeded
 
@@ -84,9 +86,14 @@ class StoreChecks:
             msg = (
                 f"the mapping fits no event: of {len(documents)} events of {self._store.name} that "
                 f"were looked at, none has {' or '.join(faults)}. Correct the settings, then "
-                f"retry. An example of the events: {example(documents[0])}"
+                f"retry. An example of the events: {self._example(documents[0])}"
             )
             raise ReplayFailed(msg)
+
+    def _example(self, document: Document) -> str:
+        """Return a document in the way of `example`, redacted as the replay asks for."""
+        Redaction(self._start.redact, b"").masked().apply(document)
+        return example(document)
 
     async def require_text_times(self, seen: Sequence[Document] = ()) -> None:
         """Check that text times sort in the order of time, and beside the command's bounds.
@@ -153,6 +160,34 @@ class StoreChecks:
         )
         return [warning]
 
+    async def unknown_redactions(
+        self, query: Query, seconds: float, *, is_last: bool = False
+    ) -> list[str]:
+        """Return a warning for each path that is to be redacted and that no matching event has.
+
+        What the store does not tell within ``seconds`` stays unknown; the last look says so.
+        """
+        until, missing, unknown = time.monotonic() + seconds, list[str](), list[str]()
+        for path in self._start.redact:
+            match = {"$match": all_of(query, {path: {"$exists": True}})}
+            try:
+                left = max(0.001, until - time.monotonic())
+                if not await self._store.documents([match, {"$limit": 1}], left):
+                    missing.append(path)
+            except TimeLimitExceeded:
+                unknown.append(path)
+        warnings = [
+            f"redact: no matching event has the field {path!r}, so nothing is redacted there: is "
+            "the path right?"
+            for path in missing
+        ]
+        if unknown and is_last:
+            warnings.append(
+                f"redact: the store does not tell within {seconds:g} s whether an event has the "
+                f"fields {_few(map(repr, unknown))}: look at some records"
+            )
+        return warnings
+
     async def nothing_matches(self) -> str:
         """Return the warning that no event matches, with what is there instead."""
         documents = await self._sample({})
@@ -160,7 +195,8 @@ class StoreChecks:
             return f"the filter fits no event: no event was found in {self._store.name} at all"
         return (
             f"the filter fits no event. In a sample of {len(documents)} events of "
-            f"{self._store.name} there are {contents(documents, self._mapping)}"
+            f"{self._store.name} there are {contents(documents, self._mapping)}. An example: "
+            f"{self._example(documents[0])}"
         )
 
     async def _sample(self, query: Query) -> list[Document]:
@@ -283,7 +319,7 @@ def text_time_fault(texts: Iterable[str], bounds: Iterable[datetime]) -> str | N
 
 
 def contents(documents: list[Document], mapping: EventMapping) -> str:
-    """Return what a sample holds: types, aggregate ids, first and last time, an example."""
+    """Return what a sample holds: types, aggregate ids, first and last time."""
     types: dict[str, None] = {}
     aggregates: dict[str, None] = {}
     times: list[datetime] = []
@@ -304,7 +340,7 @@ def contents(documents: list[Document], mapping: EventMapping) -> str:
         found.append(f"times from {first} to {last}")
     else:
         found.append(f"no {mapping.timestamp_type} times in {mapping.field_timestamp!r}")
-    return f"{', '.join(found)}. An example: {example(documents[0])}"
+    return ", ".join(found)
 
 
 def example(document: Document) -> str:

@@ -226,6 +226,7 @@ def account(session: SessionJson) -> list[str]:
             ("filter", _conditions(start["filter"]) or "every event"),
             ("source", _source(session["plan"], start.get("source"))),
             ("target", _conditions(start["target"]) or "each event's original topic"),
+            ("redact", _conditions(start.get("redact") or {}) or None),
             ("max lag", f"{start['max_lag']:,} records" if start.get("max_lag") else None),
             ("chain", start.get("chain")),
             ("after", ", ".join(map(parent_text, start["after"]))),

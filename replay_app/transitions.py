@@ -501,7 +501,8 @@ def _on_finish(session: Session, report: Report, now: datetime) -> Step:
     if report.state == "failed":  # a cancelled replay publishes nothing more in any case
         warning = f"the cancellation could not be announced: {report.error}"
         session = session.model_copy(update={"warnings": (*session.warnings, warning)})
-    update: dict[str, Any] = {"warnings": (*session.warnings, *report.warnings)}
+    more = tuple(one for one in report.warnings if one not in session.warnings)
+    update: dict[str, Any] = {"warnings": (*session.warnings, *more)}
     if session.plan is not None and report.plan is not None:  # it has further live topics
         kept = keep_handover(session.plan, report.plan)
         found = {name: getattr(kept, name) for name in HANDED_OVER}

@@ -76,7 +76,7 @@ async def verify(
     try:
         settings = settings_for(settings, session.start.source)
         store = EventStore(settings)
-        require_same_source(plan.source if plan else {}, source_of(settings))
+        require_same_source(plan.source if plan else {}, source_of(settings, session.start))
         await store.require_collection()
         names = {*session.offsets, *(plan.partitions if plan else ())}
         topics = await describe_destinations(settings, names)

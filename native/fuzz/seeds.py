@@ -34,8 +34,8 @@ EVENTS = [
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 documents = [bson.encode(event, codec_options=STRICT) for event in EVENTS]
-for option in range(0, 4096, 129):
+for option in range(0, 16384, 257):
     options, framed = (option & ~1).to_bytes(2, "little"), (option | 1).to_bytes(2, "little")
-    document = documents[option // 129 % len(documents)]
+    document = documents[option // 257 % len(documents)]
     (folder / f"page-{option}").write_bytes(options + b"".join(documents[:4]) + document)
     (folder / f"document-{option}").write_bytes(framed + document[4:-1])

@@ -13,6 +13,7 @@
 //! - `mapping` finds the id, time, type, topic and key of a document by the rules of the mapping.
 //! - `extended` writes ids as extended JSON.
 //! - `walk` reads a document: it checks every byte, writes the JSON, keeps the mapped fields.
+//! - `redaction` hashes and masks fields.
 //! - `json` writes a BSON value as JSON text.
 //! - `time` reads and writes times.
 //! - `batches` builds, compresses and seals Kafka's record batches.
@@ -24,6 +25,7 @@ pub mod extended;
 pub mod json;
 pub mod mapping;
 pub mod page;
+pub mod redaction;
 pub mod time;
 pub mod walk;
 

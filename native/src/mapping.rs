@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::redaction::{self, Redact};
 use crate::walk::{Node, Slots, Value};
 use crate::{Declined, extended, json, time};
 
@@ -54,6 +55,8 @@ pub struct Spec {
     pub max_record_bytes: usize,
     /// The most bytes of a batch, for each topic whose own limit is below `max_record_bytes`.
     pub batch_bytes: HashMap<String, usize>,
+    /// The key of hashed fields.
+    pub redact_key: redaction::Key,
 }
 
 /// The fields that `walk` looks for.
@@ -81,6 +84,8 @@ pub struct FieldPaths {
     pub field_replayed: Option<String>,
     /// Fields that the JSON does not have.
     pub exclude_fields: Vec<String>,
+    /// Fields that the JSON has in another form.
+    pub redact: Vec<(String, Redact)>,
 }
 
 impl Fields {
@@ -105,6 +110,9 @@ impl Fields {
         }
         for path in &paths.exclude_fields {
             root.exclude(path);
+        }
+        for (path, rule) in &paths.redact {
+            root.redact(path, *rule);
         }
         let (has_key, has_value) = (paths.field_key.is_some(), paths.field_value.is_some());
         Self { root, has_key, has_value }

@@ -151,7 +151,7 @@ impl Page {
         let Scratch { json, names, identity, delivery, key, route, headers } = scratch;
         json.clear();
         let write = !spec.fields.has_value;
-        let slots = walk(document, spec.fields.root(), write, json, names)?;
+        let slots = walk(document, spec.fields.root(), write, json, names, &spec.redact_key)?;
         let identity = spec.identity(&slots, identity)?;
         let delivery = spec.delivery(&slots, identity, delivery)?;
         if slots[REPLAYED].is_some() {

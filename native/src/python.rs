@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::mapping::{FieldPaths, Fields, Spec, TimestampType};
+use crate::redaction::{self, Redact};
 use crate::{batches, page};
 
 /// Kafka writes the size of a batch with 32 bits, so the encoder declines larger records.
@@ -70,6 +71,10 @@ impl Encoder {
             field_value: get(spec, "field_value")?,
             field_replayed: get(spec, "field_replayed")?,
             exclude_fields: get(spec, "exclude_fields")?,
+            redact: get::<Vec<(String, String)>>(spec, "redact")?
+                .into_iter()
+                .map(|(path, rule)| Ok((path, redact(&rule)?)))
+                .collect::<PyResult<_>>()?,
         });
         let spec = Spec {
             fields,
@@ -99,6 +104,7 @@ impl Encoder {
             },
             max_record_bytes: get::<usize>(spec, "max_record_bytes")?.min(MAX_BATCH_BYTES),
             batch_bytes: get(spec, "batch_bytes")?,
+            redact_key: redaction::Key::new(&get::<Vec<u8>>(spec, "redact_key")?),
         };
         Ok(Self { spec: Arc::new(spec) })
     }
@@ -237,6 +243,16 @@ impl Batch {
     }
 }
 
+fn redact(rule: &str) -> PyResult<Redact> {
+    match rule {
+        "drop" => Ok(Redact::Drop),
+        "null" => Ok(Redact::Null),
+        "mask" => Ok(Redact::Mask),
+        "hash" => Ok(Redact::Hash),
+        other => Err(PyValueError::new_err(format!("redact {other:?}"))),
+    }
+}
+
 fn get<T: for<'a, 'py> FromPyObject<'a, 'py>>(
     spec: &Bound<'_, PyDict>,
     name: &'static str,
@@ -265,5 +281,5 @@ mod replay_native {
     /// Goes up by 1 with each change of `replay_native.pyi`, of the names in `spec`, or of the records
     /// that the rules make: the reference and this module must follow the same rules.
     #[pymodule_export]
-    const INTERFACE: u32 = 4;
+    const INTERFACE: u32 = 5;
 }

@@ -3,6 +3,7 @@
 
 use crate::Declined;
 use crate::json::{self, HIGHS, ONES};
+use crate::redaction::{self, Redact};
 
 /// The number of fields that a mapping can have: one bit of `Node::slots` each.
 pub const SLOTS: usize = 8;
@@ -48,6 +49,9 @@ pub struct Node {
     slots: u8,
     /// The JSON does not have the field.
     excluded: bool,
+    redact: Option<Redact>,
+    /// A field below this one is redacted.
+    has_redacted: bool,
     children: Vec<Node>,
 }
 
@@ -60,6 +64,16 @@ impl Node {
     /// Leave the field at a dotted path out of the JSON.
     pub fn exclude(&mut self, path: &str) {
         self.at(path).excluded = true;
+    }
+
+    /// Redact the field at a dotted path, which leads through arrays.
+    pub fn redact(&mut self, path: &str, rule: Redact) {
+        let mut node = &mut *self;
+        for name in path.split('.') {
+            node.has_redacted = true;
+            node = node.at(name);
+        }
+        node.redact = Some(rule);
     }
 
     fn at(&mut self, path: &str) -> &mut Node {
@@ -95,7 +109,7 @@ impl Node {
 
 /// Read a document: fill the slots and, if `write` is true, write the JSON.
 ///
-/// `names` is a buffer that several calls can share.
+/// `names` is a buffer that several calls can share. `key` is the key of hashed fields.
 ///
 /// # Errors
 ///
@@ -106,10 +120,11 @@ pub fn walk<'a>(
     write: bool,
     out: &mut Vec<u8>,
     names: &mut Vec<u64>,
+    key: &redaction::Key,
 ) -> Result<Slots<'a>, Declined> {
     names.clear();
-    let mut walk = Walk { bytes: document, at: 0, out, names, slots: [None; SLOTS] };
-    walk.document(Some(root), write, 0)?;
+    let mut walk = Walk { bytes: document, at: 0, out, names, slots: [None; SLOTS], key };
+    walk.document(Some(root), write, 0, false)?;
     if walk.bytes.len() == walk.at { Ok(walk.slots) } else { Err(Declined) }
 }
 
@@ -165,10 +180,18 @@ struct Walk<'a, 'o> {
     /// `Name::hash` of all names so far in the documents that have begun and not ended.
     names: &'o mut Vec<u64>,
     slots: Slots<'a>,
+    key: &'o redaction::Key,
 }
 
 impl<'a> Walk<'a, '_> {
-    fn document(&mut self, node: Option<&Node>, write: bool, depth: usize) -> Result<(), Declined> {
+    /// `listed`: the document is in an array, where paths lead only to redacted fields.
+    fn document(
+        &mut self,
+        node: Option<&Node>,
+        write: bool,
+        depth: usize,
+        listed: bool,
+    ) -> Result<(), Declined> {
         let outer = self.enter(depth)?;
         let first_name = self.names.len();
         let mut separator = b'{';
@@ -180,7 +203,9 @@ impl<'a> Walk<'a, '_> {
             }
             self.add_name(first_name, name.hash)?;
             let child = node.and_then(|node| node.child(&name));
-            let write = write && !child.is_some_and(|child| child.excluded);
+            let redact = child.and_then(|child| child.redact);
+            let is_left_out = child.is_some_and(|child| child.excluded && !listed);
+            let write = write && !is_left_out && redact != Some(Redact::Drop);
             if write {
                 self.out.reserve(name.text.len() + 4);
                 self.out.push(separator);
@@ -196,8 +221,11 @@ impl<'a> Walk<'a, '_> {
             } else if !name.is_plain {
                 json::check(name.text)?;
             }
-            let value = self.value(kind, child, write, depth)?;
-            let mut slots = child.map_or(0, |child| child.slots);
+            let value = match redact {
+                Some(rule) if write => self.redacted(rule, kind, child, depth, listed)?,
+                _ => self.value(kind, child, write, depth, listed)?,
+            };
+            let mut slots = child.map_or(0, |child| if listed { 0 } else { child.slots });
             while slots != 0 {
                 self.slots[slots.trailing_zeros() as usize] = Some(value);
                 slots &= slots - 1;
@@ -212,7 +240,7 @@ impl<'a> Walk<'a, '_> {
         Ok(())
     }
 
-    fn array(&mut self, write: bool, depth: usize) -> Result<(), Declined> {
+    fn array(&mut self, node: Option<&Node>, write: bool, depth: usize) -> Result<(), Declined> {
         let outer = self.enter(depth)?;
         let mut separator = b'[';
         while self.at < self.bytes.len() {
@@ -222,7 +250,7 @@ impl<'a> Walk<'a, '_> {
                 self.out.push(separator);
                 separator = b',';
             }
-            self.value(kind, None, write, depth)?;
+            self.value(kind, node, write, depth, true)?;
         }
         if write {
             let end: &[u8] = if separator == b'[' { b"[]" } else { b"]" };
@@ -256,19 +284,21 @@ impl<'a> Walk<'a, '_> {
         node: Option<&Node>,
         write: bool,
         depth: usize,
+        listed: bool,
     ) -> Result<Value<'a>, Declined> {
         let value = match kind {
             0x01 => Value::Double(f64::from_le_bytes(self.word()?)),
             0x02 | 0x0E => Value::Text(self.text()?),
             0x03 => {
                 let start = self.at;
-                self.document(node, write, depth + 1)?;
+                self.document(node, write, depth + 1, listed)?;
                 return Ok(Value::Document(&self.bytes[start..self.at]));
             }
             0x04 => {
                 let start = self.at;
-                self.array(write, depth + 1)?;
-                if node.is_some_and(|node| node.has_name_in(&self.bytes[start..self.at])) {
+                self.array(node.filter(|node| node.has_redacted), write, depth + 1)?;
+                let array = &self.bytes[start..self.at];
+                if !listed && node.is_some_and(|node| node.has_name_in(array)) {
                     return Err(Declined);
                 }
                 return Ok(Value::Other);
@@ -296,6 +326,35 @@ impl<'a> Walk<'a, '_> {
             self.write(value)?;
         } else if let Value::Text(text) = value {
             json::check(text)?;
+        }
+        Ok(value)
+    }
+
+    /// Write what becomes of a redacted value.
+    fn redacted(
+        &mut self,
+        rule: Redact,
+        kind: u8,
+        node: Option<&Node>,
+        depth: usize,
+        listed: bool,
+    ) -> Result<Value<'a>, Declined> {
+        let start = self.out.len();
+        let value = self.value(kind, node, rule == Redact::Hash, depth, listed)?;
+        match (rule, value) {
+            (Redact::Drop, _) | (Redact::Hash, Value::Null) => {}
+            (Redact::Null, _) => self.out.extend_from_slice(b"null"),
+            (Redact::Mask, _) => self.out.extend_from_slice(redaction::mask(kind)),
+            (Redact::Hash, value) => {
+                let digest = match value {
+                    Value::Text(text) => self.key.hash(text),
+                    _ => self.key.hash(&self.out[start..]),
+                };
+                self.out.truncate(start);
+                self.out.push(b'"');
+                json::hex(self.out, &digest);
+                self.out.push(b'"');
+            }
         }
         Ok(value)
     }
@@ -408,7 +467,7 @@ mod tests {
 
     fn json_of(raw: &[u8]) -> Result<String, Declined> {
         let mut out = Vec::new();
-        walk(raw, &Node::default(), true, &mut out, &mut Vec::new())?;
+        walk(raw, &Node::default(), true, &mut out, &mut Vec::new(), &redaction::Key::new(b""))?;
         Ok(String::from_utf8(out).unwrap())
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from secret_values import SECRET_WORD
 from workers import SHOP_EVENTS, Cluster, Worker
 
 from replay_app.demo.stack import Stack
@@ -48,6 +49,7 @@ def shop(
     cluster.environment |= {
         "REPLAY_SOURCES": f"{cluster.name}.legacy_*",
         "REPLAY_MAPPINGS": str(mappings),
+        "REPLAY_REDACT_KEY": SECRET_WORD,
     }
     cluster.seed(SHOP_EVENTS)
     is_covered = pytestconfig.pluginmanager.hasplugin("_cov")

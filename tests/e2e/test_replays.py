@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,11 +14,13 @@ import pytest
 from bson import Regex
 from command_line import CommandLine
 from oracle import assert_published_exactly, assert_same_json, event_id_of
+from secret_values import SECRET_WORD
 from support import Record, create_topics, read_topic, unique_name, wait_until
 from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, events_of
 
 JANUARY_5 = dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
 JANUARY_9 = dt.datetime(2026, 1, 9, tzinfo=dt.UTC)
+MAIL = "ana@example.org"
 
 
 @pytest.fixture
@@ -395,6 +399,69 @@ def test_under_skip_bad_events_are_counted_and_named(shop: Cluster, topic: str, 
     assert [one["event_id"] for one in session["receipt"]["failures"]] == [f"{kind}-2"]
     ids = sorted(map(event_id_of, read(shop, topic)))
     assert ids == [f"{kind}-{number}" for number in (0, 1, 3, 4)]
+
+
+@pytest.mark.parametrize("ordering", ["global", "aggregate"])
+def test_a_redacted_replay_shows_its_fields_nowhere(
+    shop: Cluster, topic: str, kind: str, ordering: str
+) -> None:
+    events = events_of(kind, 6)
+    for number, one in enumerate(events):
+        lines = [{"email": f"{MAIL}{number % 2}", "sku": "a"}]
+        one |= {"customer": {"email": MAIL, "name": "Ana"}, "lines": lines, "odd": 1}
+    events[4]["body"] = Regex("^x")  # fails
+    shop.insert(events)
+    replay_id = unique_name("redacted")
+    session = shop.run(
+        replay_id,
+        filter={"event_types": [kind]},
+        target={"topic": topic},
+        ordering=ordering,
+        on_error="dead-letter",
+        redact={
+            "customer.email": "mask",
+            "customer.name": "drop",
+            "lines.email": "hash",
+            "odd": "null",
+            "none.such": "mask",
+        },
+    )
+    assert session["state"] == "completed_with_errors"
+    assert session["counters"] == {"read": 6, "published": 5, "skipped": 0, "dead_lettered": 1}
+    (warning,) = [one for one in session["warnings"] if one.startswith("redact")]
+    assert "no matching event has the field 'none.such'" in warning
+    found = {json.loads(one.value or b"")["event_id"]: one for one in read(shop, topic)}
+    values = [json.loads(one.value or b"") for one in found.values()]
+    assert all(value["customer"] == {"email": "***"} for value in values)
+    assert all(value["odd"] is None for value in values)
+    hashes = {value["event_id"]: value["lines"][0]["email"] for value in values}
+    keyed = [
+        hmac.new(SECRET_WORD.encode(), f"{MAIL}{number}".encode(), hashlib.sha256).hexdigest()
+        for number in (0, 1)
+    ]
+    assert hashes == {f"{kind}-{number}": keyed[number % 2] for number in (0, 1, 2, 3, 5)}
+
+    (letter,) = [
+        one
+        for one in read(shop, f"{shop.prefix}dead-letters")
+        if one.headers.get("replay-id") == replay_id.encode()
+    ]
+    document = json.loads(letter.value or b"")
+    assert document["customer"] == {"email": "***"}
+    assert document["lines"] == [{"email": "***", "sku": "a"}]
+    shown = json.dumps(session, default=str) + repr([*found.values(), letter])
+    assert MAIL not in shown
+    assert session["plan"]["source"]["REPLAY_REDACT_KEY"].startswith("hmac:")
+
+
+def test_a_redaction_that_cannot_be_kept_fails_the_plan(shop: Cluster, kind: str) -> None:
+    shop.insert(events_of(kind, 1))
+    session = shop.run(
+        unique_name("redacted"), filter={"event_types": [kind]}, redact={"aggregate_id": "hash"}
+    )
+    assert session["state"] == "failed"
+    assert "redact: 'aggregate_id' cannot be redacted: the mapping reads" in session["error"]
+    assert session["counters"]["published"] == 0
 
 
 def test_dead_letters_hold_the_bad_events_with_the_reason(

@@ -23,13 +23,14 @@ from bson import Timestamp as BsonTimestamp
 from hypothesis import example, given
 from support import raw_document, raw_field, raw_text
 
-from replay_app.commands import Target
+from replay_app.commands import Redact, Target
 from replay_app.demo.shop import SHOP_TOPICS, shop_events
 from replay_app.encoders import make_encoder
 from replay_app.events import STRICT, EventMapping
 from replay_app.exceptions import InvalidSettings, ReplayFailed
 from replay_app.internals import FinishedBatch, records_of
 from replay_app.pages import Batch, EncodedPage, EncodeSpec
+from replay_app.redaction import Redaction
 
 pytestmark = pytest.mark.native
 
@@ -209,6 +210,22 @@ targets = st.builds(
     st.sampled_from([{}, {}, {"topic": "all"}, {"prefix": "x."}]),
     st.sampled_from([{}, {}, {"placed": "own"}]),
 )
+rules: list[Redact] = ["drop", "null", "mask", "hash"]
+redactions = st.dictionaries(
+    st.sampled_from(["d.a", "d", "data", "data.b", "a", "b.a", "headers.trace", "meta.b.a"]),
+    st.sampled_from(rules),
+    max_size=4,
+).map(
+    lambda chosen: Redaction(
+        # As in a command, no path lies within another one.
+        {
+            path: rule
+            for path, rule in chosen.items()
+            if path.partition(".")[0] not in {*chosen} - {path}
+        },
+        b"key",
+    )
+)
 specs = st.builds(
     lambda mapping, target, **changes: replace(SPEC, mapping=mapping, target=target, **changes),
     st.just(SPEC.mapping) | mappings,
@@ -221,6 +238,7 @@ specs = st.builds(
     compression=st.sampled_from(["none", "gzip", "snappy", "lz4", "zstd"]),
     max_record_bytes=st.sampled_from([100_000, 1_024, 900, 700]),
     batch_bytes=st.sampled_from([{}, {}, {"placed": 600, "all": 300, "own": 2_000}]),
+    redaction=st.none() | redactions,
 )
 
 
@@ -314,6 +332,36 @@ def test_random_bytes(noise: bytes, framed: bool) -> None:
     assert_equal(SPEC, noise)
 
 
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["a", "b", "d"]),
+            st.recursive(
+                ordinary | odd,
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3)
+                ),
+                max_leaves=10,
+            ),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    redactions,
+)
+def test_redacted_fields_in_documents_and_arrays(
+    events: list[dict[str, Any]], redaction: Redaction
+) -> None:
+    page = b"".join(
+        bson.encode(
+            {"_id": 1, "event_type": "placed", "timestamp": NOON} | one, codec_options=STRICT
+        )
+        for one in events
+    )
+    assert_equal(replace(SPEC, redaction=redaction), page)
+
+
 def test_everyday_events_are_not_left_to_the_reference() -> None:
     rich = {"_id": ObjectId(), "event_type": "placed", "timestamp": NOON, "n": [2**40, 0.1, None]}
     rich |= {"d": Decimal128("1.50"), "u": uuid.uuid4(), "b": b"\0", "o": {"t": NOON, "x": [True]}}
@@ -324,9 +372,12 @@ def test_everyday_events_are_not_left_to_the_reference() -> None:
     page += b"".join(bson.encode({"_id": one} | traced) for one in ids)
     spec = replace(SPEC, partitions=(SPEC.partitions or {}) | dict.fromkeys(SHOP_TOPICS, 3))
     native = importlib.import_module("replay_app.native_encoder")
-    work = native.NativeEncoder(spec)._encoder.begin(page, NOW_MS)
-    assert work.run() is None
-    assert work.finish()["encoded"] == 206
+    rules: dict[str, Any] = {"data.items.sku": "mask", "o.x": "hash", "n": "hash", "d": "null"}
+    for redaction in (None, Redaction(rules, b"key")):
+        encoder = native.NativeEncoder(replace(spec, redaction=redaction))
+        work = encoder._encoder.begin(page, NOW_MS)
+        assert work.run() is None
+        assert work.finish()["encoded"] == 206
 
 
 # What aiokafka sees

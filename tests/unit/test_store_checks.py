@@ -153,5 +153,5 @@ def test_the_contents_of_a_sample_are_few_and_short() -> None:
     assert "aggregate ids such as '0', '1', '2' and 6 more" in found
     assert "times from 2026-01-31T10:00:00Z to 2026-01-31T10:00:00Z" in found
     without = contents([{"x": 1}], EventMapping())
-    assert without.startswith("no types in 'event_type', no date times in 'timestamp'. An example")
+    assert without == "no types in 'event_type', no date times in 'timestamp'"
     assert len(example({"_id": 1, "text": "x" * 5000})) == 400

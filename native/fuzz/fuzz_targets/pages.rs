@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use replay_native::batches::{Codec, HEADER_BYTES};
 use replay_native::mapping::{FieldPaths, Fields, Spec, TimestampType};
 use replay_native::page::Page;
+use replay_native::redaction::{Key, Redact};
 use replay_native::walk::{Node, walk};
 
 fuzz_target!(|input: &[u8]| {
@@ -32,8 +33,12 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(length as usize + 12, batch.size());
     }
     let mut json = Vec::new();
-    if walk(&bytes, &Node::default(), true, &mut json, &mut Vec::new()).is_ok() {
-        serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
+    let fields = spec(options >> 1).fields;
+    for root in [&Node::default(), fields.root()] {
+        json.clear();
+        if walk(&bytes, root, true, &mut json, &mut Vec::new(), &Key::new(b"key")).is_ok() {
+            serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
+        }
     }
 });
 
@@ -55,6 +60,7 @@ fn spec(options: u16) -> Spec {
         field_value: is_set(2).then(|| "payload".to_owned()),
         field_replayed: is_set(3).then(|| "headers.replay-id".to_owned()),
         exclude_fields: vec!["_id".to_owned(), "meta.id".to_owned()],
+        redact: if is_set(12) { redacted() } else { vec![] },
     };
     Spec {
         fields: Fields::new(&paths),
@@ -77,5 +83,18 @@ fn spec(options: u16) -> Spec {
             [usize::from(options >> 8) % 5],
         max_record_bytes: if is_set(11) { 1024 } else { 1 << 20 },
         batch_bytes: [("shop.orders".to_owned(), 700)].into(),
+        redact_key: Key::new(b"key"),
     }
+}
+
+fn redacted() -> Vec<(String, Redact)> {
+    let rules = [
+        ("meta.list.x", Redact::Hash),
+        ("headers", Redact::Mask),
+        ("payload", Redact::Null),
+        ("data.items", Redact::Hash),
+        ("data.customer", Redact::Drop),
+        ("n", Redact::Mask),
+    ];
+    rules.map(|(path, rule)| (path.to_owned(), rule)).into()
 }
