@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import faust
+from faust.auth import OAuthCredentials
 from mode import Service
 
 from replay_app.board import Board
@@ -18,6 +19,7 @@ from replay_app.encoders import encoder_name
 from replay_app.group_watch import GroupWatch
 from replay_app.ignored import IgnoredRecords
 from replay_app.internals import mend_faust
+from replay_app.kafka_security import kafka_security
 from replay_app.publisher import BATCH_OVERHEAD, GROUP_HEARTBEAT_SECONDS, Outbox
 from replay_app.reports import MAX_INTERNAL_BYTES
 from replay_app.sessions_agent import SessionPartitions
@@ -255,8 +257,10 @@ def _add_connections(
 
 def _credentials(settings: Settings) -> Any:
     """Return the Kafka security settings in the form that Faust takes."""
-    options = settings.kafka_security()
+    options = kafka_security(settings, settings.kafka)
     context: ssl.SSLContext | None = options.get("ssl_context")
+    if provider := options.get("sasl_oauth_token_provider"):
+        return OAuthCredentials(oauth_cb=provider, ssl_context=context)
     if "SASL" in settings.kafka_security_protocol:
         return faust.SASLCredentials(
             username=options["sasl_plain_username"],

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 from replay_app.clusters import answers, cluster_name, connected, refused_rights
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.kafka_requests import describe_topics
+from replay_app.kafka_security import NoToken, kafka_security, variables
 from replay_app.topics import Topics, ensure_topics, topics_by_cluster
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ async def _greet(settings: Settings, bootstrap: str) -> None:
 
     aiokafka's clients hide why they cannot connect, and write it into the log as an error.
     """
-    cluster = cluster_name(settings, bootstrap)
+    cluster, prefix = cluster_name(settings, bootstrap), variables(settings, bootstrap)
     try:
         hosts = collect_hosts(bootstrap)
     except ValueError as error:
@@ -107,18 +108,18 @@ async def _greet(settings: Settings, bootstrap: str) -> None:
                 host,
                 port,
                 request_timeout_ms=round(ANSWER_SECONDS * 1000),
-                **settings.kafka_security(),
+                **kafka_security(settings, bootstrap),
             )
         except _REFUSED_LOGINS as error:
             msg = (
                 f"{cluster} refuses the login: {_text(error)}; check "
-                "REPLAY_KAFKA_SECURITY_PROTOCOL and REPLAY_KAFKA_SASL_*"
+                f"{prefix}_SECURITY_PROTOCOL and {prefix}_SASL_*"
             )
             raise InvalidSettings(msg) from error
         except ssl.SSLError as error:
             msg = (
                 f"{cluster} cannot be used with TLS: {_text(error)}; check "
-                "REPLAY_KAFKA_SECURITY_PROTOCOL and REPLAY_KAFKA_SSL_*"
+                f"{prefix}_SECURITY_PROTOCOL and {prefix}_SSL_*"
             )
             raise InvalidSettings(msg) from error
         except (OSError, KafkaError, TimeoutError) as error:
@@ -128,8 +129,10 @@ async def _greet(settings: Settings, bootstrap: str) -> None:
             return
     if isinstance(trouble, TimeoutError):
         why = f"no answer within {ANSWER_SECONDS:g} s"
+    elif isinstance(trouble, NoToken):
+        why = _text(trouble)
     elif isinstance(trouble, KafkaError | ConnectionResetError):
-        why = "the connection is closed at once; does REPLAY_KAFKA_SECURITY_PROTOCOL fit?"
+        why = f"the connection is closed at once; does {prefix}_SECURITY_PROTOCOL fit?"
     else:
         why = _text(trouble)
     raise Unavailable(f"{cluster} cannot be reached: {why}")
@@ -142,7 +145,9 @@ async def _await_coordinator(settings: Settings) -> None:
     Until the topic is there, aiokafka's consumer would write errors into the log.
     """
     cluster = cluster_name(settings, settings.kafka)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, **settings.kafka_security())
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=settings.kafka, **kafka_security(settings, settings.kafka)
+    )
     deadline = time.monotonic() + COORDINATOR_SECONDS
     try:
         await admin.start()

@@ -53,6 +53,7 @@ from replay_app.exceptions import (
 from replay_app.group_offsets import execute_moves, find_moves, require_group, wanted_offsets
 from replay_app.inspect_command import add_inspect_command
 from replay_app.kafka_internals import mend_aiokafka
+from replay_app.kafka_security import kafka_security
 from replay_app.letter_commands import add_letters_command
 from replay_app.logs import configure_logging, silence_aiokafka
 from replay_app.proof import add_proof_commands
@@ -180,7 +181,9 @@ async def _produce(settings: Settings, topic: str, body: Mapping[str, Any]) -> A
             f"topic {topic!r} does not exist on {settings.kafka} (REPLAY_KAFKA): start a worker, "
             "or create the topic with `replay-app topics --create`"
         )
-    return await produce_command(settings.kafka, topic, body, **settings.kafka_security())
+    return await produce_command(
+        settings.kafka, topic, body, **kafka_security(settings, settings.kafka)
+    )
 
 
 def _watch(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from aiokafka.errors import (
 
 from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.kafka_internals import close_client
+from replay_app.kafka_security import kafka_security
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +48,7 @@ async def connected(settings: Settings, bootstrap: str) -> AsyncIterator[AIOKafk
         When the cluster cannot be reached.
 
     """
-    client = AIOKafkaClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, **kafka_security(settings, bootstrap))
     try:
         await client.bootstrap()
         yield client

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from replay_app.kafka_security import kafka_security
 from replay_app.stable_offsets import explain_open_transaction
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class CompactedReader:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             fetch_max_wait_ms=fetch_max_wait_ms,
-            **settings.kafka_security(),
+            **kafka_security(settings, bootstrap),
         )
         self._settings = settings
         self._bootstrap = bootstrap
@@ -75,7 +76,7 @@ class CompactedReader:
             bootstrap_servers=bootstrap,
             isolation_level="read_uncommitted",
             enable_auto_commit=False,
-            **settings.kafka_security(),
+            **kafka_security(settings, bootstrap),
         )
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:

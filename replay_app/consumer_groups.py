@@ -42,6 +42,7 @@ from aiokafka.protocol.types import (
 from replay_app.clusters import answers, connected
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import LATEST, describe_topics, list_offsets
+from replay_app.kafka_security import kafka_security
 from replay_app.reports import GroupState, TopicReader
 from replay_app.stable_offsets import target_consumer
 
@@ -171,7 +172,7 @@ class GroupReader:
             async with answers(settings, bootstrap, ANSWER_SECONDS):
                 if self._client is None:
                     self._client = AIOKafkaClient(
-                        bootstrap_servers=bootstrap, **settings.kafka_security()
+                        bootstrap_servers=bootstrap, **kafka_security(settings, bootstrap)
                     )
                     await self._client.bootstrap()
                 yield self._client

@@ -28,6 +28,7 @@ from replay_app.destinations import MAX_NAMED_TOPICS, describe_all, name_topics
 from replay_app.exceptions import CommandConflict, Unavailable, WrongUsage
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import EARLIEST, LATEST, list_offsets
+from replay_app.kafka_security import kafka_security
 from replay_app.sessions import TERMINAL
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ async def execute_moves(settings: Settings, group: str, to: Place, moves: Sequen
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            **settings.kafka_security(),
+            **kafka_security(settings, bootstrap),
         )
         try:
             await consumer.start()
@@ -322,7 +323,7 @@ async def _committed(
         When the group has members, and must not have any.
 
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **kafka_security(settings, bootstrap))
     try:
         await admin.start()
         while True:

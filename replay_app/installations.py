@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from replay_app.clusters import cluster_name, refused_rights
 from replay_app.exceptions import InvalidSettings, Unavailable
+from replay_app.kafka_security import kafka_security
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
@@ -75,7 +76,7 @@ class TopicOwner:
         self._partition = TopicPartition(topic, PARTITION)
         self._connection: dict[str, Any] = {
             "bootstrap_servers": bootstrap,
-            **settings.kafka_security(),
+            **kafka_security(settings, bootstrap),
         }
 
     async def require(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import aiokafka.client
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.errors import ProducerFenced
 from aiokafka.producer.sender import (
     BACKOFF_OVERRIDE,
@@ -44,21 +44,25 @@ RETRY_MS = 100
 CLOSE_SECONDS = 5.0
 """Longest wait for connections to close."""
 _COORDINATOR_MOVED = frozenset({15, 16})  # COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR
+_send_token = OAuthAuthenticator.step
 _build_metadata_request = MetadataRequest.build
 _VERSION_OF_DETAILS = 8
 """The first version of the Produce response with the broker's words and the records at fault."""
 
 
 def mend_aiokafka() -> None:
-    """Change two things in every client of this process, Faust's included.
+    """Change three things in every client of this process, Faust's included.
 
     - No metadata request creates a topic. By default aiokafka lets the broker create each topic
       that a client asks for: a deleted topic would come back, with the broker's default partitions.
     - A client whose start is cancelled, such as by a time limit, closes its first connection.
       aiokafka leaves the connection open, and writes "Unclosed AIOKafkaConnection" into the log.
+    - A client whose token the broker refuses learns of the refusal. aiokafka takes the broker's
+      answer for a success, and the client then waits for requests on a closed connection.
     """
     MetadataRequest.build = _build_without_creation
     aiokafka.client.create_conn = _connect
+    OAuthAuthenticator.step = _send_token_and_take_refusal
 
 
 def _build_without_creation(request: Any, struct: Any) -> Any:
@@ -75,6 +79,13 @@ async def _connect(
     connection = kind(host, port, on_close=on_close, **options)
     await connection.connect()
     return connection
+
+
+async def _send_token_and_take_refusal(
+    authenticator: Any, answer: bytes | None
+) -> tuple[bytes, bool] | None:
+    # RFC 7628, 3.2.3: an answer means a refusal. The broker ends it after this byte.
+    return (b"\x01", True) if answer else await _send_token(authenticator, answer)
 
 
 class _FirstConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships no types

@@ -21,6 +21,7 @@ from replay_app.destinations import ANSWER_SECONDS, describe_all, describe_desti
 from replay_app.exceptions import EventError, ReplayError
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_overrides
+from replay_app.kafka_security import kafka_security
 from replay_app.plans import frozen_bound
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ async def create_missing(settings: Settings, needed: Sequence[NeededTopic]) -> l
     missing = [one for one in needed if not one.exists and one.partitions]
     if not missing:
         return []
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **kafka_security(settings, bootstrap))
     created: list[str] = []
     try:
         async with answers(settings, bootstrap, ANSWER_SECONDS):

@@ -15,6 +15,7 @@ from replay_app.comparison import MAX_LISTED, Found
 from replay_app.destinations import have_original_times, name_topics
 from replay_app.exceptions import Unavailable
 from replay_app.internals import fetch_at_once, give_plain_records
+from replay_app.kafka_security import kafka_security
 from replay_app.reports import few
 from replay_app.stable_offsets import find_hidden_records, target_consumer
 
@@ -144,7 +145,7 @@ class PublishedRecords:
             isolation_level="read_committed",
             auto_offset_reset="none",  # records that are deleted meanwhile must not be passed over
             enable_auto_commit=False,
-            **settings.kafka_security(),
+            **kafka_security(settings, settings.target_bootstrap),
         )
 
     @contextlib.asynccontextmanager

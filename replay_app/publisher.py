@@ -19,6 +19,7 @@ from aiokafka.errors import (
 from replay_app.broker_errors import Kind, Refused, TopicGone
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.kafka_internals import TransactionalProducer
+from replay_app.kafka_security import kafka_security
 from replay_app.reports import MAX_INTERNAL_BYTES
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class FencedProducer:
             compression_type=compression,
             max_batch_size=settings.max_record_bytes,
             max_request_size=max(settings.max_record_bytes, MAX_INTERNAL_BYTES) + BATCH_OVERHEAD,
-            **settings.kafka_security(),
+            **kafka_security(settings, bootstrap),
         )
         self._unacked: dict[asyncio.Future[Any], str] = {}
         """The acks of single records, with the records' topics."""
@@ -316,7 +317,7 @@ class Outbox:
             acks="all",
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             max_request_size=MAX_INTERNAL_BYTES + BATCH_OVERHEAD,
-            **self._settings.kafka_security(),
+            **kafka_security(self._settings, self._settings.kafka),
         )
         await self._producer.start()
 

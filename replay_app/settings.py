@@ -7,7 +7,6 @@ import ipaddress
 import json
 import re
 import socket
-import ssl
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote_plus
 
 import pydantic
-from aiokafka.helpers import create_ssl_context
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -52,6 +50,10 @@ FIRST_PRINTABLE, DELETE = 0x20, 0x7F
 MAX_RECORD_BYTES = 1_000_000  # below the broker's default message.max.bytes of 1,048,588
 
 
+Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+
+
 class Settings(BaseSettings):
     """One worker's settings. Every field is read from ``REPLAY_<NAME>``."""
 
@@ -67,10 +69,10 @@ class Settings(BaseSettings):
     kafka: str = Field(
         "localhost:9092", min_length=1, description="Bootstrap servers, comma-separated."
     )
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+    kafka_security_protocol: Protocol = Field(
         "PLAINTEXT", description="How to connect to Kafka (aiokafka's security_protocol)."
     )
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+    kafka_sasl_mechanism: Mechanism = Field(
         "PLAIN", description="How to log in to Kafka (aiokafka's sasl_mechanism)."
     )
     kafka_sasl_plain_username: str | None = Field(None, description="The SASL user.")
@@ -82,9 +84,48 @@ class Settings(BaseSettings):
     )
     kafka_ssl_certfile: Path | None = Field(None, description="PEM file of the client certificate.")
     kafka_ssl_keyfile: Path | None = Field(None, description="PEM file of the client key.")
+    kafka_sasl_oauth_command: str | None = Field(
+        None, min_length=1, description="For `OAUTHBEARER`: a command that prints a token."
+    )
+    kafka_sasl_oauth_function: str | None = Field(
+        None,
+        min_length=1,
+        description="For `OAUTHBEARER`: `module:function` of a function that returns a token, or a "
+        "token and its expiry in milliseconds since 1970.",
+    )
     target_kafka: str | None = Field(
         None,
         description="Servers of another cluster to publish to; the checkpoints are there too.",
+    )
+    target_kafka_security_protocol: Protocol | None = Field(
+        None,
+        description="How to connect to the other cluster; empty: as `REPLAY_KAFKA_*` say.",
+    )
+    target_kafka_sasl_mechanism: Mechanism = Field(
+        "PLAIN", description="How to log in to the other cluster."
+    )
+    target_kafka_sasl_plain_username: str | None = Field(
+        None, description="The SASL user of the other cluster."
+    )
+    target_kafka_sasl_plain_password: pydantic.SecretStr | None = Field(
+        None, description="The SASL password of the other cluster."
+    )
+    target_kafka_ssl_cafile: Path | None = Field(
+        None, description="PEM file of the CA certificates to trust for the other cluster."
+    )
+    target_kafka_ssl_certfile: Path | None = Field(
+        None, description="PEM file of the client certificate for the other cluster."
+    )
+    target_kafka_ssl_keyfile: Path | None = Field(
+        None, description="PEM file of the client key for the other cluster."
+    )
+    target_kafka_sasl_oauth_command: str | None = Field(
+        None, min_length=1, description="A command that prints a token for the other cluster."
+    )
+    target_kafka_sasl_oauth_function: str | None = Field(
+        None,
+        min_length=1,
+        description="`module:function` of a function that returns a token for the other cluster.",
     )
 
     # The event store
@@ -246,6 +287,11 @@ class Settings(BaseSettings):
         is_link = isinstance(value, str) and _LINK_ADDRESS.match(value)
         return cls.model_fields["web_port"].default if is_link else value
 
+    @field_validator("target_kafka_security_protocol", mode="before")
+    @classmethod
+    def _drop_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("exclude_fields", "sources", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -294,6 +340,20 @@ class Settings(BaseSettings):
                 "REPLAY_API_TOKEN, or bind to 127.0.0.1"
             )
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _require_target(self) -> Settings:
+        others = {
+            name: field.default
+            for name, field in type(self).model_fields.items()
+            if name.startswith("target_kafka_")
+        }
+        given = [name for name, default in others.items() if getattr(self, name) != default]
+        for needed in ("target_kafka_security_protocol", "target_kafka"):
+            if given and getattr(self, needed) is None:
+                msg = f"REPLAY_{given[0].upper()} needs REPLAY_{needed.upper()}"
+                raise ValueError(msg)
         return self
 
     @cached_property
@@ -360,60 +420,15 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Return all secrets, each as it is written and as it is meant."""
-        own = (self.api_token, self.kafka_sasl_plain_password, self.redact_key)
+        own = (
+            self.api_token,
+            self.kafka_sasl_plain_password,
+            self.target_kafka_sasl_plain_password,
+            self.redact_key,
+        )
         words = [one for one in own if one]
         in_uri = uri_secrets(self.mongo.get_secret_value())
         return (*(word.get_secret_value() for word in words), *in_uri, *map(unquote_plus, in_uri))
-
-    def kafka_security(self) -> dict[str, Any]:
-        """Return the connection options that every aiokafka client takes.
-
-        Raises
-        ------
-        InvalidSettings
-            When SASL has no user or no password, or a TLS file cannot be used.
-
-        """
-        options: dict[str, Any] = {"security_protocol": self.kafka_security_protocol}
-        if "SSL" in self.kafka_security_protocol:
-            options["ssl_context"] = self.ssl_context()
-        if "SASL" in self.kafka_security_protocol:
-            if self.kafka_sasl_plain_password is None or self.kafka_sasl_plain_username is None:
-                msg = (
-                    f"REPLAY_KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} needs "
-                    "REPLAY_KAFKA_SASL_PLAIN_USERNAME and REPLAY_KAFKA_SASL_PLAIN_PASSWORD"
-                )
-                raise InvalidSettings(msg)
-            options["sasl_mechanism"] = self.kafka_sasl_mechanism
-            options["sasl_plain_username"] = self.kafka_sasl_plain_username
-            options["sasl_plain_password"] = self.kafka_sasl_plain_password.get_secret_value()
-        return options
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """Return the TLS context of the ``REPLAY_KAFKA_SSL_*`` files.
-
-        Raises
-        ------
-        InvalidSettings
-            When a file is missing or malformed.
-
-        """
-        files = {
-            name: path
-            for name, path in (
-                ("cafile", self.kafka_ssl_cafile),
-                ("certfile", self.kafka_ssl_certfile),
-                ("keyfile", self.kafka_ssl_keyfile),
-            )
-            if path is not None
-        }
-        try:
-            context: ssl.SSLContext = create_ssl_context(**files)
-        except OSError as error:  # also ssl.SSLError
-            named = ", ".join(f"REPLAY_KAFKA_SSL_{n.upper()}={path}" for n, path in files.items())
-            msg = f"these TLS files cannot be used: {named}: {error}"
-            raise InvalidSettings(msg) from error
-        return context
 
 
 def load_settings(**overrides: Any) -> Settings:

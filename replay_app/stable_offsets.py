@@ -24,6 +24,7 @@ from aiokafka.errors import KafkaError
 from replay_app.clusters import connected
 from replay_app.exceptions import Unavailable
 from replay_app.kafka_requests import LATEST, describe_producers, list_offsets
+from replay_app.kafka_security import kafka_security
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -190,7 +191,7 @@ async def target_consumer(
         isolation_level=isolation_level,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
-        **settings.kafka_security(),
+        **kafka_security(settings, settings.target_bootstrap),
     )
     try:
         async with _answers(settings, partitions):

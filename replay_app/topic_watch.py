@@ -18,6 +18,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_topics
+from replay_app.kafka_security import kafka_security
 from replay_app.topics import topics_by_cluster
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class TopicWatch:
             client = self._clients[bootstrap] = AIOKafkaClient(
                 bootstrap_servers=bootstrap,
                 metadata_max_age_ms=METADATA_MS,
-                **self._settings.kafka_security(),
+                **kafka_security(self._settings, bootstrap),
             )
             await client.bootstrap()
         return self._clients[bootstrap]

@@ -24,6 +24,7 @@ from replay_app.exceptions import InvalidSettings, Unavailable
 from replay_app.installations import TopicOwner
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import request_types
+from replay_app.kafka_security import kafka_security
 from replay_app.partitioner import partition_of
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ async def _prime(settings: Settings, topics: list[Topic]) -> None:
     A committed offset behind the partition's end is of a topic that was deleted and created again
     while a worker ran. Faust would drop all records up to that offset: it is replaced.
     """
-    connection = {"bootstrap_servers": settings.kafka, **settings.kafka_security()}
+    connection = {"bootstrap_servers": settings.kafka, **kafka_security(settings, settings.kafka)}
     partitions = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
     consumer = AIOKafkaConsumer(
         group_id=settings.app_id,
@@ -394,7 +395,7 @@ async def _admin(settings: Settings, bootstrap: str) -> AsyncIterator[AIOKafkaAd
         When the broker does not answer within the block.
 
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **settings.kafka_security())
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **kafka_security(settings, bootstrap))
     try:
         async with answers(settings, bootstrap, ANSWER_SECONDS):
             await admin.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import traceback
 from pathlib import Path
 from typing import Any
@@ -235,58 +234,6 @@ def test_empty_fields_mean_the_mappings_own_rules() -> None:
     assert mapping.field_replayed is None
     mapping = load_settings(field_id="id", field_key="k", field_value="v").mapping
     assert (mapping.field_id, mapping.field_key, mapping.field_value) == ("id", "k", "v")
-
-
-def test_plaintext_needs_no_options() -> None:
-    assert load_settings().kafka_security() == {"security_protocol": "PLAINTEXT"}
-
-
-def test_sasl_gives_the_user_and_password() -> None:
-    settings = load_settings(
-        kafka_security_protocol="SASL_PLAINTEXT",
-        kafka_sasl_mechanism="SCRAM-SHA-512",
-        kafka_sasl_plain_username="ana",
-        kafka_sasl_plain_password=SECRET,
-    )
-    assert settings.kafka_security() == {
-        "security_protocol": "SASL_PLAINTEXT",
-        "sasl_mechanism": "SCRAM-SHA-512",
-        "sasl_plain_username": "ana",
-        "sasl_plain_password": SECRET,
-    }
-
-
-@pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
-@pytest.mark.parametrize(
-    "given", [{}, {"kafka_sasl_plain_username": "a"}, {"kafka_sasl_plain_password": "b"}]
-)
-def test_sasl_without_a_user_or_password_is_refused(protocol: str, given: dict[str, str]) -> None:
-    with pytest.raises(
-        InvalidSettings, match="REPLAY_KAFKA_SASL_PLAIN_USERNAME and REPLAY_KAFKA_S"
-    ):
-        load_settings(kafka_security_protocol=protocol, **given).kafka_security()
-
-
-@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
-def test_tls_checks_the_brokers_certificate_and_name(protocol: str) -> None:
-    options = load_settings(
-        kafka_security_protocol=protocol,
-        kafka_sasl_plain_username="ana",
-        kafka_sasl_plain_password=SECRET,
-    ).kafka_security()
-    context = options["ssl_context"]
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert context.check_hostname
-
-
-@pytest.mark.parametrize("content", [None, "no certificate"])
-def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "ca.pem"
-    if content is not None:
-        path.write_text(content)
-    settings = load_settings(kafka_security_protocol="SSL", kafka_ssl_cafile=path)
-    with pytest.raises(InvalidSettings, match=f"REPLAY_KAFKA_SSL_CAFILE={path}"):
-        settings.kafka_security()
 
 
 # Names
