@@ -45,13 +45,14 @@ CLOSE_SECONDS = 5.0
 """Longest wait for connections to close."""
 _COORDINATOR_MOVED = frozenset({15, 16})  # COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR
 _send_token = OAuthAuthenticator.step
+_close_in_order = AIOKafkaConnection.close
 _build_metadata_request = MetadataRequest.build
 _VERSION_OF_DETAILS = 8
 """The first version of the Produce response with the broker's words and the records at fault."""
 
 
 def mend_aiokafka() -> None:
-    """Change three things in every client of this process, Faust's included.
+    """Change four things in every client of this process, Faust's included.
 
     - No metadata request creates a topic. By default aiokafka lets the broker create each topic
       that a client asks for: a deleted topic would come back, with the broker's default partitions.
@@ -59,10 +60,13 @@ def mend_aiokafka() -> None:
       aiokafka leaves the connection open, and writes "Unclosed AIOKafkaConnection" into the log.
     - A client whose token the broker refuses learns of the refusal. aiokafka takes the broker's
       answer for a success, and the client then waits for requests on a closed connection.
+    - A connection with TLS is closed at once. Else the event loop waits for the broker's part of
+      the TLS shutdown, up to 30 s: the broker does not read while it holds a request back.
     """
     MetadataRequest.build = _build_without_creation
     aiokafka.client.create_conn = _connect
     OAuthAuthenticator.step = _send_token_and_take_refusal
+    AIOKafkaConnection.close = _close_at_once
 
 
 def _build_without_creation(request: Any, struct: Any) -> Any:
@@ -86,6 +90,13 @@ async def _send_token_and_take_refusal(
 ) -> tuple[bytes, bool] | None:
     # RFC 7628, 3.2.3: an answer means a refusal. The broker ends it after this byte.
     return (b"\x01", True) if answer else await _send_token(authenticator, answer)
+
+
+def _close_at_once(connection: Any, reason: Any = None, exc: Any = None) -> Any:
+    writer = connection._writer  # noqa: SLF001
+    if writer is not None and connection._security_protocol in {"SSL", "SASL_SSL"}:  # noqa: SLF001
+        writer.transport.abort()  # every request that matters has its answer
+    return _close_in_order(connection, reason, exc)
 
 
 class _FirstConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships no types

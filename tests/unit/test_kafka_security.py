@@ -198,7 +198,7 @@ async def test_a_function_may_be_async_and_may_tell_when_the_token_expires(
     one = provider(**function("expiring_token"))
     assert [await one.token(), await one.token()] == ["token-1", "token-1"]
     now = time.time
-    monkeypatch.setattr(module.time, "time", lambda: now() + 1.5)
+    monkeypatch.setattr(time, "time", lambda: now() + 1.5)
     assert await one.token() == "token-2"
 
 
