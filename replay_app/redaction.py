@@ -134,7 +134,10 @@ def redaction_of(settings: Settings, rules: Mapping[str, Redact]) -> Redaction |
                 raise ReplayFailed(msg)
     key = settings.redact_key
     if key is None and "hash" in rules.values():
-        msg = f"redact: a hash needs a secret key: set {KEY_SETTING}, the same on all workers, then retry"
+        msg = (
+            f"redact: a hash needs a secret key: set {KEY_SETTING}, the same on all workers, then "
+            "retry"
+        )
         raise ReplayFailed(msg)
     return Redaction(rules, b"" if key is None else key.get_secret_value().encode())
 
