@@ -58,7 +58,7 @@ class Page:
         timestamp_ms: int,
         key: bytes,
         value: bytes,
-        headers: list[tuple[str, bytes]],
+        headers: list[tuple[str, bytes | None]],
     ) -> None:
         """Append the record that the reference made of the declined document."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from replay_app.events import event_id, rfc3339
+from replay_app.events import Header, event_id, rfc3339
 from replay_app.exceptions import EventError, InvalidCommand
 from replay_app.pages import (
     EncodedPage,
@@ -66,7 +66,7 @@ class EventRecord:
     topic: str = ""
     key: bytes = b""
     value: bytes = b""
-    headers: Sequence[tuple[str, bytes]] = ()
+    headers: Sequence[Header] = ()
     cursor: str | None = None
     """Behind the event; None where no reading can go on: between events with equal sort values."""
     redaction: Redaction | None = None
@@ -108,7 +108,9 @@ class EventRecord:
             error=self.error and self.error[:SHOWN_BYTES],
             topic=self.topic,
             key=begin(self.key),
-            headers=tuple(SampleHeader(key=name, value=begin(text)) for name, text in self.headers),
+            headers=tuple(
+                SampleHeader(key=name, value=begin(text or b"")) for name, text in self.headers
+            ),
             value=begin(self.value),
         )
 
@@ -117,8 +119,10 @@ class EventRecord:
         return orjson.dumps(self.members(is_json=is_json)) + b"\n"
 
 
-def _text(name: str, value: bytes) -> dict[str, str]:
+def _text(name: str, value: bytes | None) -> dict[str, str | None]:
     """Return a member with a text; ``NAME_base64`` for bytes that are no text."""
+    if value is None:
+        return {name: None}
     try:
         return {name: value.decode()}
     except UnicodeDecodeError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeGuard
@@ -45,6 +45,18 @@ JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_
 _MISSING = object()
 """Stands for the value at a path that leads to no field. None is the value of a null field."""
 
+HEADER_NAMES, HEADER_VALUES = ("key", "k", "name"), ("value", "v")
+"""The fields of a header that is a document."""
+TRACE_HEADERS = frozenset(
+    {
+        *("traceparent", "tracestate", "baggage", "b3", "uber-trace-id", "sentry-trace"),
+        *("x-amzn-trace-id", "x-cloud-trace-context", "elastic-apm-traceparent"),
+    }
+)
+"""W3C Trace Context and Baggage, B3, Jaeger, Sentry, AWS X-Ray, Google Cloud, Elastic."""
+TRACE_PREFIXES = ("replay-", "x-b3-", "x-datadog-", "uberctx-")
+Header = tuple[str, bytes | None]
+
 TimestampType = Literal["date", "iso", "epoch_ms"]
 
 
@@ -62,6 +74,8 @@ class EventMapping:
     """None: the aggregate id, else the event id."""
     field_value: str | None = None
     """None: the document as JSON. Otherwise the bytes or the text of this field, unchanged."""
+    field_headers: str | None = None
+    """The event's original headers, which are published again. None: there are none."""
     field_replayed: str | None = None
     """A stored event with this field is itself a replayed event. None: no stored event is."""
     timestamp_type: TimestampType = "date"
@@ -83,6 +97,7 @@ def fields_of(mapping: EventMapping) -> set[str]:
         mapping.field_topic,
         mapping.field_key,
         mapping.field_value,
+        mapping.field_headers,
         mapping.field_replayed,
     }
     return ids | {path for path in others if path is not None}
@@ -138,6 +153,72 @@ def _is_header(pair: Any, name: str) -> bool:
     if isinstance(pair, dict):
         return name in pair or any(pair.get(field) == name for field in ("key", "k", "name"))
     return isinstance(pair, list) and bool(pair) and pair[0] == name
+
+
+def event_headers(document: Document, mapping: EventMapping) -> list[Header]:
+    """Return the event's original headers that are published again, in their order.
+
+    They are a document, or an array of pairs: ``[name, value]``, a document that has the name in
+    ``key``, ``k`` or ``name`` and the value in ``value`` or ``v``, or a document with one field.
+    Left out are headers of a replay and of a trace: they would tell of another way of the event.
+
+    Raises
+    ------
+    EventError
+        When the field holds something else.
+
+    """
+    if mapping.field_headers is None:
+        return []
+    stored = field_at(document, mapping.field_headers)
+    if stored is None:
+        return []
+    if isinstance(stored, dict):
+        pairs: Iterable[Any] = stored.items()
+    elif isinstance(stored, list):
+        pairs = map(_header_pair, stored)
+    else:
+        pairs = (None,)
+    headers = []
+    for pair in pairs:
+        if pair is None or not is_text(pair[0]):
+            msg = (
+                f"its headers in field {mapping.field_headers!r} (REPLAY_FIELD_HEADERS) are "
+                "neither an object nor an array of keys and values"
+            )
+            raise EventError(msg)
+        name, value = pair
+        if not is_left_out(name):
+            headers.append((name, _header_value(name, value)))
+    return headers
+
+
+def _header_pair(pair: Any) -> tuple[Any, Any] | None:
+    if isinstance(pair, dict):
+        if len(pair) == 1:
+            ((name, value),) = pair.items()
+            return name, value
+        name = next((pair[field] for field in HEADER_NAMES if field in pair), None)
+        value = next((pair[field] for field in HEADER_VALUES if field in pair), None)
+        return name, value
+    return (pair[0], pair[1]) if isinstance(pair, list) and len(pair) == 2 else None  # noqa: PLR2004 - a pair
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a header tells of a replay or of a trace."""
+    name = name.lower()
+    return name in TRACE_HEADERS or name.startswith(TRACE_PREFIXES)
+
+
+def _header_value(name: str, value: Any) -> bytes | None:
+    """Return a header's value: bytes as they are, documents and arrays as JSON, others as text."""
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return bytes(value)
+    if isinstance(value, dict | list):
+        return encode_json(value)
+    return as_text(value, f"header {name!r}").encode()
 
 
 def remove_field(document: dict[str, Any], path: str) -> None:

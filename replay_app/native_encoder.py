@@ -110,6 +110,7 @@ def _native_spec(spec: EncodeSpec) -> dict[str, Any]:
         "field_topic": mapping.field_topic,
         "field_key": mapping.field_key,
         "field_value": mapping.field_value,
+        "field_headers": mapping.field_headers,
         "field_replayed": None if spec.include_replayed else mapping.field_replayed,
         "timestamp_type": mapping.timestamp_type,
         "exclude_fields": list(mapping.exclude_fields),

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from replay_app.clusters import answers
 from replay_app.comparison import MAX_LISTED, Found
 from replay_app.destinations import have_original_times, name_topics
+from replay_app.events import is_left_out
 from replay_app.exceptions import Unavailable
 from replay_app.internals import fetch_at_once, give_plain_records
 from replay_app.kafka_security import kafka_security
@@ -41,7 +42,8 @@ SILENT_SECONDS = 60.0
 STOP_SECONDS = 5.0
 MAX_NAMED_PARTITIONS = 3
 EVENT_HEADERS = ("replay-original-time", "replay-delivery-id")
-"""The last two headers of an event's record; the others are those of the replay."""
+"""The last two headers of an event's record. Before them are those of the replay, and before these
+the event's original headers."""
 
 
 class Unverifiable(Exception):
@@ -62,6 +64,8 @@ class Marks:
             for attempt in range(1, min(session.attempt, MAX_ATTEMPTS) + 1)
         }
         """The headers that are the same on all records of an attempt."""
+        self._size = 2 + len(rest) + len(EVENT_HEADERS)
+        """The number of headers without the original ones."""
         self.controls = 0
         """Control records of the replay."""
         self.unmarked: list[tuple[Found, str]] = []
@@ -71,15 +75,17 @@ class Marks:
     def select(self, records: Iterable[ConsumerRecord], partition: int) -> list[Found]:
         """Return the records of the replay's events. ``partition`` is an index."""
         found = []
-        heads, names = self._heads, EVENT_HEADERS
+        heads, names, size = self._heads, EVENT_HEADERS, self._size
         for record in records:
             headers = record.headers
+            own = headers if len(headers) == size else headers[-size:]
             if (
-                len(headers) > 2  # noqa: PLR2004 - those of an event
-                and tuple(headers[:-2]) in heads
-                and (headers[-2][0], headers[-1][0]) == names
+                len(own) == size
+                and tuple(own[:-2]) in heads
+                and (own[-2][0], own[-1][0]) == names
+                and (own is headers or not any(is_left_out(name) for name, _ in headers[:-size]))
             ):
-                time_, delivery_id = headers[-2][1], headers[-1][1] or b""
+                time_, delivery_id = own[-2][1], own[-1][1] or b""
                 one = self._found(record, partition, delivery_id, time_)
             else:
                 odd = self._odd(record, partition)

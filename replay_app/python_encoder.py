@@ -13,7 +13,9 @@ from replay_app.elements import faults
 from replay_app.events import (
     STRICT,
     Document,
+    Header,
     destination,
+    event_headers,
     event_id,
     event_key,
     event_time,
@@ -50,8 +52,10 @@ COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 DECODE_EVENTS = 64
 """Documents that the driver decodes in one call."""
 MAX_CACHED_TOPICS = 100_000
+HEADER_BYTES = 10
+"""Most bytes of a header beside its name and its value: two sizes."""
 
-Record = tuple[str, str, int, datetime, bytes, bytes, list[tuple[str, bytes]]]
+Record = tuple[str, str, int, datetime, bytes, bytes, list[Header]]
 """Event type, topic, partition, original time, key, value, headers."""
 
 
@@ -137,7 +141,9 @@ class PythonEncoder:
         self._require_whole(document, raw)
         kind = event_type(document, mapping)
         time = event_time(document, mapping)
-        headers = [
+        original = event_headers(document, mapping)
+        headers: list[Header] = [
+            *original,
             *self._headers,
             ("replay-original-time", rfc3339(time)),
             ("replay-delivery-id", spec.replay_id.encode() + b":" + delivered),
@@ -146,6 +152,7 @@ class PythonEncoder:
         key = event_key(document, mapping, identity)
         value = event_value(document, mapping, self._redact)
         size = len(key) + len(value) + len(delivered) + self._overhead_bytes
+        size += sum(HEADER_BYTES + len(name.encode()) + len(text or b"") for name, text in original)
         if size > spec.max_record_bytes:
             msg = (
                 f"as a record it has {size} bytes, too many for "
@@ -161,9 +168,7 @@ class PythonEncoder:
             self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers
 
-    def _require_room(
-        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]
-    ) -> None:
+    def _require_room(self, topic: str, key: bytes, value: bytes, headers: list[Header]) -> None:
         """Raise `EventError` if a record is too large for its topic even as a compressed batch.
 
         The broker compares a topic's limit with the compressed batch.

@@ -171,6 +171,11 @@ class Settings(BaseSettings):
     field_value: str = Field(
         "", description="Field that becomes the value unchanged; empty: the document becomes JSON."
     )
+    field_headers: str = Field(
+        "",
+        description="Field of the original headers, an object or an array of keys and values; "
+        "empty: none are published again.",
+    )
     field_replayed: str = Field(
         "headers.replay-id",
         description="A stored event with this field is itself a replayed event.",
@@ -383,6 +388,7 @@ class Settings(BaseSettings):
             field_topic=self.field_topic,
             field_key=self.field_key or None,
             field_value=self.field_value or None,
+            field_headers=self.field_headers or None,
             field_replayed=self.field_replayed or None,
             timestamp_type=self.timestamp_type,
             exclude_fields=self.exclude_fields,

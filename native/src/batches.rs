@@ -272,7 +272,7 @@ fn read_varint(rest: &mut &[u8]) -> i64 {
 
 /// Read what `sized` wrote, off the begin of `rest`.
 fn read_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
-    let size = read_varint(rest) as usize;
+    let size = read_varint(rest).max(0) as usize; // -1: null
     let (bytes, behind) = rest.split_at(size);
     *rest = behind;
     bytes

@@ -24,9 +24,10 @@ fn write(out: &mut Vec<u8>, value: Value) -> Result<(), Declined> {
         Value::Uuid(bytes) => binary(out, bytes, 4),
         Value::Binary(bytes, subtype) => binary(out, bytes, subtype),
         Value::Document(bytes) => document(out, bytes)?,
-        Value::Bool(_) | Value::Double(_) | Value::Date(_) | Value::Decimal(_) | Value::Other => {
+        Value::Bool(_) | Value::Double(_) | Value::Date(_) | Value::Decimal(_) => {
             return Err(Declined);
         }
+        Value::Array(_) | Value::Other => return Err(Declined),
     }
     Ok(())
 }

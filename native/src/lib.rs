@@ -13,6 +13,7 @@
 //! - `mapping` finds the id, time, type, topic and key of a document by the rules of the mapping.
 //! - `extended` writes ids as extended JSON.
 //! - `walk` reads a document: it checks every byte, writes the JSON, keeps the mapped fields.
+//! - `headers` reads the original headers of an event.
 //! - `redaction` hashes and masks fields.
 //! - `json` writes a BSON value as JSON text.
 //! - `time` reads and writes times.
@@ -22,6 +23,7 @@
 
 pub mod batches;
 pub mod extended;
+pub mod headers;
 pub mod json;
 pub mod mapping;
 pub mod page;

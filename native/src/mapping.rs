@@ -15,6 +15,7 @@ pub const KEY: usize = 4;
 pub const TOPIC: usize = 5;
 pub const VALUE: usize = 6;
 pub const REPLAYED: usize = 7;
+pub const HEADERS: usize = 8;
 
 /// Below this limit a double is exact for every whole number.
 const EXACT: i64 = 1 << 53;
@@ -80,6 +81,8 @@ pub struct FieldPaths {
     pub field_key: Option<String>,
     /// None: the value is the document as JSON.
     pub field_value: Option<String>,
+    /// The original headers. None: no header is published again.
+    pub field_headers: Option<String>,
     /// Documents that have this field are replayed events themselves. None: do not skip them.
     pub field_replayed: Option<String>,
     /// Fields that the JSON does not have.
@@ -104,6 +107,9 @@ impl Fields {
         root.keep(&paths.field_topic, TOPIC);
         if let Some(value) = &paths.field_value {
             root.keep(value, VALUE);
+        }
+        if let Some(headers) = &paths.field_headers {
+            root.keep(headers, HEADERS);
         }
         if let Some(replayed) = &paths.field_replayed {
             root.keep(replayed, REPLAYED);
@@ -276,9 +282,8 @@ fn as_text<'a>(value: Value<'a>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], D
             scratch.extend_from_slice(&time::rfc3339(ms));
         }
         // Python writes doubles in another form than JSON.
-        Value::Date(_) | Value::Double(_) | Value::Null | Value::Document(_) | Value::Other => {
-            return Err(Declined);
-        }
+        Value::Date(_) | Value::Double(_) | Value::Null => return Err(Declined),
+        Value::Document(_) | Value::Array(_) | Value::Other => return Err(Declined),
     }
     Ok(scratch)
 }

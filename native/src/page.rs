@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batches::{Batch, OpenBatch, sized, varint};
-use crate::mapping::{REPLAYED, Spec, TOPIC, TYPE, VALUE, partition_hash};
+use crate::mapping::{HEADERS, REPLAYED, Spec, TOPIC, TYPE, VALUE, partition_hash};
 use crate::walk::{Value, walk};
-use crate::{Declined, time};
+use crate::{Declined, headers, time};
 
 const ORIGINAL_TIME: &[u8] = b"replay-original-time";
 const DELIVERY_ID: &[u8] = b"replay-delivery-id";
+/// Bytes of the size of a header's name or value, at most.
+const MAX_SIZE_BYTES: usize = 5;
 
 /// A page that is being encoded, document after document.
 ///
@@ -59,6 +61,7 @@ struct Scratch {
     key: Vec<u8>,
     route: Vec<u8>,
     headers: Vec<u8>,
+    original: Vec<u8>,
 }
 
 /// The batches of a page, and the counts.
@@ -148,7 +151,7 @@ impl Page {
 
     fn encode(&mut self, document: &[u8], scratch: &mut Scratch) -> Result<Outcome, Declined> {
         let spec = Arc::clone(&self.spec);
-        let Scratch { json, names, identity, delivery, key, route, headers } = scratch;
+        let Scratch { json, names, identity, delivery, key, route, headers, original } = scratch;
         json.clear();
         let write = !spec.fields.has_value;
         let slots = walk(document, spec.fields.root(), write, json, names, &spec.redact_key)?;
@@ -173,13 +176,17 @@ impl Page {
             Some(Value::Binary(bytes, _) | Value::Text(bytes)) => bytes,
             _ => return Err(Declined),
         };
-        if key.len() + value.len() + delivery.len() + spec.overhead_bytes
+        original.clear();
+        let count = headers::write(original, slots[HEADERS])?;
+        // The sizes in `original` are counted twice: the reference decides where this matters.
+        let original_bytes = original.len() + count * 2 * MAX_SIZE_BYTES;
+        if key.len() + value.len() + delivery.len() + spec.overhead_bytes + original_bytes
             > self.topics[topic_place].limit
         {
             return Err(Declined);
         }
         headers.clear();
-        self.headers.write(headers, &time::rfc3339(time.header_ms), delivery);
+        self.headers.write(headers, (count, original), &time::rfc3339(time.header_ms), delivery);
         let ms = if spec.original_timestamps { time.record_ms } else { self.now_ms };
         let count = self.topics[topic_place].open.len() as u32;
         let partition = (partition_hash(key) % count) as usize;
@@ -271,7 +278,10 @@ impl Page {
         }
         let kind = self.type_place(record.kind);
         let mut headers = Vec::new();
-        write_headers(&mut headers, record.headers, 0);
+        varint(&mut headers, record.headers.len() as i64);
+        for (name, value) in record.headers {
+            headers::write_one(&mut headers, name.as_bytes(), value.as_deref());
+        }
         self.append(topic, record.partition, record.ms, record.key, record.value, &headers);
         self.types[kind].1 += 1;
         self.pass(place);
@@ -310,12 +320,14 @@ pub struct Record<'a> {
     pub ms: i64,
     pub key: &'a [u8],
     pub value: &'a [u8],
-    pub headers: &'a [(String, Vec<u8>)],
+    pub headers: &'a [(String, Option<Vec<u8>>)],
 }
 
-/// Writes the headers of a record: the headers of the replay, then the two of the event.
+/// Writes the headers of a record: the original ones, those of the replay, the two of the event.
 struct Headers {
-    /// The number of all headers, and the headers of the replay.
+    /// The number of the headers without the original ones.
+    count: usize,
+    /// The headers of the replay.
     fixed: Vec<u8>,
     /// The name of the header with the original time, and the size of the value.
     original_time: Vec<u8>,
@@ -328,17 +340,29 @@ struct Headers {
 impl Headers {
     fn of(spec: &Spec) -> Self {
         let mut fixed = Vec::new();
-        write_headers(&mut fixed, &spec.headers, 2);
+        for (name, value) in &spec.headers {
+            headers::write_one(&mut fixed, name.as_bytes(), Some(value));
+        }
+        let count = spec.headers.len() + 2;
         let mut original_time = Vec::new();
         sized(&mut original_time, ORIGINAL_TIME);
         varint(&mut original_time, 24);
         let mut delivery_id = Vec::new();
         sized(&mut delivery_id, DELIVERY_ID);
         let replay = format!("{}:", spec.replay_id).into_bytes();
-        Self { fixed, original_time, delivery_id, replay }
+        Self { count, fixed, original_time, delivery_id, replay }
     }
 
-    fn write(&self, out: &mut Vec<u8>, original_time: &[u8; 24], delivery: &[u8]) {
+    /// `original` are the number of the original headers, and the headers as Kafka stores them.
+    fn write(
+        &self,
+        out: &mut Vec<u8>,
+        (count, original): (usize, &[u8]),
+        original_time: &[u8; 24],
+        delivery: &[u8],
+    ) {
+        varint(out, (self.count + count) as i64);
+        out.extend_from_slice(original);
         out.extend_from_slice(&self.fixed);
         out.extend_from_slice(&self.original_time);
         out.extend_from_slice(original_time);
@@ -346,15 +370,6 @@ impl Headers {
         varint(out, (self.replay.len() + delivery.len()) as i64);
         out.extend_from_slice(&self.replay);
         out.extend_from_slice(delivery);
-    }
-}
-
-/// Write the number of headers, and these headers; `more` headers follow.
-fn write_headers(out: &mut Vec<u8>, headers: &[(String, Vec<u8>)], more: usize) {
-    varint(out, (headers.len() + more) as i64);
-    for (name, value) in headers {
-        sized(out, name.as_bytes());
-        sized(out, value);
     }
 }
 

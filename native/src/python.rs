@@ -69,6 +69,7 @@ impl Encoder {
             field_topic: get(spec, "field_topic")?,
             field_key: get(spec, "field_key")?,
             field_value: get(spec, "field_value")?,
+            field_headers: get(spec, "field_headers")?,
             field_replayed: get(spec, "field_replayed")?,
             exclude_fields: get(spec, "exclude_fields")?,
             redact: get::<Vec<(String, String)>>(spec, "redact")?
@@ -149,7 +150,7 @@ impl Page {
         timestamp_ms: i64,
         key: &[u8],
         value: &[u8],
-        headers: Vec<(String, Vec<u8>)>,
+        headers: Vec<(String, Option<Vec<u8>>)>,
     ) -> PyResult<()> {
         let (page, place) = self.waiting()?;
         let ms = timestamp_ms;

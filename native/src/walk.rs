@@ -6,7 +6,7 @@ use crate::json::{self, HIGHS, ONES};
 use crate::redaction::{self, Redact};
 
 /// The number of fields that a mapping can have: one bit of `Node::slots` each.
-pub const SLOTS: usize = 8;
+pub const SLOTS: usize = 9;
 /// Documents with deeper nesting are declined: only the reference knows the true limit.
 const MAX_DEPTH: usize = 64;
 /// Up to this number, the names of a document are compared one by one; more names are sorted.
@@ -32,7 +32,9 @@ pub enum Value<'a> {
     Decimal([u8; 16]),
     /// The raw bytes of a document, whose lengths `walk` has checked.
     Document(&'a [u8]),
-    /// An array, or a type that the rules do not use.
+    /// The raw bytes of an array, whose lengths `walk` has checked.
+    Array(&'a [u8]),
+    /// A type that the rules do not use.
     Other,
 }
 
@@ -46,7 +48,7 @@ pub struct Node {
     /// `Name::hash` of the name.
     hash: u64,
     /// A bit for each slot that takes the value of the field.
-    slots: u8,
+    slots: u16,
     /// The JSON does not have the field.
     excluded: bool,
     redact: Option<Redact>,
@@ -301,7 +303,7 @@ impl<'a> Walk<'a, '_> {
                 if !listed && node.is_some_and(|node| node.has_name_in(array)) {
                     return Err(Declined);
                 }
-                return Ok(Value::Other);
+                return Ok(Value::Array(array));
             }
             0x05 => self.binary()?,
             0x0A => Value::Null,
@@ -370,7 +372,7 @@ impl<'a> Walk<'a, '_> {
             Value::Double(number) => json::double(out, number)?,
             Value::Text(text) => json::string(out, text)?,
             Value::Date(ms) => json::date(out, ms)?,
-            Value::Document(_) | Value::Other => return Err(Declined),
+            Value::Document(_) | Value::Array(_) | Value::Other => return Err(Declined),
             Value::ObjectId(_) | Value::Uuid(_) | Value::Binary(..) | Value::Decimal(_) => {
                 out.push(b'"');
                 match value {

@@ -27,7 +27,8 @@ LEGACY_MAPPING = {
     "REPLAY_TIMESTAMP_TYPE": "iso",
     "REPLAY_FIELD_TYPE": "kind",
     "REPLAY_FIELD_AGGREGATE": "order",
-    "REPLAY_EXCLUDE_FIELDS": "_id,uuid",
+    "REPLAY_FIELD_HEADERS": "headers",
+    "REPLAY_EXCLUDE_FIELDS": "_id,uuid,headers",
 }
 """The mapping ``legacy`` of the shop's worker, for its collections ``legacy_...``."""
 

@@ -37,6 +37,7 @@ def legacy(shop: Cluster) -> str:
                     "order": f"o-{number % 5}",
                     "at": (time + dt.timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ"),
                     "number": number,
+                    "headers": {"schema": "order-2", "traceparent": "00-1-2-01"},
                 }
                 for number in range(LEGACY_EVENTS)
             ]
@@ -67,6 +68,8 @@ def test_a_command_names_another_collection_and_its_mapping(
     assert (first.key, first.headers["replay-delivery-id"]) == (b"o-0", f"{replay_id}:u-0".encode())
     assert first.headers["replay-original-time"] == b"2026-01-01T00:00:00.000Z"
     assert b"uuid" not in (first.value or b"")
+    assert all(record.headers["schema"] == b"order-2" for record in records)
+    assert not any("traceparent" in record.headers for record in records)
 
     assert f"{shop.name}.{legacy}, mapping legacy" in replay_app("status", replay_id)
     receipt = json.loads(replay_app("receipt", replay_id, "--json"))

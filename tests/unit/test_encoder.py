@@ -501,6 +501,63 @@ def test_an_empty_page_is_nothing(encode: Encode) -> None:
     assert encode(b"") == EncodedPage()
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {
+            "content-type": "json",
+            "retries": 2,
+            "raw": b"\xff",
+            "none": None,
+            "B3": "x",
+            "Replay-Id": "",
+        },
+        [
+            ["content-type", "json"],
+            {"key": "retries", "value": 2},
+            {"k": "raw", "v": b"\xff"},
+            {"name": "none", "value": None, "more": 1},
+            {"TraceParent": "00-1"},
+            ["replay-id", "old"],
+        ],
+    ],
+)
+def test_original_headers_come_before_those_of_the_replay(encode: Encode, stored: Any) -> None:
+    mapping = replace(SPEC.mapping, field_headers="meta.h", field_replayed=None)
+    ((_, _, record),) = records(encode(page_of(event(1, meta={"h": stored})), mapping=mapping))
+    assert record.headers[:4] == [
+        ("content-type", b"json"),
+        ("retries", b"2"),
+        ("raw", b"\xff"),
+        ("none", None),
+    ]
+    names = [name for name, _ in record.headers[4:]]
+    assert names == [name for name, _ in records(encode(page_of(event(1))))[0][2].headers]
+    assert "meta" in json.loads(record.value)
+
+
+@pytest.mark.parametrize("stored", [..., None, {}, []])
+def test_an_event_without_headers_has_those_of_the_replay_only(encode: Encode, stored: Any) -> None:
+    mapping = replace(SPEC.mapping, field_headers="h")
+    ((_, _, record),) = records(encode(page_of(event(1, h=stored)), mapping=mapping))
+    ((_, _, plain),) = records(encode(page_of(event(1))))
+    assert record.headers == plain.headers
+
+
+@pytest.mark.parametrize("stored", ["text", 5, ["a"], [["a"]], [[1, "x"]], [{"a": 1, "b": 2}]])
+def test_headers_of_no_known_form_fail_the_event(encode: Encode, stored: Any) -> None:
+    mapping = replace(SPEC.mapping, field_headers="h")
+    (failure,) = encode(page_of(event(1, h=stored)), mapping=mapping).failures
+    assert "in field 'h' (REPLAY_FIELD_HEADERS) are neither an object nor" in failure.reason
+
+
+def test_large_headers_count_for_the_size_of_a_record(encode: Encode) -> None:
+    mapping = replace(SPEC.mapping, field_headers="h")
+    page = page_of(event(1, h={"a": "x" * 60_000, "b": b"y" * 60_000}))
+    (failure,) = encode(page, mapping=replace(mapping, exclude_fields=("h",))).failures
+    assert "too many for REPLAY_MAX_RECORD_BYTES=100000" in failure.reason
+
+
 @pytest.mark.parametrize("page", [b"\x01", b"\x00\x00\x00\x00\x00", b"\xff\xff\xff\x7f\x00\x00"])
 def test_bytes_that_are_no_documents_fail_the_replay_not_the_worker(
     encode: Encode, page: bytes

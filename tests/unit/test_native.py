@@ -196,6 +196,7 @@ mappings = st.builds(
     field_topic=paths("topic", "meta.b"),
     field_key=paths(None, None, "meta.key", "aggregate_id", "_id"),
     field_value=paths(None, None, None, "payload", "meta.payload", "meta"),
+    field_headers=paths(None, None, "headers", "meta.b", "payload"),
     field_replayed=paths(None, "headers.replay-id", "meta"),
     timestamp_type=st.sampled_from(["date", "date", "iso", "epoch_ms"]),
     exclude_fields=st.lists(
@@ -362,19 +363,49 @@ def test_redacted_fields_in_documents_and_arrays(
     assert_equal(replace(SPEC, redaction=redaction), page)
 
 
+header_names = st.sampled_from(
+    ["a", "", "B3", "X-B3-Id", "Replay-x", "replays", "ü", "traceparent"]
+)
+header_values = st.sampled_from(
+    ["x", "", "ü", b"y", b"", None, 5, True, {"a": 1}, uuid.UUID(int=1)]
+)
+header_values |= st.builds(Binary, st.binary(max_size=3), st.sampled_from([0, 3, 5, 128]))
+headers = st.dictionaries(header_names, header_values, max_size=4) | st.lists(
+    st.tuples(header_names, header_values).map(list)
+    | st.builds(
+        lambda name, value, fields: {fields[0]: name, fields[1]: value, "x": 1},
+        header_names | st.none(),
+        header_values,
+        st.sampled_from([("key", "value"), ("k", "v"), ("name", "value"), ("other", "value")]),
+    )
+    | st.dictionaries(header_names, header_values, max_size=1)
+    | st.sampled_from(["a", 5, ["a"], ["a", "b", "c"], [5, "x"]]),
+    max_size=3,
+)
+
+
+@given(st.lists(headers, min_size=1, max_size=4), st.sampled_from([100_000, 700, 560]))
+def test_original_headers_of_every_form(events: list[Any], most: int) -> None:
+    mapping = replace(SPEC.mapping, field_headers="h")
+    page = b"".join(bson.encode(dict(GOOD) | {"h": one}, codec_options=STRICT) for one in events)
+    assert_equal(replace(SPEC, mapping=mapping, max_record_bytes=most), page)
+
+
 def test_everyday_events_are_not_left_to_the_reference() -> None:
     rich = {"_id": ObjectId(), "event_type": "placed", "timestamp": NOON, "n": [2**40, 0.1, None]}
     rich |= {"d": Decimal128("1.50"), "u": uuid.uuid4(), "b": b"\0", "o": {"t": NOON, "x": [True]}}
     page = bson.encode(rich, codec_options=STRICT)
     page += b"".join(bson.encode(event) for event in shop_events(200))
     ids: list[Any] = [1, 2**40, b"x", Binary(bytes(16), 3), {"s": "a", "v": 1, "n": {"x": 2**40}}]
-    traced = {"event_type": "placed", "timestamp": NOON, "headers": [["trace", "x"], {"k": "y"}]}
+    pairs: list[Any] = [["trace", "x"], {"key": "k", "value": b"v"}, {"k": "y", "v": ""}]
+    traced = {"event_type": "placed", "timestamp": NOON, "headers": pairs}
     page += b"".join(bson.encode({"_id": one} | traced) for one in ids)
     spec = replace(SPEC, partitions=(SPEC.partitions or {}) | dict.fromkeys(SHOP_TOPICS, 3))
     native = importlib.import_module("replay_app.native_encoder")
     rules: dict[str, Any] = {"data.items.sku": "mask", "o.x": "hash", "n": "hash", "d": "null"}
-    for redaction in (None, Redaction(rules, b"key")):
-        encoder = native.NativeEncoder(replace(spec, redaction=redaction))
+    headed = replace(SPEC.mapping, field_headers="headers")
+    for redaction, mapping in ((None, SPEC.mapping), (Redaction(rules, b"key"), headed)):
+        encoder = native.NativeEncoder(replace(spec, redaction=redaction, mapping=mapping))
         work = encoder._encoder.begin(page, NOW_MS)
         assert work.run() is None
         assert work.finish()["encoded"] == 206

@@ -44,6 +44,9 @@ def record(*headers: tuple[str, bytes | None]) -> Any:
         ((ID, SECOND, TIME, DELIVERY), True, True),  # without name and reason
         ((ID, SECOND, WHY, TITLE, TIME, DELIVERY), True, True),  # in another order
         ((*GOOD, ("trace", b"x")), True, True),
+        ((("schema", b"1"), ("none", None), *GOOD), True, False),  # original headers
+        ((("replay-id", b"old"), *GOOD), True, True),
+        ((("schema", b"1"), ("traceparent", b"x"), *GOOD), True, True),
         ((ID, SECOND, TITLE, WHY, DELIVERY, TIME), True, True),
         ((ID,), True, True),
         ((ID, DELIVERY), True, True),

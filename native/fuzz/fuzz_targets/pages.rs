@@ -58,6 +58,7 @@ fn spec(options: u16) -> Spec {
         field_topic: "topic".to_owned(),
         field_key: is_set(1).then(|| "meta.key".to_owned()),
         field_value: is_set(2).then(|| "payload".to_owned()),
+        field_headers: is_set(13).then(|| "headers".to_owned()),
         field_replayed: is_set(3).then(|| "headers.replay-id".to_owned()),
         exclude_fields: vec!["_id".to_owned(), "meta.id".to_owned()],
         redact: if is_set(12) { redacted() } else { vec![] },
