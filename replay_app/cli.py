@@ -57,6 +57,7 @@ from replay_app.kafka_security import kafka_security
 from replay_app.letter_commands import add_letters_command
 from replay_app.logs import configure_logging, silence_aiokafka
 from replay_app.proof import add_proof_commands
+from replay_app.redrives import add_redrive_command
 from replay_app.sessions import MAX_LISTED
 from replay_app.settings import Settings, check_names, load_settings, settings_rows
 from replay_app.start_options import (
@@ -467,6 +468,7 @@ def _parser() -> argparse.ArgumentParser:
         add_requested_by(command, "requested_by", user_name())
 
     add_proof_commands(add, _client)
+    add_redrive_command(add, _client)
 
     add_start_options(add("plan", _plan, "Show what a replay would do, without starting it"))
 

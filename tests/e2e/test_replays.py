@@ -16,7 +16,7 @@ from command_line import CommandLine
 from oracle import assert_published_exactly, assert_same_json, event_id_of
 from secret_values import SECRET_WORD
 from support import Record, create_topics, read_topic, unique_name, wait_until
-from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, events_of
+from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker, events_of
 
 JANUARY_5 = dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
 JANUARY_9 = dt.datetime(2026, 1, 9, tzinfo=dt.UTC)
@@ -732,3 +732,74 @@ def test_json_of_the_store_and_of_the_topic_are_the_same(shop: Cluster, topic: s
         assert_same_json(
             json.loads(record.value or b""), {k: v for k, v in event.items() if k != "_id"}
         )
+
+
+def test_a_redrive_publishes_mended_events_in_order_and_only_once(
+    shop: Cluster, worker: Worker, topic: str, kind: str, tmp_path: Path
+) -> None:
+    events = events_of(kind, 6)
+    for number in (1, 3, 4):
+        events[number]["body"] = Regex("^x")
+    shop.insert(events)
+    replay_id = unique_name("buried")
+    body = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    session = shop.run(replay_id, on_error="dead-letter", redact={"note": "null"}, **body)
+    assert session["counters"]["dead_lettered"] == 3
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+
+    def mend(*numbers: int) -> None:
+        ids = [f"{kind}-{number}" for number in numbers]
+        with shop.store() as collection:
+            collection.update_many({"event_id": {"$in": ids}}, {"$set": {"body": "x", "note": "y"}})
+
+    def redrive(number: int, *options: str) -> dict[str, Any]:
+        name = f"{replay_id}.redrive-{number}"
+        told = json.loads(replay_app("redrive", replay_id, "--json", *options))
+        assert told["replay_id"] == name
+        return dict(shop.wait_for(name))
+
+    mend(1, 4)
+    dry = redrive(1, "--dry-run")
+    assert (dry["counters"]["read"], dry["counters"]["published"]) == (3, 0)
+    first = redrive(2)
+    assert first["state"] == "completed_with_errors"
+    assert (first["counters"]["published"], first["counters"]["dead_lettered"]) == (2, 1)
+    assert (first["start"]["target"]["topic"], first["start"]["reason"]) == (
+        topic,
+        f"redrive of {replay_id}",
+    )
+    mend(3)
+    second = redrive(3, "--error", "type Regex", "--event-type", kind)
+    assert second["start"]["filter"]["event_ids"] == [f"{kind}-3"]
+    assert (second["state"], second["counters"]["published"]) == ("completed", 1)
+    told = replay_app("redrive", replay_id, code=1)
+    assert "of the dead letters of replay" in told
+    assert "all are published by a redrive" in told
+    assert "none fit" in replay_app("redrive", replay_id, "--event-type", "other", code=1)
+
+    found = read(shop, topic)
+    for name, numbers in (("redrive-2", [1, 4]), ("redrive-3", [3])):
+        own = [one for one in found if one.headers["replay-id"] == f"{replay_id}.{name}".encode()]
+        assert [event_id_of(one) for one in own] == [f"{kind}-{number}" for number in numbers]
+    assert sorted(map(event_id_of, found)) == [f"{kind}-{number}" for number in range(6)]
+    notes = {json.loads(one.value or b"").get("note", "-") for one in found}
+    assert notes == {"-", None}
+
+
+def test_a_redrive_waits_for_the_one_before(
+    shop: Cluster, worker: Worker, topic: str, kind: str, tmp_path: Path
+) -> None:
+    events = events_of(kind, 1, body=Regex("^x"))
+    shop.insert(events)
+    replay_id = unique_name("buried")
+    body: dict[str, Any] = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    shop.run(replay_id, on_error="dead-letter", **body)
+    shop.command(f"{replay_id}.redrive-1", paused=True, **body)
+    shop.wait_for(f"{replay_id}.redrive-1", "paused")
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+    told = replay_app("redrive", replay_id, code=3)
+    assert f"redrive {replay_id}.redrive-1 is paused: let it complete, or cancel it" in told
+    shop.command(f"{replay_id}.redrive-1", "cancel")
+    shop.wait_for(f"{replay_id}.redrive-1", "cancelled")
+    assert "is requested for 1 of 1 dead letters" in replay_app("redrive", replay_id)
+    shop.wait_for(f"{replay_id}.redrive-2", "completed_with_errors")

@@ -1,0 +1,158 @@
+"""``replay-app redrive``: a replay of the events that another replay has dead-lettered.
+
+The redrives of replay ``r`` are ``r.redrive-1``, ``r.redrive-2`` and so on. What one of them has
+published, the next ones leave out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from replay_app.arguments import AddCommand
+from replay_app.client import NOT_FOUND, Client, Refused, SessionJson
+from replay_app.commands import Source
+from replay_app.dead_letters import LetterGroup, find_dead_letters
+from replay_app.exceptions import CommandConflict, ReplayError
+from replay_app.logs import silence_aiokafka
+from replay_app.reports import MAX_SHOWN_ID
+from replay_app.settings import Settings, load_settings
+from replay_app.sources import settings_for
+from replay_app.start_options import add_requested_by, user_name
+from replay_app.terminal import say, say_json
+
+DONE = 0
+COMPLETED = ("completed", "completed_with_errors")
+KEPT = ("source", "target", "redact", "ordering", "include_replayed", "consumers", "max_lag")
+"""Members of the start command that a redrive has, too."""
+
+
+def add_redrive_command(add: AddCommand, client_of: Callable[[argparse.Namespace], Client]) -> None:
+    """Add the command to the parser."""
+    redrive = add(
+        "redrive",
+        lambda options: _redrive(options, client_of(options)),
+        "Replay the events that a replay has dead-lettered, after they are mended in the store",
+    )
+    redrive.add_argument("replay_id")
+    redrive.add_argument("--error", metavar="TEXT", help="only letters whose error has this text")
+    redrive.add_argument("--event-type", metavar="TYPE", help="only letters of this type")
+    redrive.add_argument(
+        "--event-id",
+        metavar="ID",
+        action="append",
+        help="only this event; repeatable",
+    )
+    redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
+    add_requested_by(redrive, "requested_by", user_name())
+
+
+def _redrive(options: argparse.Namespace, client: Client) -> int:
+    silence_aiokafka()
+    replay_id = options.replay_id
+    start = client.session(replay_id)["start"]
+    settings = settings_for(load_settings(), Source(**start.get("source") or {}))
+    wanted = _chosen(_letters(settings, replay_id), options)
+    name, published = _next(client, settings, replay_id)
+    ids = [one for one in wanted if one not in published]
+    if not ids:
+        what = "are published by a redrive" if wanted else "fit"
+        word = "all" if wanted else "none"
+        raise ReplayError(f"of the dead letters of replay {replay_id!r}, {word} {what}")
+    body = {
+        **{member: start[member] for member in KEPT if start.get(member)},
+        "replay_id": name,
+        "filter": {"event_ids": ids},
+        "on_error": "dead-letter",
+        "reason": f"redrive of {replay_id}",
+        "dry_run": options.dry_run,
+        **({"requested_by": options.requested_by} if options.requested_by else {}),
+    }
+    if options.dry_run:  # nothing is published that a group could read
+        body = {one: value for one, value in body.items() if one not in {"consumers", "max_lag"}}
+    client.start(body)
+    if options.json:
+        say_json({"replay_id": name, "event_ids": ids})
+    else:
+        say(
+            f"replay {name} is requested for {len(ids):,} of {len(wanted):,} dead letters; see: "
+            f"replay-app watch {name}"
+        )
+    return DONE
+
+
+def _letters(settings: Settings, replay_id: str) -> list[LetterGroup]:
+    return asyncio.run(find_dead_letters(settings, replay_id))
+
+
+def _chosen(groups: Iterable[LetterGroup], options: argparse.Namespace) -> list[str]:
+    """Return the ids of the letters that the options choose, each once.
+
+    Raises
+    ------
+    ReplayError
+        When not every id is known.
+
+    """
+    ids: dict[str, None] = {}
+    for group in groups:
+        if options.error is not None and options.error not in group.reason:
+            continue
+        if options.event_type is not None and options.event_type != group.event_type:
+            continue
+        if options.event_id is None and len(group.event_ids) < group.count:
+            msg = (
+                f"{group.count:,} dead letters of type {group.event_type!r} have the error "
+                f"{group.reason!r}, too many for one redrive: start a replay of their time range"
+            )
+            raise ReplayError(msg)
+        ids |= dict.fromkeys(group.event_ids)
+    if options.event_id is not None:
+        ids = {one: None for one in ids if one in options.event_id}
+    odd = [one for one in ids if not one or len(one) >= MAX_SHOWN_ID]
+    if odd:
+        msg = (
+            f"{len(odd):,} dead letters have no id, or one that is too long to be kept: start a "
+            "replay of their time range, or name the others by --event-id"
+        )
+        raise ReplayError(msg)
+    return [*ids]
+
+
+def _next(client: Client, settings: Settings, replay_id: str) -> tuple[str, set[str]]:
+    """Return the id of the next redrive, and the ids of the events that others have published.
+
+    Raises
+    ------
+    CommandConflict
+        When a redrive has not ended yet.
+
+    """
+    published: set[str] = set()
+    for name, session in _redrives(client, replay_id):
+        if session is None:
+            return name, published
+        state = session["state"]
+        if state in COMPLETED:
+            if not session["start"]["dry_run"]:
+                failed = _letters(settings, name) if state == "completed_with_errors" else ()
+                again = {one for group in failed for one in group.event_ids}
+                published |= {*session["start"]["filter"]["event_ids"]} - again
+        elif state != "cancelled":  # what it has published is not known: consumers know the ids
+            msg = f"redrive {name} is {state}: let it complete, or cancel it, then redrive again"
+            raise CommandConflict(msg)
+    raise AssertionError
+
+
+def _redrives(client: Client, replay_id: str) -> Iterator[tuple[str, SessionJson | None]]:
+    """Yield each redrive of a replay, and last the id of the next one with None."""
+    for number in itertools.count(1):
+        name = f"{replay_id}.redrive-{number}"
+        try:
+            yield name, client.session(name)
+        except Refused as error:
+            if error.status != NOT_FOUND:
+                raise
+            yield name, None
