@@ -300,7 +300,7 @@ class Start(_Command):
     source: Source = Source()
     filter: Filter = Filter()
     target: Target = Target()
-    redact: dict[str, Redact] = Field(default_factory=dict, max_length=MAX_REDACTED)
+    redact: dict[ShortText, Redact] = Field(default_factory=dict, max_length=MAX_REDACTED)
     """Dotted path of a field to what becomes of the field in each record."""
     ordering: Literal["global", "aggregate"] = "global"
     shards: Annotated[int, Field(ge=1, le=256), Whole] | None = None
@@ -335,6 +335,12 @@ class Start(_Command):
         _check_paths(redact)
         for path in redact:
             parts = path.split(".")
+            if any(part.isdecimal() for part in parts[1:]):
+                msg = (
+                    f"{path!r} has the number of an array's element: a path leads to all elements "
+                    "by itself, so leave the number out"
+                )
+                raise ValueError(msg)
             outer = (".".join(parts[:size]) for size in range(1, len(parts)))
             if within := next((one for one in outer if one in redact), None):
                 msg = f"{path!r} lies within {within!r}, which is redacted as a whole; name one"

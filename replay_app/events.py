@@ -198,9 +198,9 @@ def _header_pair(pair: Any) -> tuple[Any, Any] | None:
         if len(pair) == 1:
             ((name, value),) = pair.items()
             return name, value
-        name = next((pair[field] for field in HEADER_NAMES if field in pair), None)
-        value = next((pair[field] for field in HEADER_VALUES if field in pair), None)
-        return name, value
+        name = next((field for field in HEADER_NAMES if field in pair), None)
+        value = next((field for field in HEADER_VALUES if field in pair), None)
+        return None if name is None or value is None else (pair[name], pair[value])
     return (pair[0], pair[1]) if isinstance(pair, list) and len(pair) == 2 else None  # noqa: PLR2004 - a pair
 
 
@@ -400,10 +400,8 @@ def event_value(
     return encode_json(document)
 
 
-def encode_json(document: Any, path: str = "") -> bytes:
-    """Return a decoded BSON document as JSON (the table is in docs/mapping.md).
-
-    ``path`` leads to it, if it is a value within a document.
+def encode_json(document: Any) -> bytes:
+    """Return a decoded BSON value as JSON (the table is in docs/mapping.md).
 
     Raises
     ------
@@ -420,7 +418,7 @@ def encode_json(document: Any, path: str = "") -> bytes:
         raise EventError(msg) from error
     # orjson writes NaN and infinities as null. JSON without a null had no such number.
     if b"null" in value:
-        _require_finite(document, path)
+        _require_finite(document, "")
     return value
 
 

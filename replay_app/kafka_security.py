@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import importlib
 import inspect
 import logging
+import os
 import shlex
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +71,9 @@ def kafka_security(settings: Settings, bootstrap: str) -> dict[str, Any]:
     if "SASL" in protocol:
         options["sasl_mechanism"] = value("sasl_mechanism")
         if value("sasl_mechanism") == "OAUTHBEARER":
+            command = value("sasl_oauth_command")
             options["sasl_oauth_token_provider"] = _token_provider(
-                prefix, value("sasl_oauth_command"), value("sasl_oauth_function")
+                prefix, command and command.get_secret_value(), value("sasl_oauth_function")
             )
             return options
         user, password = value("sasl_plain_username"), value("sasl_plain_password")
@@ -103,7 +109,7 @@ def _token_provider(prefix: str, command: str | None, function: str | None) -> T
         msg = f"{prefix}_SASL_MECHANISM=OAUTHBEARER needs one of {names[0]} and {names[1]}"
         raise InvalidSettings(msg)
     if command is not None:
-        return TokenProvider(names[0], lambda: _printed(command))
+        return TokenProvider(names[0], functools.partial(_printed, command))
     return TokenProvider(names[1], _imported(names[1], function or ""))
 
 
@@ -114,6 +120,8 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         """``make`` returns a token, or a token and its expiry in milliseconds since 1970."""
         self._setting = setting
         self._make = make
+        self._call: concurrent.futures.Future[Any] | None = None
+        """The newest call of a function that is not async."""
         self._token = ""
         self._until = 0.0
         """Seconds since 1970."""
@@ -131,40 +139,67 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
             return self._token
         try:
             async with asyncio.timeout(TOKEN_SECONDS):
-                made = await self._made()
+                token, expires_ms = _checked(await self._made())
         except Exception as error:
             late = isinstance(error, TimeoutError)
             told = f"no answer within {TOKEN_SECONDS:g} s" if late else str(error)
             msg = f"{self._setting} gives no token: {told or type(error).__name__}"
             logger.warning("%s", msg)
             raise NoToken(msg) from error
-        token, expires_ms = made if isinstance(made, tuple) else (made, None)
-        if not isinstance(token, str) or not token:
-            msg = f"{self._setting} gives no token, but a value of type {type(token).__name__}"
-            raise NoToken(msg)
         until = time.time() + REUSE_SECONDS
         self._token = token
         self._until = until if expires_ms is None else expires_ms / 1000 - EARLY_SECONDS
         return token
 
     async def _made(self) -> Any:
-        made = await asyncio.to_thread(self._make)
-        return await made if inspect.isawaitable(made) else made
+        if inspect.iscoroutinefunction(self._make):
+            return await self._make()
+        if self._call is None or self._call.done():
+            self._call = concurrent.futures.Future()
+            # A thread of its own: a function that hangs must hold up neither the encoding, which
+            # has the threads of the event loop, nor the end of the process.
+            threading.Thread(target=self._run, args=(self._call,), daemon=True).start()
+        return await asyncio.shield(asyncio.wrap_future(self._call))
+
+    def _run(self, call: concurrent.futures.Future[Any]) -> None:
+        try:
+            call.set_result(self._make())
+        except BaseException as error:  # noqa: BLE001 - `token` tells the error
+            call.set_exception(error)
+
+
+def _checked(made: Any) -> tuple[str, float | None]:
+    """Return a token, and when it expires. Raise ValueError if ``made`` is something else."""
+    token, expires_ms = made if isinstance(made, tuple) and len(made) == 2 else (made, None)  # noqa: PLR2004
+    is_time = expires_ms is None or isinstance(expires_ms, int | float)
+    if not isinstance(token, str) or not is_time:
+        msg = "it is neither a text, nor a text and a number of milliseconds since 1970"
+        raise ValueError(msg)
+    if not token:
+        msg = "it is empty"
+        raise ValueError(msg)
+    return token, expires_ms
 
 
 async def _printed(command: str) -> str:
     """Return what a command prints. A token is one word."""
+    words = shlex.split(command)
+    if not words:
+        msg = "the command is empty"
+        raise ValueError(msg)
     process = await asyncio.create_subprocess_exec(
-        *shlex.split(command),
+        *words,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         output, trouble = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.kill()
+        if process.returncode is None:  # the command, and what it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode:
         told = trouble.decode(errors="replace").strip().splitlines()
@@ -178,7 +213,7 @@ def _imported(setting: str, place: str) -> Callable[[], Any]:
     module, _, name = place.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         msg = f"{setting}={place}: write module:function, of a module on PYTHONPATH: {error}"
         raise InvalidSettings(msg) from error
     if not callable(function):

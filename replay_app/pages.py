@@ -265,9 +265,10 @@ def _place(document: bytes, spec: EncodeSpec, unplaced: list[list[Any]]) -> list
         msg = f"the event store sent a document that is not BSON: {error}; correct it, then retry"
         raise ReplayFailed(msg) from error
     if math.prod(map(len, found)) > MAX_PLACES:
+        shown = "" if spec.redaction else f": {document[:200]!r}"
         msg = (
             f"an event has the sort fields {', '.join(spec.cursor_fields)} too many times; correct "
-            f"the event, then retry: {document[:200]!r}"
+            f"the event, then retry{shown}"
         )
         raise ReplayFailed(msg)
     places = [

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any
 
+from bson import DBRef
+
 from replay_app.events import encode_json, fields_of, is_text, is_within
-from replay_app.exceptions import ReplayFailed
+from replay_app.exceptions import EventError, ReplayFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +66,7 @@ class Redaction:
 
     def _redact(self, value: Any, tree: Tree, outer: str) -> None:
         if isinstance(value, list):
+            value[:] = map(_plain, value)
             for one in value:
                 self._redact(one, tree, outer)
             return
@@ -74,6 +77,7 @@ class Redaction:
                 continue
             path = f"{outer}.{name}" if outer else name
             if isinstance(rule, dict):
+                value[name] = _plain(value[name])
                 self._redact(value[name], rule, path)
             elif rule == "drop":
                 del value[name]
@@ -88,8 +92,17 @@ class Redaction:
         """Return the HMAC-SHA256 of a text, or of the JSON of another value; null stays null."""
         if value is None:
             return None
-        text = value.encode() if is_text(value) else encode_json(value, path)
+        try:
+            text = value.encode() if is_text(value) else encode_json(value)
+        except EventError:  # it may quote the value
+            msg = f"field {path!r} cannot be hashed: its value has no mapping to JSON"
+            raise EventError(msg) from None
         return hmac.digest(self._key, text, "sha256").hex()
+
+
+def _plain(value: Any) -> Any:
+    """Return a reference as the document that it is. The driver makes an object of it."""
+    return dict(value.as_doc()) if isinstance(value, DBRef) else value
 
 
 def _mask(value: Any) -> Any:
@@ -124,12 +137,12 @@ def redaction_of(settings: Settings, rules: Mapping[str, Redact]) -> Redaction |
         )
         raise ReplayFailed(msg)
     for path in rules:
-        for used in sorted(fields_of(mapping)):
+        for used in sorted({*fields_of(mapping), "_id"} - {mapping.field_replayed}):
             if is_within(path, used) or is_within(used, path):
                 msg = (
                     f"redact: {path!r} cannot be redacted: the mapping reads {used!r}, and key, "
-                    "headers or topic of the record would still tell it; leave the path out, or "
-                    "name another field in the mapping"
+                    "headers, topic or place of the record would still tell it; leave the path "
+                    "out, or name another field in the mapping"
                 )
                 raise ReplayFailed(msg)
     key = settings.redact_key

@@ -18,6 +18,7 @@ from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError
 from replay_app.logs import silence_aiokafka
 from replay_app.reports import MAX_SHOWN_ID
+from replay_app.sessions import TERMINAL
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
 from replay_app.start_options import add_requested_by, user_name
@@ -52,8 +53,17 @@ def add_redrive_command(add: AddCommand, client_of: Callable[[argparse.Namespace
 def _redrive(options: argparse.Namespace, client: Client) -> int:
     silence_aiokafka()
     replay_id = options.replay_id
-    start = client.session(replay_id)["start"]
-    settings = settings_for(load_settings(), Source(**start.get("source") or {}))
+    session = client.session(replay_id)
+    start = session["start"]
+    if session["state"] not in TERMINAL:
+        msg = (
+            f"replay {replay_id!r} is {session['state']}: a redrive comes after all that it "
+            "publishes, so let it complete, or cancel it, first"
+        )
+        raise CommandConflict(msg)
+    # The mapping tells the types of the letters; the worker looks at the rest of the source.
+    mapping = (start.get("source") or {}).get("mapping")
+    settings = settings_for(load_settings(), Source(mapping=mapping))
     wanted = _chosen(_letters(settings, replay_id), options)
     name, published = _next(client, settings, replay_id)
     ids = [one for one in wanted if one not in published]
@@ -137,13 +147,34 @@ def _next(client: Client, settings: Settings, replay_id: str) -> tuple[str, set[
         state = session["state"]
         if state in COMPLETED:
             if not session["start"]["dry_run"]:
-                failed = _letters(settings, name) if state == "completed_with_errors" else ()
-                again = {one for group in failed for one in group.event_ids}
-                published |= {*session["start"]["filter"]["event_ids"]} - again
+                published |= _published_by(settings, session)
         elif state != "cancelled":  # what it has published is not known: consumers know the ids
             msg = f"redrive {name} is {state}: let it complete, or cancel it, then redrive again"
             raise CommandConflict(msg)
     raise AssertionError
+
+
+def _published_by(settings: Settings, session: SessionJson) -> set[str]:
+    """Return the ids of the events that a completed redrive has published.
+
+    Raises
+    ------
+    ReplayError
+        When they are not known.
+
+    """
+    name, wanted = session["replay_id"], {*session["start"]["filter"]["event_ids"]}
+    failed = _letters(settings, name) if session["state"] == "completed_with_errors" else []
+    published = wanted - {one for group in failed for one in group.event_ids}
+    if len(published) != session["counters"]["published"]:
+        msg = (
+            f"redrive {name} was to publish {len(published):,} events, and has published "
+            f"{session['counters']['published']:,}: some are not in the store under their ids any "
+            "more, or were skipped. Which ones is not known here: start a replay of the events "
+            "that you miss, by --event-id or by their time"
+        )
+        raise ReplayError(msg)
+    return published
 
 
 def _redrives(client: Client, replay_id: str) -> Iterator[tuple[str, SessionJson | None]]:

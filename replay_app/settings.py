@@ -84,12 +84,11 @@ class Settings(BaseSettings):
     )
     kafka_ssl_certfile: Path | None = Field(None, description="PEM file of the client certificate.")
     kafka_ssl_keyfile: Path | None = Field(None, description="PEM file of the client key.")
-    kafka_sasl_oauth_command: str | None = Field(
-        None, min_length=1, description="For `OAUTHBEARER`: a command that prints a token."
+    kafka_sasl_oauth_command: pydantic.SecretStr | None = Field(
+        None, description="For `OAUTHBEARER`: a command that prints a token."
     )
     kafka_sasl_oauth_function: str | None = Field(
         None,
-        min_length=1,
         description="For `OAUTHBEARER`: `module:function` of a function that returns a token, or a "
         "token and its expiry in milliseconds since 1970.",
     )
@@ -119,12 +118,11 @@ class Settings(BaseSettings):
     target_kafka_ssl_keyfile: Path | None = Field(
         None, description="PEM file of the client key for the other cluster."
     )
-    target_kafka_sasl_oauth_command: str | None = Field(
-        None, min_length=1, description="A command that prints a token for the other cluster."
+    target_kafka_sasl_oauth_command: pydantic.SecretStr | None = Field(
+        None, description="A command that prints a token for the other cluster."
     )
     target_kafka_sasl_oauth_function: str | None = Field(
         None,
-        min_length=1,
         description="`module:function` of a function that returns a token for the other cluster.",
     )
 
@@ -292,10 +290,23 @@ class Settings(BaseSettings):
         is_link = isinstance(value, str) and _LINK_ADDRESS.match(value)
         return cls.model_fields["web_port"].default if is_link else value
 
-    @field_validator("target_kafka_security_protocol", mode="before")
+    @field_validator(
+        *("target_kafka", "target_kafka_security_protocol", "mappings"),
+        *(
+            f"{cluster}_{name}"
+            for cluster in ("kafka", "target_kafka")
+            for name in (
+                *("sasl_plain_username", "sasl_plain_password"),
+                *("sasl_oauth_command", "sasl_oauth_function"),
+                *("ssl_cafile", "ssl_certfile", "ssl_keyfile"),
+            )
+        ),
+        mode="before",
+    )
     @classmethod
     def _drop_empty(cls, value: object) -> object:
-        return None if value == "" else value
+        # A variable without a value, such as ${UNSET}, means the default.
+        return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("exclude_fields", "sources", mode="before")
     @classmethod
@@ -355,6 +366,12 @@ class Settings(BaseSettings):
             if name.startswith("target_kafka_")
         }
         given = [name for name, default in others.items() if getattr(self, name) != default]
+        if given and self.target_kafka == self.kafka:
+            msg = (
+                f"REPLAY_{given[0].upper()} has no effect: REPLAY_TARGET_KAFKA is the same cluster "
+                "as REPLAY_KAFKA"
+            )
+            raise ValueError(msg)
         for needed in ("target_kafka_security_protocol", "target_kafka"):
             if given and getattr(self, needed) is None:
                 msg = f"REPLAY_{given[0].upper()} needs REPLAY_{needed.upper()}"
@@ -430,6 +447,8 @@ class Settings(BaseSettings):
             self.api_token,
             self.kafka_sasl_plain_password,
             self.target_kafka_sasl_plain_password,
+            self.kafka_sasl_oauth_command,
+            self.target_kafka_sasl_oauth_command,
             self.redact_key,
         )
         words = [one for one in own if one]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from fnmatch import fnmatchcase
+import re
 from typing import TYPE_CHECKING, Any
 
 from replay_app.exceptions import ReplayFailed
@@ -47,7 +47,7 @@ def settings_for(settings: Settings, source: Source) -> Settings:
     }
     name = f"{members['mongo_database']}.{members['mongo_collection']}"
     own = f"{settings.mongo_database}.{settings.mongo_collection}"
-    if name != own and not any(fnmatchcase(name, pattern) for pattern in settings.sources):
+    if name != own and not any(_fits(name, pattern) for pattern in settings.sources):
         allowed = ",".join(settings.sources) or "empty"
         msg = (
             f"no worker may read {name!r}: REPLAY_SOURCES is {allowed}; add the collection to "
@@ -64,6 +64,11 @@ def settings_for(settings: Settings, source: Source) -> Settings:
             raise ReplayFailed(msg)
         members |= settings.named_mappings[source.mapping]
     return settings.replaced(members)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Return whether a name is that of a pattern, in which ``*`` stands for any text."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name, re.DOTALL) is not None
 
 
 def source_of(settings: Settings, start: Start | None = None) -> dict[str, str]:

@@ -217,8 +217,7 @@ class StoreChecks:
 def is_customized(mapping: EventMapping) -> bool:
     """Return whether settings name fields that a count of types and times says nothing about."""
     return (
-        (mapping.field_id or mapping.field_key or mapping.field_value or mapping.field_headers)
-        is not None
+        (mapping.field_id or mapping.field_key or mapping.field_value) is not None
         or mapping.field_aggregate != _DEFAULTS.field_aggregate
         or mapping.field_topic != _DEFAULTS.field_topic
     )
@@ -247,7 +246,6 @@ def mapping_faults(
     named = [
         ("a key", mapping.field_key, None, "KEY"),
         ("a value", mapping.field_value, None, "VALUE"),
-        ("headers", mapping.field_headers, None, "HEADERS"),
         ("an aggregate id", mapping.field_aggregate, _DEFAULTS.field_aggregate, "AGGREGATE"),
     ]
     if needs_topic:

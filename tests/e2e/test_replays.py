@@ -793,13 +793,24 @@ def test_a_redrive_waits_for_the_one_before(
     shop.insert(events)
     replay_id = unique_name("buried")
     body: dict[str, Any] = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
-    shop.run(replay_id, on_error="dead-letter", **body)
+    shop.command(replay_id, on_error="dead-letter", paused=True, **body)
+    shop.wait_for(replay_id, "paused")
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+    told = replay_app("redrive", replay_id, code=3)
+    assert "is paused: a redrive comes after all that it publishes" in told
+    shop.command(replay_id, "resume")
+    shop.wait_for(replay_id, "completed_with_errors")
     shop.command(f"{replay_id}.redrive-1", paused=True, **body)
     shop.wait_for(f"{replay_id}.redrive-1", "paused")
-    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
     told = replay_app("redrive", replay_id, code=3)
     assert f"redrive {replay_id}.redrive-1 is paused: let it complete, or cancel it" in told
     shop.command(f"{replay_id}.redrive-1", "cancel")
     shop.wait_for(f"{replay_id}.redrive-1", "cancelled")
     assert "is requested for 1 of 1 dead letters" in replay_app("redrive", replay_id)
     shop.wait_for(f"{replay_id}.redrive-2", "completed_with_errors")
+    with shop.store() as collection:
+        collection.delete_many({"event_type": kind})
+    replay_app("redrive", replay_id)
+    shop.wait_for(f"{replay_id}.redrive-3", "completed")
+    told = replay_app("redrive", replay_id, code=1)
+    assert f"redrive {replay_id}.redrive-3 was to publish 1 events, and has published 0" in told

@@ -292,6 +292,8 @@ def test_times_in_reverse_are_refused(end: str) -> None:
         ({"target": {"topics": ["t"]}}, "target.topics: Input should be"),
         ({"target": {"cluster": "x"}}, "target.cluster: unknown field"),
         ({"redact": {"a": "hide"}}, "redact.a: Input should be 'drop', 'null', 'mask' or 'hash'"),
+        ({"redact": {"a.0.b": "drop"}}, "redact: 'a.0.b' has the number of an array's element"),
+        ({"redact": {"x" * 1001: "drop"}}, "redact."),
         ({"redact": {"a..b": "drop"}}, "redact: 'a..b' is not a dotted field path"),
         ({"redact": {"$a": "drop"}}, "redact: '$a' is not a dotted field path"),
         ({"redact": {"a": "drop", "a.b.c": "hash"}}, "redact: 'a.b.c' lies within 'a', which is"),

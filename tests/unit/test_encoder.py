@@ -544,7 +544,9 @@ def test_an_event_without_headers_has_those_of_the_replay_only(encode: Encode, s
     assert record.headers == plain.headers
 
 
-@pytest.mark.parametrize("stored", ["text", 5, ["a"], [["a"]], [[1, "x"]], [{"a": 1, "b": 2}]])
+@pytest.mark.parametrize(
+    "stored", ["text", 5, ["a"], [["a"]], [[1, "x"]], [{"a": 1, "b": 2}], [{"key": "a", "val": 1}]]
+)
 def test_headers_of_no_known_form_fail_the_event(encode: Encode, stored: Any) -> None:
     mapping = replace(SPEC.mapping, field_headers="h")
     (failure,) = encode(page_of(event(1, h=stored)), mapping=mapping).failures

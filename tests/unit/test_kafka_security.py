@@ -118,6 +118,16 @@ def test_an_error_names_the_settings_of_the_cluster() -> None:
         )
 
 
+def test_a_variable_without_a_value_means_the_default() -> None:
+    names = ("target_kafka", "target_kafka_security_protocol", "target_kafka_ssl_cafile")
+    more = ("kafka_sasl_oauth_command", "kafka_sasl_oauth_function", "kafka_ssl_keyfile")
+    assert security(TARGET, **dict.fromkeys((*names, *more, "mappings"), "")) == security()
+    with pytest.raises(InvalidSettings, match=r"needs REPLAY_TARGET_KAFKA$"):
+        load_settings(target_kafka="", target_kafka_security_protocol="SSL")
+    with pytest.raises(InvalidSettings, match="has no effect: REPLAY_TARGET_KAFKA is the same"):
+        load_settings(kafka=SOURCE, target_kafka=SOURCE, target_kafka_security_protocol="SSL")
+
+
 @pytest.mark.parametrize(
     ("given", "needed"),
     [
@@ -160,6 +170,11 @@ def failing_token() -> str:
 def no_text() -> int:
     """Return something else."""
     return 7
+
+
+def no_time() -> tuple[str, str]:
+    """Return a token with a time that is no number."""
+    return "token", "2026-01-01"
 
 
 def slow_token() -> str:
@@ -215,9 +230,11 @@ async def test_a_command_prints_a_token() -> None:
             "COMMAND gives no token: .*No such file",
         ),
         ({"kafka_sasl_oauth_command": "sh -c 'echo no role >&2; exit 3'"}, "exit code 3: no role"),
-        ({"kafka_sasl_oauth_command": "true"}, "gives no token, but a value of type str"),
+        ({"kafka_sasl_oauth_command": "true"}, "COMMAND gives no token: it is empty"),
         (function("failing_token"), "FUNCTION gives no token: no such role"),
-        (function("no_text"), "FUNCTION gives no token, but a value of type int"),
+        ({"kafka_sasl_oauth_command": "''"}, "COMMAND gives no token: "),
+        (function("no_time"), "FUNCTION gives no token: it is neither a text, nor"),
+        (function("no_text"), "FUNCTION gives no token: it is neither a text, nor"),
     ],
 )
 async def test_a_token_that_cannot_be_got_is_an_error_with_the_setting(
@@ -229,7 +246,9 @@ async def test_a_token_that_cannot_be_got_is_an_error_with_the_setting(
 
 async def test_a_token_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOKEN_SECONDS", 0.1)
-    for given in ({"kafka_sasl_oauth_command": "sleep 60"}, function("slow_token")):
+    # The shell starts another process, which keeps the output open.
+    command = {"kafka_sasl_oauth_command": "sh -c 'sleep 60; echo x'"}
+    for given in (command, function("slow_token")):
         began = asyncio.get_running_loop().time()
         with pytest.raises(NoToken, match=r"no answer within 0.1 s"):
             await provider(**given).token()
@@ -244,6 +263,7 @@ async def test_a_token_that_takes_too_long_is_given_up(monkeypatch: pytest.Monke
         ({"kafka_sasl_oauth_function": "no_such_module:f"}, "write module:function"),
         ({"kafka_sasl_oauth_function": "time"}, "write module:function"),
         ({"kafka_sasl_oauth_function": ":f"}, "write module:function"),
+        ({"kafka_sasl_oauth_function": ".x:f"}, "write module:function"),
         ({"kafka_sasl_oauth_function": "sys:path"}, "=sys:path is no function"),
     ],
 )

@@ -151,6 +151,8 @@ def test_a_named_mapping_replaces_the_settings_that_it_has_and_keeps_the_others(
         ("*.events, archive.*", Source(database="archive", collection="a.b"), True),
         ("*.events, archive.*", Source(collection="EVENTS"), False),
         ("*", Source(database="any", collection="thing"), True),
+        ("shop.o[tx]her, shop.?ther", Source(collection="other"), False),
+        ("shop.[a]", Source(collection="[a]"), True),
     ],
 )
 def test_only_collections_that_the_settings_allow_are_read(
