@@ -118,6 +118,17 @@ def _mask(value: Any) -> Any:
     return [] if isinstance(value, list) else MASK
 
 
+def leads_to_field(value: Any, path: str) -> bool:
+    """Return whether a dotted path leads to a field of a document, also through arrays."""
+    if isinstance(value, list):
+        return any(leads_to_field(one, path) for one in value)
+    name, _, rest = path.partition(".")
+    value = _plain(value)
+    if not isinstance(value, dict) or name not in value:
+        return False
+    return not rest or leads_to_field(value[name], rest)
+
+
 def redaction_of(settings: Settings, rules: Mapping[str, Redact]) -> Redaction | None:
     """Return the redaction of a replay; None if the replay redacts nothing.
 

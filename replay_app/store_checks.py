@@ -22,7 +22,7 @@ from replay_app.events import (
 )
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.queries import Query, all_of, bound_text, not_before
-from replay_app.redaction import Redaction
+from replay_app.redaction import Redaction, leads_to_field
 from replay_app.reports import few
 from replay_app.store import TimeLimitExceeded
 
@@ -167,8 +167,16 @@ class StoreChecks:
 
         What the store does not tell within ``seconds`` stays unknown; the last look says so.
         """
+        if not self._start.redact:
+            return []
         until, missing, unknown = time.monotonic() + seconds, list[str](), list[str]()
+        first: list[Document] = []
+        with contextlib.suppress(TimeLimitExceeded):
+            pipeline: list[dict[str, Any]] = [{"$match": query}, {"$limit": SAMPLE_EVENTS}]
+            first = await self._store.documents(pipeline, seconds)
         for path in self._start.redact:
+            if any(leads_to_field(document, path) for document in first):
+                continue
             match = {"$match": all_of(query, {path: {"$exists": True}})}
             try:
                 left = max(0.001, until - time.monotonic())

@@ -12,14 +12,14 @@ from typing import Any
 import bson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
-from bson import DatetimeMS, Decimal128, Int64, ObjectId, Regex
+from bson import DatetimeMS, DBRef, Decimal128, Int64, ObjectId, Regex
 
 from replay_app.commands import Redact, Target
 from replay_app.encoders import make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import ReplayFailed
 from replay_app.pages import EncodedPage, EncodeSpec, people_json
-from replay_app.redaction import Redaction, key_fingerprint, redaction_of
+from replay_app.redaction import Redaction, key_fingerprint, leads_to_field, redaction_of
 from replay_app.settings import load_settings
 
 KEY = b"secret"
@@ -190,3 +190,21 @@ def test_a_hash_needs_a_key_and_a_plan_keeps_its_fingerprint() -> None:
     assert key_fingerprint(one, rules) != key_fingerprint(other, rules)
     assert key_fingerprint(one, {"x": "mask"}) == {}
     assert "one" not in str(key_fingerprint(one, rules))
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "found"),
+    [
+        ({"a": None}, "a", True),
+        ({"a": {"b": 1}}, "a.b", True),
+        ({"a": {"b": 1}}, "a.c", False),
+        ({"a": [{"c": 1}, [{"b": 1}]]}, "a.b", True),
+        ({"a": 1}, "a.b", False),
+        ({"a": DBRef("c", 1, email="x")}, "a.email", True),
+        ({}, "a", False),
+    ],
+)
+def test_a_path_leads_to_a_field_where_it_would_be_redacted(
+    document: dict[str, Any], path: str, found: bool
+) -> None:
+    assert leads_to_field(document, path) is found
