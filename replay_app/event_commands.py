@@ -19,12 +19,7 @@ from replay_app.exceptions import ReplayError, WrongUsage
 from replay_app.logs import escaped
 from replay_app.settings import load_settings
 from replay_app.sources import settings_for
-from replay_app.start_options import (
-    add_filter_options,
-    add_source_options,
-    add_target_options,
-    start_of,
-)
+from replay_app.start_options import add_event_options, start_of
 from replay_app.store import EventStore
 from replay_app.terminal import cut, say
 
@@ -55,9 +50,7 @@ def add_events_command(add: AddCommand, parent: Any) -> None:
         "Print the matching events as records, without Kafka and without a worker",
         parent,
     )
-    add_filter_options(events, "--limit")
-    add_source_options(events)
-    add_target_options(events)
+    add_event_options(events, "--limit")
     group = events.add_argument_group("how")
     group.add_argument("--out", type=Path, metavar="FILE", help="write lines of JSON to a new file")
     group.add_argument(

@@ -151,7 +151,7 @@ def is_marked(document: Document, path: str) -> bool:
 
 def _is_header(pair: Any, name: str) -> bool:
     if isinstance(pair, dict):
-        return name in pair or any(pair.get(field) == name for field in ("key", "k", "name"))
+        return name in pair or any(pair.get(field) == name for field in HEADER_NAMES)
     return isinstance(pair, list) and bool(pair) and pair[0] == name
 
 

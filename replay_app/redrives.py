@@ -141,17 +141,16 @@ def _next(client: Client, settings: Settings, replay_id: str) -> tuple[str, set[
 
     """
     published: set[str] = set()
-    for name, session in _redrives(client, replay_id):
-        if session is None:
-            return name, published
-        state = session["state"]
+    known = [*_redrives(client, replay_id)]
+    for session in known:
+        name, state = session["replay_id"], session["state"]
         if state in COMPLETED:
             if not session["start"]["dry_run"]:
                 published |= _published_by(settings, session)
         elif state != "cancelled":  # what it has published is not known: consumers know the ids
             msg = f"redrive {name} is {state}: let it complete, or cancel it, then redrive again"
             raise CommandConflict(msg)
-    raise AssertionError
+    return _name(replay_id, len(known) + 1), published
 
 
 def _published_by(settings: Settings, session: SessionJson) -> set[str]:
@@ -177,13 +176,16 @@ def _published_by(settings: Settings, session: SessionJson) -> set[str]:
     return published
 
 
-def _redrives(client: Client, replay_id: str) -> Iterator[tuple[str, SessionJson | None]]:
-    """Yield each redrive of a replay, and last the id of the next one with None."""
+def _redrives(client: Client, replay_id: str) -> Iterator[SessionJson]:
+    """Yield the redrives of a replay that there are, the oldest first."""
     for number in itertools.count(1):
-        name = f"{replay_id}.redrive-{number}"
         try:
-            yield name, client.session(name)
+            yield client.session(_name(replay_id, number))
         except Refused as error:
             if error.status != NOT_FOUND:
                 raise
-            yield name, None
+            return
+
+
+def _name(replay_id: str, number: int) -> str:
+    return f"{replay_id}.redrive-{number}"

@@ -37,8 +37,17 @@ class _Options:
         self.add(option, member, text, action="store_true")
 
 
-def add_filter_options(parser: ArgumentParser, number: str) -> None:
-    """Add the options that say which events. ``number`` is the option for a number of events."""
+def add_event_options(parser: ArgumentParser, number: str) -> None:
+    """Add the options that say which events, from where, and where to.
+
+    ``number`` is the name of the option for a number of events.
+    """
+    _add_filter_options(parser, number)
+    _add_source_options(parser)
+    _add_target_options(parser)
+
+
+def _add_filter_options(parser: ArgumentParser, number: str) -> None:
     group = _Options(parser, "which events; an event must meet every condition")
     add, add_many, add_switch = group.add, group.add_many, group.add_switch
     add("--start", "filter.start", "from this time, such as 2026-01-01T00:00:00Z", metavar="TIME")
@@ -60,8 +69,7 @@ def add_filter_options(parser: ArgumentParser, number: str) -> None:
     add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
 
 
-def add_source_options(parser: ArgumentParser) -> None:
-    """Add the options that say where the events are."""
+def _add_source_options(parser: ArgumentParser) -> None:
     add = _Options(parser, "where from; default: the collection of the settings").add
     add("--database", "source.database", "another database", metavar="NAME")
     add("--collection", "source.collection", "another collection", metavar="NAME")
@@ -73,8 +81,7 @@ def add_source_options(parser: ArgumentParser) -> None:
     )
 
 
-def add_target_options(parser: ArgumentParser) -> None:
-    """Add the options that say where the events go."""
+def _add_target_options(parser: ArgumentParser) -> None:
     group = _Options(parser, "where to; default: each event's original topic")
     add, add_many = group.add, group.add_many
     add("--to-topic", "target.topic", "one topic for all events", metavar="TOPIC")
@@ -91,9 +98,7 @@ def add_target_options(parser: ArgumentParser) -> None:
 
 def add_start_options(parser: ArgumentParser) -> None:
     """Add the options of a start command."""
-    add_filter_options(parser, "--max-events")
-    add_source_options(parser)
-    add_target_options(parser)
+    add_event_options(parser, "--max-events")
 
     group = _Options(parser, "how")
     add, add_many, add_switch = group.add, group.add_many, group.add_switch

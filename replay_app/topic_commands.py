@@ -14,12 +14,7 @@ from replay_app.logs import silence_aiokafka
 from replay_app.missing_topics import create_missing, find_needed
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
-from replay_app.start_options import (
-    add_filter_options,
-    add_source_options,
-    add_target_options,
-    start_of,
-)
+from replay_app.start_options import add_event_options, start_of
 from replay_app.store import EventStore
 from replay_app.terminal import say, say_json, table
 from replay_app.topics import ensure_topics, partition_counts, topics_by_cluster
@@ -50,9 +45,7 @@ def add_topics_command(add: AddCommand, parent: Any) -> None:
         help="where partitions and settings come from; live: the original topic (default)",
     )
     topics.add_argument("--execute", action="store_true", help="create what is shown as missing")
-    add_filter_options(topics, "--max-events")
-    add_source_options(topics)
-    add_target_options(topics)
+    add_event_options(topics, "--max-events")
     topics.set_defaults(file=None)
 
 

@@ -39,9 +39,9 @@ const place = (position) =>
 // Where the events are: the collection, and the mapping if the command names one.
 function source({ plan, start }) {
   const planned = plan?.source ?? {};
-  const names = [planned.REPLAY_MONGO_DATABASE, planned.REPLAY_MONGO_COLLECTION].filter(Boolean);
-  const mapping = start.source?.mapping;
-  return (mapping ? [names.join("."), `mapping ${mapping}`] : [names.join(".")]).filter(Boolean).join(", ") || UNKNOWN;
+  const name = [planned.REPLAY_MONGO_DATABASE, planned.REPLAY_MONGO_COLLECTION].filter(Boolean).join(".");
+  const mapping = start.source?.mapping && `mapping ${start.source.mapping}`;
+  return [name, mapping].filter(Boolean).join(", ") || UNKNOWN;
 }
 
 const isCounting = ({ matched, plan, state }) =>
