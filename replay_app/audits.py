@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from replay_app.counts import count_quickly
+from replay_app.counts import count_timed
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
+from replay_app.reports import OTHER
 from replay_app.store import TimeLimitExceeded
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ class Audit:
 async def audit(session: Session, context: WorkerContext) -> Audit:
     """Compare what the replay has read with what the plan counted, and with what the store has.
 
-    Events that were counted after all of them were read are not counted again: the difference lies
-    behind the replay's position.
-
     Where the plan counted another number, the events are counted again, within
     ``REPLAY_PLAN_SECONDS``. If the counts of the plan, of the recounts after retries, and of now
     are not all the same, the store has changed meanwhile: a warning says so. Where the numbers are
-    equal, a shorter count finds the events that were stored behind the replay's position.
+    equal, or if the replay was faster than its count, a shorter count finds the events that were
+    stored behind the replay's position.
 
     Raises
     ------
@@ -60,14 +59,9 @@ async def audit(session: Session, context: WorkerContext) -> Audit:
     plan, read = session.plan, session.counters.read
     if plan is None:
         return Audit()
-    # Where another attempt counted, too, the numbers below say more.
-    is_last = plan.counted == "after" and {*session.planned_matches} <= {plan.matched}
-    if is_last and session.attempt == 1 and plan.matched is not None and plan.matched >= read:
-        return _audit_of(session.start, plan.matched, read)
+    planner = Planner(session.start, *context.reads(session.start), context.describe)
     if plan.matched is None or plan.matched == read:
-        return Audit() if session.start.dry_run else await _look_behind(session, plan, context)
-    settings, store = context.reads(session.start)
-    planner = Planner(session.start, settings, store, context.describe)
+        return await _look_behind(session, plan, planner, context)
     now = await planner.count_again(plan)
     numbers = f"the plan counted {plan.matched:,} events, the replay has read {read:,}"
     if now is None:
@@ -96,33 +90,46 @@ async def audit(session: Session, context: WorkerContext) -> Audit:
     return _audit_of(session.start, now, read, warning)
 
 
-async def _look_behind(session: Session, plan: Plan, context: WorkerContext) -> Audit:
-    """Count the events again, for a small part of the time for which the replay has run."""
-    settings, store = context.reads(session.start)
+async def _look_behind(
+    session: Session, plan: Plan, planner: Planner, context: WorkerContext
+) -> Audit:
+    """Count the events again, for a small part of the time for which the replay has run.
+
+    If the replay was faster than its count, this is also the time for what the count warns of.
+    """
+    start, (settings, store) = session.start, context.reads(session.start)
     began = session.started_at or session.created_at
     ran_seconds = max(0.0, (datetime.now(UTC) - began).total_seconds())
     seconds = min(settings.plan_seconds, BEHIND_SECONDS + BEHIND_SHARE * ran_seconds)
-    read = session.counters.read
+    read = sum(shard.progress.counters.read for shard in session.timed_shards)
+    found, warnings = Audit(), list[str]()
     try:
-        now = await count_quickly(session.start, settings, store, plan, read, seconds)
+        if plan.counted == "after":
+            topics = {name for shard in session.shards for name in shard.progress.by_topic}
+            warnings += await planner.look_back(
+                plan, session.counters.read, topics - {OTHER}, seconds
+            )
+        if not start.dry_run:
+            now = await count_timed(start, settings, store, plan.end, read, seconds)
+            found = _audit_of(start, now, read)
     except TimeLimitExceeded:
-        return Audit()
+        pass
     except (ReplayFailed, Unavailable) as error:  # all events are published: the replay completes
-        warning = f"how many events lie behind the replay's position is unknown: {error}"
-        return Audit((warning,))
-    return _audit_of(session.start, now, read)
+        warnings.append(f"how many events lie behind the replay's position is unknown: {error}")
+    return Audit((*warnings, *found.warnings), found.behind)
 
 
 def _audit_of(start: Start, now: int, read: int, *warnings: str) -> Audit:
     """Return an audit with the number of events behind the replay's position.
 
     ``now`` is how many events match. If these are fewer than were read, events were deleted: how
-    many were stored meanwhile is unknown. So it is where ``max_events`` ended the replay.
+    many were stored meanwhile is unknown. So it is where ``max_events`` ended the replay. A dry run
+    has no position to which consumers could have read.
     """
-    if now < read or (start.max_events is not None and now >= start.max_events):
+    if start.dry_run or now < read or (start.max_events is not None and now >= start.max_events):
         return Audit(warnings)
     behind = now - read
-    if behind and not start.dry_run:
+    if behind:
         warning = (
             f"{behind:,} matching events lie behind the replay's position and are not published: "
             "they were stored too late. Consumers that read on live from the hand-over get those "

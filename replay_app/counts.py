@@ -13,7 +13,6 @@ from replay_app.events import STRICT, EventMapping, destination, encode_json, is
 from replay_app.exceptions import EventError
 from replay_app.pages import DECODE_ERRORS
 from replay_app.queries import (
-    Query,
     all_of,
     compile_filter,
     in_time,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from replay_app.commands import Start, Target
-    from replay_app.reports import Plan
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
@@ -98,19 +96,18 @@ async def count_events(
             "shows only when an event for it is reached"
         )
         found = Counts(None, warnings=[warning])
-    await _count_misfits(found, start, settings, store)
+    await count_misfits(found, start, settings, store)
     return found
 
 
-async def count_quickly(  # noqa: PLR0913, PLR0917 - what a count is made of
-    start: Start, settings: Settings, store: EventStore, plan: Plan, read: int, seconds: float
+async def count_timed(  # noqa: PLR0913, PLR0917 - what a count is made of
+    start: Start, settings: Settings, store: EventStore, end: datetime, read: int, seconds: float
 ) -> int:
-    """Return how many events match now, up to a plan's bound, whatever ``max_events`` says.
+    """Return how many events with a time match now, up to ``end``, whatever ``max_events`` says.
 
     Nothing is grouped, so MongoDB can answer from an index on the time, without the events. It
     cannot leave out arrays of times then: these are left out by a second count, if the first one is
-    not the number of events that the replay has ``read``. No index finds the events without a
-    usable time: where the plan knows their number, they are not counted again.
+    not the number of such events that the replay has ``read``.
 
     Raises
     ------
@@ -122,17 +119,10 @@ async def count_quickly(  # noqa: PLR0913, PLR0917 - what a count is made of
     """
     mapping = settings.mapping
     wanted = compile_filter(start.filter, mapping)
-
-    async def count(query: Query) -> int:
-        return sum((await store.count_groups(all_of(wanted, query), [], seconds)).values())
-
-    untimed_events = 0 if leaves_out_untimed(start) else plan.untimed
-    if untimed_events is None:
-        untimed_events = await count(untimed(mapping))
     found = 0
     for with_arrays in (True, False):
-        timed = time_range(start.filter.start, plan.end, mapping, with_arrays=with_arrays)
-        found = await count(timed) + untimed_events
+        timed = time_range(start.filter.start, end, mapping, with_arrays=with_arrays)
+        found = sum((await store.count_groups(all_of(wanted, timed), [], seconds)).values())
         if found == read:
             break
     return found
@@ -148,9 +138,7 @@ def leaves_out_untimed(start: Start) -> bool:
     return start.filter.start is not None or start.max_events is not None
 
 
-async def _count_misfits(
-    found: Counts, start: Start, settings: Settings, store: EventStore
-) -> None:
+async def count_misfits(found: Counts, start: Start, settings: Settings, store: EventStore) -> None:
     """Count the events without a usable time.
 
     A replay that leaves them out warns of them, if they can be counted within WARNING_SECONDS.

@@ -40,6 +40,12 @@ WRITE = 1 << 4
 NO_LIMIT = 2**63 - 1
 """The value of a topic's time limit that is no limit."""
 
+MAY_DELETE = (
+    "Kafka may delete such records at once: raise retention.ms, or set "
+    "REPLAY_RECORD_TIMESTAMP=append"
+)
+"""What happens to records that are older than their topic keeps records, and the remedy."""
+
 Spans = dict[str, tuple[datetime, datetime]]
 """By topic: the times of the oldest and of the newest event."""
 
@@ -321,14 +327,25 @@ class Preflight:
                 "an old event that is published again takes the place of newer ones"
             )
 
+    def expired(self, oldest: datetime) -> list[str]:
+        """Return a warning of the topics that do not keep a record of the oldest event's time."""
+        spans = dict.fromkeys(self.found, (oldest, oldest))
+        named = self._expired(spans)
+        if named is None:
+            return []
+        when = f"the oldest event, of {oldest:%Y-%m-%dT%H:%M:%SZ}, is older"
+        return [f"{when} than topics keep records (retention.ms): {named}; {MAY_DELETE}"]
+
+    def _expired(self, spans: Spans) -> str | None:
+        """Return the names of the topics that do not keep records of their oldest event's time."""
+        return self._timed(spans, lambda one, low, _: _is_before(low, one.oldest_kept(self.now)))
+
     def _lost_times(self, spans: Spans) -> Iterable[str]:
-        now = self.now
-        named = self._timed(spans, lambda one, low, _: _is_before(low, one.oldest_kept(now)))
+        named = self._expired(spans)
         if named:
             yield (
-                f"events are older than their topics keep records (retention.ms): {named}; Kafka "
-                "may delete such records at once: raise retention.ms, or set "
-                "REPLAY_RECORD_TIMESTAMP=append"
+                f"events are older than their topics keep records (retention.ms): {named}; "
+                f"{MAY_DELETE}"
             )
         named = self._named(lambda _, one: bool(one.config) and not one.keeps_original_times)
         if named and self.original_times:

@@ -149,7 +149,7 @@ async def complete_handover(session: Session, settings: Settings) -> Plan | None
     plan = session.plan
     if plan is None or session.start.dry_run or plan.handover_time is None:
         return None  # an older version has planned the replay
-    is_counted = plan.counted != "running" and plan.matched is not None
+    is_counted = plan.counted in {"before", "beside"} and plan.matched is not None
     if is_counted and None not in plan.handover.values():
         return None
     topics, are_all = set[str](), True

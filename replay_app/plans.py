@@ -14,6 +14,7 @@ from replay_app.counts import (
     Counts,
     Topicless,
     count_events,
+    count_misfits,
     leaves_out_untimed,
     topic_of_group,
 )
@@ -185,11 +186,10 @@ class Planner:
         found = await self._describe([name])
         return found[name].topic_id if name in found else ""
 
-    async def count(self, plan: Plan, *, after_all: bool = False) -> Plan:
+    async def count(self, plan: Plan) -> Plan:
         """Count the events of a plan that left them open, while its shards run.
 
-        ``after_all``: every event that has a time was read before. The plan that is returned has
-        counts and warnings, but no shards. What would fail a replay
+        The plan that is returned has counts and warnings, but no shards. What would fail a replay
         that has not begun is a warning here: the shards fail where they meet the event.
 
         Raises
@@ -222,11 +222,41 @@ class Planner:
             warnings.append(str(error))
         return Plan(
             end=plan.end,
-            counted="after" if after_all else "beside",
+            counted="beside",
             **self._account(found, by_type, topics, destinations),
             handover=self._handover(found.timed or (), plan),
             warnings=tuple(warnings),
         )
+
+    async def look_back(
+        self, plan: Plan, read: int, topics: Iterable[str], seconds: float
+    ) -> list[str]:
+        """Return the warnings of `count`, for a replay that had read all before the count.
+
+        ``topics`` are those to which the replay has published, ``read`` is how many events it has
+        read. A look at the store that takes longer than ``seconds`` is given up.
+
+        Raises
+        ------
+        ReplayFailed
+            When the store refuses.
+        Unavailable
+            When the store or the broker does not answer.
+
+        """
+        start, timed = self._start, all_of(self._filter, self._bounds(plan.end))
+        found = Counts({}, misfits=Counter()) if read == 0 else Counts(None)
+        if leaves_out_untimed(start):
+            await count_misfits(found, start, self._settings, self._store)
+        warnings = [*found.warnings]
+        with contextlib.suppress(TimeLimitExceeded):
+            warnings += await self._look_around(found, plan.end, seconds)
+        preflight = self._preflight(await self._describe(topics))
+        if preflight.needs_spans and read:
+            with contextlib.suppress(TimeLimitExceeded):
+                oldest = await self._oldest(timed, seconds)
+                warnings += [] if oldest is None else preflight.expired(oldest)
+        return warnings
 
     async def count_again(self, plan: Plan) -> int | None:
         """Return how many events match now, up to a plan's bound. None if counting took too long.
@@ -392,6 +422,15 @@ class Planner:
             lowest, highest = spans.get(topic, (low, high))
             spans[topic] = (min(lowest, low), max(highest, high))
         return spans
+
+    async def _oldest(self, timed: Query, seconds: float) -> datetime | None:
+        """Return the time of the first matching event; None without a time that can be read."""
+        field = self._mapping.field_timestamp
+        first: list[Query] = [{"$match": timed}, {"$sort": {field: 1, "_id": 1}}, {"$limit": 1}]
+        for document in await self._store.documents(first, seconds):
+            with contextlib.suppress(EventError):
+                return event_time(document, self._mapping).replace(tzinfo=UTC)
+        return None
 
     def _time_of(self, value: Any) -> datetime:
         """Return the time that a stored value stands for."""

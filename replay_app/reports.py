@@ -151,8 +151,9 @@ class Plan(Record):
     end: Moment
     """The frozen upper bound of the events' times, exclusive."""
     counted: Literal["before", "running", "beside", "after"] = "before"
-    """When the events were counted: before the first one was published, beside the shards, or after
-    all of them were read. The plans of older versions were counted before."""
+    """When the events were counted: before the first one was published, or beside the shards.
+    ``after``: the replay had read all of them before they were counted, and its own counters are
+    the count. The plans of older versions were counted before."""
     matched: Count | None
     """Events that match. None if they are not counted, or if counting took too long."""
     untimed: Count | None = None

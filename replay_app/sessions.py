@@ -368,15 +368,22 @@ class Session(_SessionPart):
         )
 
     @property
-    def has_read_all(self) -> bool:
-        """Whether every shard is done. A shard that waits for the count has nothing to do yet."""
-        return all(
+    def timed_shards(self) -> tuple[Shard, ...]:
+        """The shards of the events that have a time. No other shard publishes a record."""
+        plans = self.plan.shards if self.plan else ()
+        pairs = zip(self.shards, plans, strict=False)
+        return tuple(shard for shard, plan in pairs if not plan.is_untimed)
+
+    @property
+    def has_outrun_count(self) -> bool:
+        """Whether every event with a time is read, and the events are not counted yet."""
+        return self.is_counting and all(
             shard.progress.state == "done" or self.awaits_count(number)
             for number, shard in enumerate(self.shards)
         )
 
     def awaits_count(self, shard: int) -> bool:
-        """Whether a shard does not begin before the count is there.
+        """Whether a shard does not begin before the count is there, or is not needed any more.
 
         The shard of the events without a usable time is empty almost always, and no index finds
         such events. The count says whether there are any.

@@ -36,8 +36,8 @@ SHARDS_FIRST_SECONDS = 30.0
 """How long a count lets the shards go first, until one of them has read. Count and first page would
 slow each other down."""
 SHARDS_ALONE_SECONDS = 5.0
-"""How long a count leaves the store to the shards after that. A replay that has read all by then is
-counted once, at its end, and not a second time beside it."""
+"""How long a count leaves the store to the shards after that. A replay that has read all by then
+needs no count."""
 SHARDS_LOOK_SECONDS = 0.1
 HIDDEN_SECONDS = 60.0
 """How long a replay waits at its end until consumers can see every record. A transaction of another
@@ -122,8 +122,7 @@ class Steps:
         planner = Planner(session.rules, settings, store, context.describe)
         if kind == "count" and plan is not None:
             await self._let_shards_go_first(session)
-            newest = context.board.sessions.get(session.replay_id, session)
-            made = await planner.count(plan, after_all=newest.has_read_all)
+            made = await planner.count(plan)
         else:
             made = await planner.plan(plan, at_once=not counts_first(session.start))
         return await find_handover(settings, session.start, made, plan)
@@ -133,7 +132,7 @@ class Steps:
         until, has_begun = time.monotonic() + SHARDS_FIRST_SECONDS, False
         while time.monotonic() < until:
             newest = self._context.board.sessions.get(session.replay_id, session)
-            if newest.state != "running" or newest.has_read_all:
+            if newest.state != "running":
                 return
             if newest.counters.read and not has_begun:
                 until, has_begun = time.monotonic() + SHARDS_ALONE_SECONDS, True

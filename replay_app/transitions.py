@@ -399,7 +399,7 @@ def _on_count(session: Session, report: Report, now: datetime) -> Step:
     total = None
     if plan is not None and counted is not None:
         total, warnings = counted.matched, counted.warnings
-        update |= {name: getattr(counted, name) for name in (*COUNTED, "counted")}
+        update |= {name: getattr(counted, name) for name in COUNTED}
         # The partitions of the time before the first event stay: topics may grow meanwhile.
         update["partitions"] = counted.partitions | plan.partitions
         kept = keep_handover(plan, counted)
@@ -435,7 +435,22 @@ def _run(session: Session, now: datetime) -> Step:
     session = _advance(session, now, state="running", reason=None)
     if session.started_at is None:
         session = session.model_copy(update={"started_at": now})
+    session = _without_outrun_count(session)
     return Step(session, first_tokens(session))
+
+
+def _without_outrun_count(session: Session) -> Session:
+    """Return the session without its count, if the shards have read all before the count was there.
+
+    The counters of the shards are the count then (`_end`).
+    """
+    return _without_count(session) if session.has_outrun_count else session
+
+
+def _without_count(session: Session) -> Session:
+    if session.plan is None or session.plan.counted != "running":
+        return session
+    return session.model_copy(update={"plan": session.plan.model_copy(update={"counted": "after"})})
 
 
 def _on_shard(session: Session, report: Report, number: int, now: datetime) -> Step:
@@ -464,7 +479,7 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
         update["reason"] = progress.reason or report.reason
     more = tuple(warning for warning in report.warnings if warning not in session.warnings)
     session = session.model_copy(update=update | {"warnings": (*session.warnings, *more)})
-    session = with_growth(session, before.offsets)
+    session = _without_outrun_count(with_growth(session, before.offsets))
     # A failure of an older epoch decides nothing: the shard has a newer token.
     failed = progress.state == "failed" and report.epoch == session.epoch
     if failed and session.state in {"running", "pausing"}:
@@ -474,8 +489,9 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
     if session.has_made_step:
         session = _raise_epoch(session, now, "pausing")
         return _settle(Step(session, _stop_tokens(session)), now)
+    shown = ("stalled", "reason", "hold", "is_counting")
     is_visible = bool(more) or any(
-        getattr(before, name) != getattr(session, name) for name in ("stalled", "reason", "hold")
+        getattr(before, name) != getattr(session, name) for name in shown
     )
     return _settle(Step(session, urgent=is_visible), now)
 
@@ -519,6 +535,7 @@ def _settle(step: Step, now: datetime) -> Step:
     if session.state in {"running", "pausing"} and done:
         # A pause that comes after the last event has nothing left to stop.
         session = _advance(session, now, state="running", finishing=True, reason=None)
+        session = _without_count(session)
         return Step(session, first_tokens(session))
     if session.state not in {"pausing", "cancelling"} or any(
         _must_answer(session, shard) for shard in session.shards
@@ -689,12 +706,11 @@ def _end(session: Session, now: datetime, finish: Report | None = None) -> Sessi
     else:
         state = "completed"
     receipt, plan = make_receipt(session, now, finish), session.plan
-    if state != "cancelled" and plan is not None and plan.counted == "running":
-        update: dict[str, Any] = {"counted": "beside"}
-        if plan.matched is None:  # the replay was faster: what it has read is the count
-            update |= {"matched": receipt.counters.read}
-            update |= {"by_type": receipt.by_type, "by_topic": receipt.by_topic}
-        session = session.model_copy(update={"plan": plan.model_copy(update=update)})
+    if state != "cancelled" and plan is not None and plan.counted == "after":
+        if plan.matched is None:
+            update = {name: getattr(receipt, name) for name in ("by_type", "by_topic")}
+            plan = plan.model_copy(update=update | {"matched": receipt.counters.read})
+        session = session.model_copy(update={"plan": plan})
     return _advance(
         session,
         now,

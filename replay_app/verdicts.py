@@ -26,7 +26,7 @@ from replay_app.sessions import COMPLETED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from replay_app.sessions import Session, Shard
+    from replay_app.sessions import Session
 
 FAULTS = ("missing", "repeated", "unknown", "unordered", "misplaced", "unmarked", "differing")
 """Counts of a verification that must be 0."""
@@ -82,7 +82,7 @@ def judge(
     genuine = comparison.records - extras.repeated
     missing, unknown = max(0, published - genuine), max(0, genuine - published)
     absent = len(comparison.waiting) + comparison.lost_waiting
-    failed_then = sum(shard.progress.failed for shard in _timed_shards(session))
+    failed_then = sum(shard.progress.failed for shard in session.timed_shards)
     left_out = min(max(0, absent - missing), max(0, failed_then - evidence.failed))
     is_as_counted = (
         receipt is not None
@@ -132,14 +132,6 @@ def unverifiable(reason: str, at: datetime, seconds: float = 0.0) -> Verdict:
         verdict="unverifiable", at=at, seconds=round(seconds, 3), reason=reason[:2000]
     )
     return Verdict(verification)
-
-
-def _timed_shards(session: Session) -> Iterator[Shard]:
-    """Yield the shards that may publish; no event of an untimed one has a record."""
-    plans = session.plan.shards if session.plan else ()
-    return (
-        shard for shard, plan in zip(session.shards, plans, strict=False) if not plan.is_untimed
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -504,7 +504,7 @@ class WorkPartition:
             if session.awaits_count(shard):
                 due_at = time.time() + UNTIMED_WAIT_SECONDS
                 return Checkpoint.of_shard(token, origin, old, progress, due_at=due_at)
-            if plan.counted in {"beside", "after"} and plan.untimed == 0:
+            if plan.counted == "beside" and plan.untimed == 0:
                 done = progress.model_copy(update={"state": "done", "reason": None})
                 return Checkpoint.of_shard(token, origin, old, done)
         if isinstance(shard, int) and (held := self._hold(token, origin, old, shard)):

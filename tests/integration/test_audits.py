@@ -27,6 +27,7 @@ from replay_app.topics import Topics
 Document = dict[str, Any]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 EVENTS = 10
+NOT_COUNTED = {"counted": "after", "matched": None, "untimed": None}
 LATE = "matching events lie behind the replay's position and are not published"
 
 
@@ -55,7 +56,11 @@ def event(number: int, **fields: Any) -> Document:
 
 
 async def ended(
-    context: WorkerContext, read: int = EVENTS, plan: Document | None = None, **start: Any
+    context: WorkerContext,
+    read: int = EVENTS,
+    plan: Document | None = None,
+    untimed: int = 0,
+    **start: Any,
 ) -> Session:
     """Return the session of a replay whose last event is published."""
 
@@ -64,14 +69,17 @@ async def ended(
 
     command = Start.model_validate({"replay_id": "r", **start})
     made = await Planner(command, context.settings, context.store, describe).plan()
-    progress = ShardProgress(state="done", counters=Counters(read=read, published=read))
+    progress = [
+        ShardProgress(state="done", counters=Counters(read=number, published=number))
+        for number in [read, untimed][: 1 + bool(untimed)]
+    ]
     now = datetime.now(UTC)
     return Session(
         replay_id="r",
         state="running",
         start=command,
         plan=made.model_copy(update=plan or {}),
-        shards=(Shard(progress=progress),),
+        shards=tuple(Shard(progress=one) for one in progress),
         finishing=True,
         created_at=now,
         updated_at=now,
@@ -109,7 +117,7 @@ async def test_events_without_a_time_were_read_and_are_not_behind(
     context: WorkerContext, events: Collection[Document], plan: Document
 ) -> None:
     events.insert_one(event(20, timestamp="yesterday"))
-    session = await ended(context, EVENTS + 1, plan)
+    session = await ended(context, EVENTS, plan, untimed=1)
     assert await audit(session, context) == Audit((), 0)
 
 
@@ -122,27 +130,57 @@ async def test_an_array_of_times_is_in_no_time_range_and_not_behind(
     assert (await audit(session, context)).behind == 1
 
 
-@pytest.mark.parametrize("behind", [0, 2])
-async def test_what_was_counted_after_all_was_read_is_not_counted_again(
-    context: WorkerContext, events: Collection[Document], behind: int
+@pytest.mark.parametrize("start", [{}, {"dry_run": True}])
+async def test_a_replay_that_was_faster_than_its_count_says_what_the_count_would_have_said(
+    context: WorkerContext, events: Collection[Document], start: Document
 ) -> None:
-    session = await ended(context, plan={"counted": "after", "matched": EVENTS + behind})
-    events.drop()  # a count now would find nothing
-    found = await audit(session, context)
-    assert found.behind == behind
-    assert len(found.warnings) == bool(behind)
+    session = await ended(context, plan=NOT_COUNTED, **start)
+    assert await audit(session, context) == Audit((), None if start else 0)
+    events.insert_one(event(20, timestamp=datetime(2100, 1, 1, tzinfo=UTC)))
+    (warning,) = (await audit(session, context)).warnings
+    assert warning.startswith("1 matching events are left out: their times lie at or past")
 
 
-@pytest.mark.parametrize(
-    ("matched", "update"),
-    [(EVENTS - 1, {}), (EVENTS + 2, {"attempt": 2}), (EVENTS + 2, {"planned_matches": (EVENTS,)})],
-)
-async def test_where_fewer_are_left_or_another_attempt_has_counted_the_numbers_are_told(
-    context: WorkerContext, matched: int, update: dict[str, Any]
+async def test_a_replay_that_was_faster_than_its_count_says_what_has_no_time(
+    context: WorkerContext, events: Collection[Document]
 ) -> None:
-    session = await ended(context, plan={"counted": "after", "matched": matched})
-    found = await audit(session.model_copy(update=update), context)
-    assert f"the plan counted {matched} events, the replay has read {EVENTS}" in found.warnings[0]
+    session = await ended(context, plan=NOT_COUNTED, filter={"start": "2026-01-01T00:00:00Z"})
+    events.insert_one(event(20, timestamp="yesterday"))
+    (warning,) = (await audit(session, context)).warnings
+    assert warning.startswith("1 matching events have no date in 'timestamp'")
+
+
+async def test_a_replay_that_was_faster_than_its_count_and_read_nothing_says_why(
+    context: WorkerContext,
+) -> None:
+    session = await ended(context, 0, NOT_COUNTED, filter={"event_types": ["never"]})
+    (warning,) = (await audit(session, context)).warnings
+    assert warning.startswith("the filter fits no event")
+
+
+@pytest.mark.parametrize(("days", "expired"), [(1, True), (10_000_000, False)])
+async def test_a_replay_that_was_faster_than_its_count_says_that_retention_may_delete(
+    context: WorkerContext, days: int, expired: bool
+) -> None:
+    config = {"cleanup.policy": "delete", "message.timestamp.type": "CreateTime"}
+    keeps = config | {"retention.ms": str(days * 24 * 3600 * 1000)}
+
+    async def describe(names: Iterable[str]) -> dict[str, Destination]:
+        return {name: Destination(1, config=keeps) for name in names}
+
+    original = context.settings.model_copy(update={"record_timestamp": "original"})
+    context.settings = original
+    context.describe = describe  # type: ignore[method-assign]
+    session = await ended(context, plan=NOT_COUNTED)
+    (shard,) = session.shards
+    progress = shard.progress.model_copy(update={"by_topic": {"placed": EVENTS}})
+    session = session.model_copy(update={"shards": (Shard(progress=progress),)})
+    warnings = (await audit(session, context)).warnings
+    assert len(warnings) == expired
+    assert all(
+        "the oldest event, of 2026-01-01T00:00:00Z, is older" in one and "'placed'" in one
+        for one in warnings
+    )
 
 
 async def test_where_events_were_deleted_the_number_is_unknown(

@@ -535,6 +535,41 @@ def test_a_replay_that_is_faster_than_its_count_is_the_count() -> None:
     assert on_report(session, late, at(2)) == Step.nothing(session)
     session = after(session, step_report(session, "finish"))
     assert (session.state, session.matched, session.percent) == ("completed", 8, 100.0)
+    assert session.plan is not None
+    assert session.plan.counted == "after"
+
+
+def test_the_last_shard_with_times_stops_the_count_and_starts_the_shard_without() -> None:
+    session = with_untimed_shard()
+    step = on_report(session, shard_report(session, 0, "done", read=4), at(2))
+    assert (step.urgent, step.tokens) == (True, ())
+    session = after(session, shard_report(session, 0, "done", read=4))
+    assert not session.is_counting
+    assert not session.awaits_count(1)
+    late = step_report(session, "count", plan=plan(0, 9))
+    assert on_report(session, late, at(3)) == Step.nothing(session)
+    session = after(session, shard_report(session, 1, "done", read=1))
+    assert session.finishing
+    session = after(session, step_report(session, "finish"))
+    assert (session.state, session.matched) == ("completed", 5)
+
+
+def test_a_resume_does_not_count_what_is_read_already() -> None:
+    session = with_untimed_shard()
+    session = after(session, Pause(replay_id=REPLAY))
+    session = after(session, shard_report(session, 0, "done", read=4))
+    session = after(session, shard_report(session, 1, "stopped"))
+    assert session.state == "paused"
+    step = on_command(session, Resume(replay_id=REPLAY), at(2))
+    assert [(token.kind, token.shard) for token in step.tokens] == [("emit", 1)]
+
+
+def with_untimed_shard() -> Session:
+    """Return a replay that is being counted, with a shard of the events without a time."""
+    session = after(None, start())
+    shards = (*plan(1).shards, ShardPlan(match={}, sort=("_id",)))
+    made = uncounted().model_copy(update={"shards": shards})
+    return after(session, step_report(session, "plan", plan=made))
 
 
 def test_a_pause_stops_the_count_and_a_resume_counts_again() -> None:
@@ -571,10 +606,7 @@ def test_a_retry_counts_again_and_shows_the_old_count_until_then() -> None:
 
 
 def test_a_count_tells_the_shard_of_events_without_a_time_whether_it_has_any() -> None:
-    session = after(None, start())
-    shards = (*plan(1).shards, ShardPlan(match={}, sort=("_id",)))
-    made = uncounted().model_copy(update={"shards": shards})
-    session = after(session, step_report(session, "plan", plan=made))
+    session = with_untimed_shard()
     assert [session.awaits_count(number) for number in range(2)] == [False, True]
     orders = session.orders
     session = after(session, step_report(session, "count", plan=plan(0, 9, untimed=0)))
