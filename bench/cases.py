@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from history import EVENT_TYPES, EVENTS_PER_AGGREGATE, aggregate_id
@@ -65,6 +66,13 @@ class Script:
         return self.name, self.order
 
 
+TRANSFORMED = {
+    "REPLAY_TRANSFORMS": '{"upcast": "shop_transforms:upcast"}',
+    "PYTHONPATH": str(Path(__file__).parents[1] / "examples"),
+}
+"""Settings with a transform that looks at the type and the version of each event."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """A replay, or many, by this program's workers."""
@@ -99,7 +107,8 @@ class Replay:
         is_plain = self.workers == 1 and not self.first_event and self.replays == 1
         order = self.body.get("ordering") if self.first_event else None
         ways = (self.workers, self.first_event, self.replays > 1, self.at_once, order)
-        return (self.encoder, "redact" in self.body) if is_plain else ways
+        changes = self.body.keys() & {"redact", "transforms"}
+        return (self.encoder, frozenset(changes)) if is_plain else ways
 
     @property
     def publishes(self) -> bool:
@@ -191,6 +200,13 @@ def _main(history: History, scale: int) -> Group:
                     body={"redact": REDACT},
                 )
                 for encoder in ENCODERS
+            ),
+            Replay(
+                f"{WORKER}, python, transformed",
+                history,
+                "python",
+                settings=TRANSFORMED,
+                body={"transforms": ["upcast"]},
             ),
             Script(BARE, "bare_loop", history, "lz4"),
         ),

@@ -6,10 +6,12 @@ them, within a limit of time.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from replay_app.bounds import bounds_of
 from replay_app.counts import count_timed
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.plans import Planner
@@ -102,20 +104,28 @@ async def _look_behind(
     ran_seconds = max(0.0, (datetime.now(UTC) - began).total_seconds())
     seconds = min(settings.plan_seconds, BEHIND_SECONDS + BEHIND_SHARE * ran_seconds)
     read = sum(shard.progress.counters.read for shard in session.timed_shards)
-    found, warnings = Audit(), list[str]()
+    topics = {name for shard in session.shards for name in shard.progress.by_topic}
+
+    async def count() -> Audit:
+        if start.dry_run:
+            return Audit()
+        bounds = bounds_of(start, plan)
+        try:
+            now = await count_timed(start, settings, store, bounds, read, seconds)
+        except TimeLimitExceeded:
+            return Audit()
+        return _audit_of(start, now, read)
+
+    async def look() -> list[str]:
+        if plan.counted != "after":
+            return []
+        return await planner.look_back(plan, session.counters.read, topics - {OTHER}, seconds)
+
     try:
-        if plan.counted == "after":
-            topics = {name for shard in session.shards for name in shard.progress.by_topic}
-            warnings += await planner.look_back(
-                plan, session.counters.read, topics - {OTHER}, seconds
-            )
-        if not start.dry_run:
-            now = await count_timed(start, settings, store, plan.end, read, seconds)
-            found = _audit_of(start, now, read)
-    except TimeLimitExceeded:
-        pass
+        found, warnings = await asyncio.gather(count(), look())
     except (ReplayFailed, Unavailable) as error:  # all events are published: the replay completes
-        warnings.append(f"how many events lie behind the replay's position is unknown: {error}")
+        warning = f"how many events lie behind the replay's position is unknown: {error}"
+        return Audit((warning,))
     return Audit((*warnings, *found.warnings), found.behind)
 
 

@@ -73,6 +73,8 @@ class Checkpoint(Record):
     """Sort values of the last event read, as extended JSON. None if no event was read yet."""
     due_at: float = 0.0
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
+    paced_at: float = 0.0
+    """Seconds since 1970. With ``speed``: when the last event read was due."""
     lost_markers: dict[str, dict[Count, Count]] = Field(default_factory=dict)
     """Of a finish step, by topic and partition: the first offset of a committed slice that had no
     marker there when the step looked."""
@@ -110,10 +112,11 @@ class Checkpoint(Record):
     ) -> Self:
         """Return the next checkpoint of a shard.
 
-        ``reason`` and ``warnings`` are those of the report. ``cursor`` and ``due_at`` stay as in
-        the old checkpoint, unless ``update`` has them.
+        ``reason`` and ``warnings`` are those of the report. ``cursor``, ``due_at`` and ``paced_at``
+        stay as in the old checkpoint, unless ``update`` has them.
         """
-        place = {"cursor": old.cursor, "due_at": old.due_at} if old else {}
+        kept = ("cursor", "due_at", "paced_at")
+        place = {name: getattr(old, name) for name in kept} if old else {}
         report = Report(
             replay_id=token.replay_id,
             kind="shard",

@@ -270,7 +270,11 @@ def _verb(options: argparse.Namespace) -> int:
 def _members(client: Client, options: argparse.Namespace) -> dict[str, Any]:
     """Return the members of a verb's command that not every verb has."""
     if options.verb == "retry":
-        wanted = {"on_error": options.on_error, "skip_events": options.skip_event}
+        wanted = {
+            "on_error": options.on_error,
+            "skip_events": options.skip_event,
+            "accept_changes": options.accept_changes,
+        }
         return {name: value for name, value in wanted.items() if value}
     if options.verb != "step":
         return {}
@@ -464,6 +468,12 @@ def _parser() -> argparse.ArgumentParser:
                 action="append",
                 metavar="ID",
                 help="skip this event if it fails; repeatable",
+            )
+            command.add_argument(
+                "--accept-changes",
+                action="store_true",
+                help="go on with another mapping to records, other transforms or another key of "
+                "hashes than those of the plan",
             )
         add_requested_by(command, "requested_by", user_name())
 

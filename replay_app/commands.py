@@ -25,7 +25,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from replay_app.conditions import INTEGERS, FieldCondition
@@ -67,6 +66,8 @@ MAX_CONSUMERS = 20
 GROUP_RULE = "1 to 249 characters, without control characters and without spaces at its ends"
 MAX_REDACTED = 100
 """Fields that one replay can redact."""
+MAX_TRANSFORMS = 20
+"""Transforms of one replay."""
 MAX_STEP = 1_000_000
 """Events of one step."""
 MAX_SKIPPED = 100
@@ -133,12 +134,17 @@ Time = Annotated[
 """Converted to UTC: a body that gives the same instant with another offset is an equal body."""
 StoredInt = Annotated[int, Field(ge=INTEGERS[0], le=INTEGERS[-1])]
 StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at most 64 bits")]
+TransformName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 Redact = Literal["drop", "null", "mask", "hash"]
 """What becomes of a field that a replay redacts."""
 LeavesOut = Literal["skip", "dead-letter"]
 """What to do about an event that cannot be replayed, where the replay goes on without the event."""
 Rate = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 """Events per second. The least rate is one event in 1,000 seconds."""
+Speed = Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)]
+"""1: as fast as the events have happened; 2: twice as fast."""
+Gap = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""Seconds."""
 
 
 Item = TypeVar("Item")
@@ -302,16 +308,22 @@ class Start(_Command):
     target: Target = Target()
     redact: dict[ShortText, Redact] = Field(default_factory=dict, max_length=MAX_REDACTED)
     """Dotted path of a field to what becomes of the field in each record."""
+    transforms: Annotated[Items[TransformName], Field(max_length=MAX_TRANSFORMS)] = ()
+    """Names of the functions that change each event, in order (docs/transforms.md)."""
     ordering: Literal["global", "aggregate"] = "global"
     shards: Annotated[int, Field(ge=1, le=256), Whole] | None = None
     """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""
     dry_run: bool = False
-    speed: SkipJsonSchema[None] = Field(None, exclude=True)
-    """Older clients and stored sessions have this member. Its only value is null."""
+    speed: Speed | None = None
+    """Keep the gaps between the events' times, this many times shorter; None: no pace."""
+    max_gap_seconds: Gap | None = None
+    """With ``speed``: the longest wait between two events; None: no limit."""
     rate: Rate | None = None
     """Events per second, all shards together; None: no limit."""
     max_events: Annotated[int, Field(ge=1), Whole] | None = None
     """Stop after this number of matching events."""
+    until_event_id: StoredId | None = None
+    """Stop after this event, which must be in the store."""
     on_error: Literal["fail", "skip", "dead-letter"] = "fail"
     control_records: bool = False
     include_replayed: bool = False
@@ -347,17 +359,16 @@ class Start(_Command):
                 raise ValueError(msg)
         return redact
 
-    @field_validator("speed", mode="before")
-    @classmethod
-    def _require_no_speed(cls, value: object) -> None:
-        if value is not None:
-            msg = "speed (the original pace) is not supported yet; set a rate in events per second"
-            raise ValueError(msg)
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.shards is not None and self.ordering == "global":
             msg = "shards needs ordering 'aggregate'; a global order has one shard"
+            raise ValueError(msg)
+        if self.speed is not None and self.ordering == "aggregate":
+            msg = "speed needs ordering 'global': shards have no common time"
+            raise ValueError(msg)
+        if self.max_gap_seconds is not None and self.speed is None:
+            msg = "max_gap_seconds needs a speed: without one there are no gaps"
             raise ValueError(msg)
         if self.max_events is not None and self.ordering == "aggregate":
             msg = "max_events needs ordering 'global': shards have no common order"
@@ -370,6 +381,12 @@ class Start(_Command):
             raise ValueError(msg)
         if self.consumers and self.dry_run:
             msg = "consumers: a dry run publishes nothing that a group could read"
+            raise ValueError(msg)
+        if self.control_records and self.transforms:
+            msg = (
+                "control_records do not go with transforms: a transform may send an event to a "
+                "topic that nobody knows beforehand; leave the control records out"
+            )
             raise ValueError(msg)
         if self.max_lag is not None and not self.consumers:
             msg = "max_lag needs consumers: name the groups that must keep up"
@@ -416,6 +433,9 @@ class Retry(_Command):
     """From here on, in place of the ``on_error`` of the start. None: as before."""
     skip_events: Annotated[Items[ShortText], Field(max_length=MAX_SKIPPED)] = ()
     """Ids of events that are skipped if they fail, as the error of the replay shows them."""
+    accept_changes: bool = False
+    """Go on although transforms, redaction key or the mapping to records are not those of the plan
+    (`sources.require_same_source`)."""
 
 
 class Release(_Command):

@@ -17,15 +17,13 @@ from replay_app.queries import (
     compile_filter,
     in_time,
     time_keys,
-    time_range,
     untimed,
 )
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import WARNING_SECONDS
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
+    from replay_app.bounds import Bounds
     from replay_app.commands import Start, Target
     from replay_app.settings import Settings
     from replay_app.store import EventStore
@@ -57,9 +55,9 @@ class Counts:
 
 
 async def count_events(
-    start: Start, settings: Settings, store: EventStore, end: datetime
+    start: Start, settings: Settings, store: EventStore, bounds: Bounds
 ) -> Counts:
-    """Count the events that match a command, up to ``end``.
+    """Count the events that match a command, within the bounds.
 
     Raises
     ------
@@ -76,7 +74,9 @@ async def count_events(
         if not leaves_out_untimed(start):
             # Nearly everything matches, and an index would only make the count slower: one
             # pass over all events, which also finds the events without a usable time.
-            groups = await store.count_groups(wanted, [*keys, *time_keys(end, mapping)], seconds)
+            groups = await store.count_groups(
+                wanted, [*keys, *time_keys(bounds.end, mapping)], seconds
+            )
             counts: Counter[tuple[Any, ...]] = Counter()
             is_exact, is_later = True, False
             for (*group, kind, is_before), count in groups.items():
@@ -87,7 +87,7 @@ async def count_events(
                     counts[tuple(group)] += count
             if is_exact:
                 return Counts(dict(counts), misfits=Counter(), may_be_later=is_later)
-        timed = all_of(wanted, time_range(start.filter.start, end, mapping))
+        timed = all_of(wanted, bounds.query(mapping))
         found = Counts(await store.count_groups(timed, keys, seconds))
     except TimeLimitExceeded:
         warning = (
@@ -101,9 +101,9 @@ async def count_events(
 
 
 async def count_timed(  # noqa: PLR0913, PLR0917 - what a count is made of
-    start: Start, settings: Settings, store: EventStore, end: datetime, read: int, seconds: float
+    start: Start, settings: Settings, store: EventStore, bounds: Bounds, read: int, seconds: float
 ) -> int:
-    """Return how many events with a time match now, up to ``end``, whatever ``max_events`` says.
+    """Return how many events with a time match now, whatever ``max_events`` says.
 
     Nothing is grouped, so MongoDB can answer from an index on the time, without the events. It
     cannot leave out arrays of times then: these are left out by a second count, if the first one is
@@ -121,7 +121,7 @@ async def count_timed(  # noqa: PLR0913, PLR0917 - what a count is made of
     wanted = compile_filter(start.filter, mapping)
     found = 0
     for with_arrays in (True, False):
-        timed = time_range(start.filter.start, end, mapping, with_arrays=with_arrays)
+        timed = bounds.query(mapping, with_arrays=with_arrays)
         found = sum((await store.count_groups(all_of(wanted, timed), [], seconds)).values())
         if found == read:
             break
@@ -132,10 +132,14 @@ def leaves_out_untimed(start: Start) -> bool:
     """Return whether events without a usable time are left out of the replay.
 
     These events are in no time range. A replay of everything up to its end includes them, and each
-    of them fails under ``on_error``. A replay with a start, or with a number of first events, does
-    not include them.
+    of them fails under ``on_error``. A replay with a start, with a number of first events or with a
+    last event does not include them.
     """
-    return start.filter.start is not None or start.max_events is not None
+    return (
+        start.filter.start is not None
+        or start.max_events is not None
+        or start.until_event_id is not None
+    )
 
 
 async def count_misfits(found: Counts, start: Start, settings: Settings, store: EventStore) -> None:

@@ -1,8 +1,8 @@
 """One slice of one shard: publish from the checkpoint's cursor until a limit is reached.
 
 A slice ends at a number of events, bytes or seconds, when the session changes, when the worker
-leaves, or when a rate allows no more events for now. The store sends the next page while a page is
-encoded, and the broker takes the page before.
+leaves, or when a rate, or the pace of the events, allows no more for now. The store sends the next
+page while a page is encoded, and the broker takes the page before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from replay_app import crashpoints
@@ -19,14 +20,15 @@ from replay_app.consumption import allowance as session_allowance
 from replay_app.destinations import batch_limits, grown_topics
 from replay_app.encoders import encode_spec, make_encoder
 from replay_app.exceptions import ReplayFailed, Unavailable
-from replay_app.pacing import allowance, charge, due
-from replay_app.pages import count_documents, people_json, split_page
+from replay_app.pacing import Pace, allowance, charge, due
+from replay_app.pages import count_documents, event_times, people_json, split_page
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
 from replay_app.refusals import refused_page
 from replay_app.reports import MAX_SHOWN_ID, shorten
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
+from replay_app.transforms import run_in_thread
 
 if TYPE_CHECKING:
     from replay_app.budgets import ByteBudget
@@ -44,6 +46,18 @@ PAGE_WAIT_SECONDS = 0.25
 GIVE_UP_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 * 2 / 3
 """How long a transaction may be open until the broker has acked all its pages. A later commit might
 come after the transaction's time limit."""
+FIRST_PART = 4
+"""Events of a replay with transforms that are encoded together at first: these may be slow."""
+PART_GROWTH = 4
+"""How many times more events the next part may have."""
+PART_SECONDS = 0.5
+"""How long the events of a part should take. The slice can end between two parts."""
+PACE_SECONDS = 0.05
+"""Least time between two slices of a replay that keeps the pace of its events."""
+NOTICED_SECONDS = 5.0
+"""A longer wait for the next event has a reason."""
+IDLE_SECONDS = 60.0
+"""A wait for the next event that is longer than this closes the reader."""
 AWAITS_READER = "waiting for its turn at the store"
 AWAITS_STORE = "waiting for the store's first events"
 
@@ -57,6 +71,8 @@ class Emitted:
     cursor: str | None
     due_at: float
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
+    paced_at: float
+    """Seconds since 1970: when the last event read was due at the pace of the events."""
     read: int
     """Events of this slice."""
     warnings: tuple[str, ...]
@@ -96,6 +112,11 @@ class EmitSlice:
         self._warnings: tuple[str, ...] = ()
         self._cursor = self._started_at = old.cursor if old else None
         self._due_at = old.due_at if old else 0.0
+        start = session.start
+        self._pace = None if start.speed is None else Pace(start.speed, start.max_gap_seconds)
+        self._paced_at = old.paced_at if old else 0.0
+        self._dues: list[float] = []
+        """When the events of the present page are due, at their pace."""
         self._tally = Tally(progress_of(old))
         self._budget = budget
         self._sending: asyncio.Task[None] | None = None
@@ -103,6 +124,8 @@ class EmitSlice:
         """Monotonic time. Set when the transaction begins."""
         self._events = 0
         self._bytes = 0
+        self._part_events = FIRST_PART if session.start.transforms else None
+        """The most events that are encoded together. None: a page."""
         self._undo: tuple[PageReader, bytes] | None = None
         """Of a slice of one page: the reader, and what it serves again after a refusal."""
 
@@ -140,7 +163,9 @@ class EmitSlice:
         if state != "live":
             await self._readers.drop(self._token.key)
         progress = self._tally.progress(state=state, error=error, reason=reason)
-        return Emitted(progress, self._cursor, self._due_at, self._events, self._warnings)
+        return Emitted(
+            progress, self._cursor, self._due_at, self._paced_at, self._events, self._warnings
+        )
 
     async def _publish_pages(self) -> tuple[str, str | None, str | None]:
         """Publish page after page. Return the shard's state, its error, and why it waits."""
@@ -166,14 +191,19 @@ class EmitSlice:
             if page is None:
                 return "done", None, None
             page, rest = self._cut(page, limit, reader)
+            page, early = self._cut_early(page, reader)
+            rest = early + rest
+            if not page:
+                reader.put_back(rest)
+                return "live", None, await self._await_event()
             page, more, refused = self._cut_refused(page, reader)
+            rest = more + rest
             encoder, encoded = await self._encode_part(encoder, page, refused)
-            reader.put_back(more + rest)
-            if self._is_searching:
-                self._undo = reader, page + more + rest
+            reader.put_back(rest)
+            self._undo = (reader, page + rest) if self._is_searching else None
             await self._await_acks()
             if self._budget.is_late:  # commit what the broker has
-                reader.put_back(page + more + rest)
+                reader.put_back(page + rest)
                 break
             error = self._fatal_error(encoded)
             if error is not None:
@@ -207,6 +237,30 @@ class EmitSlice:
             page, more = split_page(page, self._whole(page, max(1, share), reader))
             rest = more + rest
         return page, rest
+
+    def _cut_early(self, page: bytes, reader: PageReader) -> tuple[bytes, bytes]:
+        """Return the part of a page that is due at the pace of the events, and the rest."""
+        if self._pace is None or self._shard.is_untimed:
+            return page, b""
+        times = event_times(page, self._settings.mapping)
+        now = time.time()
+        self._dues = self._pace.due_times(self._paced_at, self._tally.last_time, times, now)
+        due = sum(one <= now for one in self._dues)
+        return (b"", page) if due == 0 else split_page(page, self._whole(page, due, reader))
+
+    async def _await_event(self) -> str | None:
+        """Put the next slice off until its first event is due.
+
+        Return the reason of a wait that people notice.
+        """
+        due, now = self._dues[-1], time.time()
+        if due - now > IDLE_SECONDS:  # a store closes a cursor that nobody uses
+            await self._readers.drop(self._token.key)
+        self._due_at = max(self._due_at, due, now + PACE_SECONDS)
+        if due - now < NOTICED_SECONDS:
+            return None
+        when = datetime.fromtimestamp(due, UTC)
+        return f"the next event is due at {when:%Y-%m-%dT%H:%M:%SZ}, at the speed of the replay"
 
     def _whole(self, page: bytes, documents: int, reader: PageReader) -> int:
         """Return after how many documents a page may be cut, if no tie may be torn.
@@ -254,6 +308,8 @@ class EmitSlice:
         if isinstance(self._token.shard, int):
             ahead = session_allowance(self._newest(), self._token.shard, self._tally.published)
             limit = limit if ahead is None else min(limit, ahead)
+        if self._part_events is not None:
+            limit = min(limit, self._part_events)
         rate, now = self._shard_rate(), time.time()
         self._due_at = due(rate, self._due_at, now)
         allowed = allowance(rate, self._due_at, now)
@@ -360,8 +416,14 @@ class EmitSlice:
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
+        began = time.monotonic()
         with self._context.metrics.waiting("encode"):
-            return await asyncio.to_thread(encoder.encode, page, _now_ms())
+            transforms = self._spec.transforms
+            encoded = await run_in_thread(transforms, encoder.encode, page, _now_ms())
+        if self._part_events is not None:
+            wanted = self._part_events * PART_SECONDS / max(1e-9, time.monotonic() - began)
+            self._part_events = max(1, min(self._part_events * PART_GROWTH, round(wanted)))
+        return encoded
 
     async def _encode_again(self, page: bytes) -> tuple[PageEncoder, EncodedPage]:
         """Ask the broker for topics that the plan did not know, and encode the page again.
@@ -429,6 +491,8 @@ class EmitSlice:
                 self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._sending = asyncio.create_task(self._send(page, encoded))
         reader.position = self._cursor = cursor
+        if encoded.read and self._dues:  # a tie may have more events than are due
+            self._paced_at = self._dues[min(encoded.read, len(self._dues)) - 1]
         self._tally.add(encoded, dry_run=start.dry_run, on_error=self._on_error)
         self._events += encoded.read
         self._bytes += encoded.bytes

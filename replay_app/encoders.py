@@ -11,6 +11,7 @@ from replay_app.exceptions import InvalidSettings
 from replay_app.pages import EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
 from replay_app.redaction import redaction_of
+from replay_app.transforms import transforms_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def encode_spec(
     Raises
     ------
     ReplayFailed
-        When the replay's redaction cannot be kept.
+        When the replay's redaction cannot be kept, or when a transform is unknown.
 
     """
     start = session.rules
@@ -53,15 +54,18 @@ def encode_spec(
         stop_at_failure=start.on_error == "fail" and not start.dry_run,
         include_replayed=start.include_replayed,
         record_timestamp=settings.record_timestamp,
-        compression=codec_name(settings),
+        compression=codec_name(settings, transforms=bool(start.transforms)),
         max_record_bytes=settings.max_record_bytes,
         batch_bytes=batch_bytes,
         redaction=redaction_of(settings, start.redact),
+        transforms=transforms_of(settings, start.transforms, start.target.prefix),
     )
 
 
 def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
     """Return the encoder for a value of ``REPLAY_ENCODER``.
+
+    Transforms are Python: a replay with transforms has the Python encoder.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
         When the choice is ``native`` and the native encoder cannot be used.
 
     """
-    if encoder_name(choice) == "native":
+    if encoder_name(choice) == "native" and spec.transforms is None:
         # Imported here: replay_native is optional.
         from replay_app.native_encoder import NativeEncoder  # noqa: PLC0415
 
@@ -97,11 +101,12 @@ def encoder_name(choice: str) -> str:
     return "python"
 
 
-def codec_name(settings: Settings) -> str:
+def codec_name(settings: Settings, *, transforms: bool = False) -> str:
     """Return the codec of the published batches: ``REPLAY_COMPRESSION``, without ``auto``.
 
     The native encoder is fastest with lz4. aiokafka's lz4, which the Python encoder uses, takes
-    three times as long as its snappy (bench/RESULTS.md).
+    three times as long as its snappy (bench/RESULTS.md). A replay with ``transforms`` has the
+    Python encoder.
 
     Raises
     ------
@@ -111,7 +116,8 @@ def codec_name(settings: Settings) -> str:
     """
     if settings.compression != "auto":
         return settings.compression
-    return "lz4" if encoder_name(settings.encoder) == "native" else "snappy"
+    is_native = encoder_name(settings.encoder) == "native" and not transforms
+    return "lz4" if is_native else "snappy"
 
 
 @functools.cache

@@ -79,7 +79,8 @@ def _events(options: argparse.Namespace) -> int:
 async def _write(start: Start, options: argparse.Namespace) -> int:
     """Write every record; return the exit code."""
     settings = settings_for(load_settings(), start.source)
-    is_json = settings.mapping.field_value is None
+    # A transform may give bytes.
+    is_json = settings.mapping.field_value is None and not start.transforms
     store = EventStore(settings)
     written = failed = 0
     try:

@@ -6,7 +6,6 @@ what a topic refuses, is unknown here.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from replay_app.bounds import freeze_bounds
 from replay_app.events import Header, event_id, rfc3339
 from replay_app.exceptions import EventError, InvalidCommand
 from replay_app.pages import (
@@ -25,13 +25,14 @@ from replay_app.pages import (
     readable,
     set_position,
 )
-from replay_app.plans import frozen_bound, shard_of
+from replay_app.plans import shard_of
 from replay_app.python_encoder import PythonEncoder
-from replay_app.queries import advance, after, time_range, untimed
+from replay_app.queries import advance, after, untimed
 from replay_app.readers import Readers
 from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_SHOWN_ID, SampleHeader, SampleRecord
 from replay_app.ties import tie_runs
+from replay_app.transforms import run_in_thread, transforms_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from replay_app.reports import ShardPlan
     from replay_app.settings import Settings
     from replay_app.store import EventStore
+    from replay_app.transforms import Transforms
 
 KEY = "events"
 """The key of the only reader."""
@@ -160,11 +162,20 @@ class RecordMaker:
             compression="none",
             max_record_bytes=settings.max_record_bytes,
             redaction=redaction_of(settings, start.redact),
+            transforms=transforms_of(settings, start.transforms, start.target.prefix),
         )
         self._encoder = PythonEncoder(self._spec)
 
+    @property
+    def transforms(self) -> Transforms | None:
+        """The transforms of the replay, for `run_in_thread`."""
+        return self._spec.transforms
+
     def record(self, document: bytes, cursor: str | None = None) -> EventRecord | None:
-        """Return the record of a raw document; None if the event is marked as replayed."""
+        """Return the record of a raw document.
+
+        None: the event is marked as replayed, or a transform has dropped it.
+        """
         try:
             made = self._encoder.record(document)
         except EventError as error:
@@ -203,9 +214,9 @@ async def read_event_records(
 ) -> AsyncGenerator[list[EventRecord]]:
     """Yield the matching events in order, page by page; last those without a usable time.
 
-    These are left out if the command has a start. ``place`` is the cursor of a record: reading goes
-    on behind the record's event. Events that are marked as replayed are left
-    out.
+    These are left out if the command has a start or a last event. ``place`` is the cursor of a
+    record: reading goes on behind the record's event. Events that are marked as replayed are left
+    out, and so are those that a transform drops.
 
     Raises
     ------
@@ -219,9 +230,9 @@ async def read_event_records(
     """
     await store.require_collection()
     mapping, left = settings.mapping, start.max_events
-    end = await frozen_bound(start, mapping, store)
-    shards = [shard_of(time_range(start.filter.start, end, mapping), mapping.field_timestamp)]
-    if start.filter.start is None:
+    bounds = await freeze_bounds(start, mapping, store)
+    shards = [shard_of(bounds.query(mapping), mapping.field_timestamp)]
+    if start.filter.start is None and start.until_event_id is None:
         shards.append(shard_of(untimed(mapping)))
     first, cursor = _place_of(place, shards)
     readers = Readers(lambda _start: (settings, store), lambda _key: False, 1)
@@ -233,7 +244,10 @@ async def read_event_records(
                 if page is None:
                     break
                 reading = _Page(maker, reader, shard, number, cursor)
-                records = await asyncio.to_thread(lambda: list(reading.records(page, left)))  # noqa: B023 - ended before the next page
+                records = await run_in_thread(
+                    maker.transforms,
+                    lambda: list(reading.records(page, left)),  # noqa: B023 - ended before the next page
+                )
                 reader.position = cursor = reading.cursor
                 left = None if left is None else left - reading.read
                 yield records

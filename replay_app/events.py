@@ -368,14 +368,25 @@ def destination(kind: Any, own_topic: Any, mapping: EventMapping, target: Target
     return topic
 
 
-def event_value(
-    document: dict[str, Any],
-    mapping: EventMapping,
-    redact: Callable[[Document], None] = lambda _: None,
-) -> bytes:
-    """Return the record's value. The excluded fields are removed from ``document``.
+def strip(
+    document: Document, mapping: EventMapping, redact: Callable[[Document], None] = lambda _: None
+) -> None:
+    """Remove the excluded fields from a document that becomes JSON, and redact the rest.
 
-    ``redact`` changes the rest of the document, before it becomes JSON.
+    Raises
+    ------
+    EventError
+        When the document cannot be redacted.
+
+    """
+    if mapping.field_value is None:
+        for path in mapping.exclude_fields:
+            remove_field(document, path)
+        redact(document)
+
+
+def event_value(document: Document, mapping: EventMapping) -> bytes:
+    """Return the record's value, of a document that `strip` has changed.
 
     Raises
     ------
@@ -394,9 +405,6 @@ def event_value(
             "bytes and text can be passed through"
         )
         raise EventError(msg)
-    for path in mapping.exclude_fields:
-        remove_field(document, path)
-    redact(document)
     return encode_json(document)
 
 

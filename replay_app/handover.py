@@ -77,11 +77,11 @@ def published_live_topics(session: Session, mapping: EventMapping) -> tuple[set[
     """Return the live topics of what a replay has published, and whether these are certainly all.
 
     A replay may end before its events are counted. Its topics then tell the live topics, unless
-    the target names topics: then the types of the events tell them, and an event may have named
-    another topic itself.
+    the target, or a transform, names topics: then the types of the events tell them, and an event
+    may have named another topic itself.
     """
     target, shards = session.start.target, [shard.progress for shard in session.shards]
-    if target.topic is None and not target.topics:
+    if target.topic is None and not target.topics and not session.start.transforms:
         prefix = target.prefix or ""
         topics = {name for one in shards for name in one.by_topic}
         return {name.removeprefix(prefix) for name in topics - {OTHER}}, OTHER not in topics

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import functools
-import importlib
 import inspect
 import logging
 import os
 import shlex
 import signal
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.helpers import create_ssl_context
 
 from replay_app.exceptions import InvalidSettings
+from replay_app.functions import Call, imported
 
 if TYPE_CHECKING:
     import ssl
@@ -110,7 +108,7 @@ def _token_provider(prefix: str, command: str | None, function: str | None) -> T
         raise InvalidSettings(msg)
     if command is not None:
         return TokenProvider(names[0], functools.partial(_printed, command))
-    return TokenProvider(names[1], _imported(names[1], function or ""))
+    return TokenProvider(names[1], imported(names[1], function or ""))
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
@@ -120,7 +118,7 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         """``make`` returns a token, or a token and its expiry in milliseconds since 1970."""
         self._setting = setting
         self._make = make
-        self._call: concurrent.futures.Future[Any] | None = None
+        self._call: Call | None = None
         """The newest call of a function that is not async."""
         self._token = ""
         self._until = 0.0
@@ -154,18 +152,9 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
     async def _made(self) -> Any:
         if inspect.iscoroutinefunction(self._make):
             return await self._make()
-        if self._call is None or self._call.done():
-            self._call = concurrent.futures.Future()
-            # A thread of its own: a function that hangs must hold up neither the encoding, which
-            # has the threads of the event loop, nor the end of the process.
-            threading.Thread(target=self._run, args=(self._call,), daemon=True).start()
-        return await asyncio.shield(asyncio.wrap_future(self._call))
-
-    def _run(self, call: concurrent.futures.Future[Any]) -> None:
-        try:
-            call.set_result(self._make())
-        except BaseException as error:  # noqa: BLE001 - `token` tells the error
-            call.set_exception(error)
+        if self._call is None or self._call.outcome.done():
+            self._call = Call(self._make)
+        return await asyncio.shield(asyncio.wrap_future(self._call.outcome))
 
 
 def _checked(made: Any) -> tuple[str, float | None]:
@@ -206,18 +195,3 @@ async def _printed(command: str) -> str:
         msg = f"exit code {process.returncode}{f': {told[-1][:300]}' if told else ''}"
         raise RuntimeError(msg)
     return output.decode().strip()
-
-
-def _imported(setting: str, place: str) -> Callable[[], Any]:
-    """Return a function that is named as ``module:function``."""
-    module, _, name = place.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        msg = f"{setting}={place}: write module:function, of a module on PYTHONPATH: {error}"
-        raise InvalidSettings(msg) from error
-    if not callable(function):
-        msg = f"{setting}={place} is no function"
-        raise InvalidSettings(msg)
-    made: Callable[[], Any] = function
-    return made

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+from replay_app.bounds import freeze_bounds
 from replay_app.clusters import answers, cluster_name, connected
 from replay_app.commands import Target
 from replay_app.counts import count_events, topic_of_group
@@ -22,7 +23,6 @@ from replay_app.exceptions import EventError, ReplayError
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import describe_overrides
 from replay_app.kafka_security import kafka_security
-from replay_app.plans import frozen_bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,8 +86,8 @@ async def _originals(start: Start, settings: Settings, store: EventStore) -> dic
     """Return the original topics of the events, by destination topic."""
     await store.require_collection()
     mapping = settings.mapping
-    end = await frozen_bound(start, mapping, store)
-    counts = await count_events(start, settings, store, end)
+    bounds = await freeze_bounds(start, mapping, store)
+    counts = await count_events(start, settings, store, bounds)
     if counts.timed is None:
         msg = (
             f"the topics of the events are not known within {settings.plan_seconds:g} s "

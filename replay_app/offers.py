@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from replay_app.bounds import bounds_of
 from replay_app.consumer_groups import find_readers
 from replay_app.event_records import RecordMaker
 from replay_app.exceptions import ReplayError
 from replay_app.handover import find_handover
 from replay_app.plans import Planner
-from replay_app.queries import all_of, compile_filter, time_range
+from replay_app.queries import all_of, compile_filter
 from replay_app.reports import OfferedPlan, Plan
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS
+from replay_app.transforms import run_in_thread
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
@@ -67,10 +69,9 @@ async def _samples(start: Start, context: WorkerContext, plan: Plan) -> tuple[Sa
     """Return the first matching events that the store finds, as records."""
     settings, store = context.reads(start)
     mapping = settings.mapping
-    query = all_of(
-        compile_filter(start.filter, mapping), time_range(start.filter.start, plan.end, mapping)
-    )
+    query = all_of(compile_filter(start.filter, mapping), bounds_of(start, plan).query(mapping))
     maker = RecordMaker(start, settings, mapping)
     pipeline: list[dict[str, Any]] = [{"$match": query}, {"$limit": SAMPLES}]
-    records = map(maker.record, await store.raw_documents(pipeline, LOOK_SECONDS))
+    documents = await store.raw_documents(pipeline, LOOK_SECONDS)
+    records = await run_in_thread(maker.transforms, lambda: [*map(maker.record, documents)])
     return tuple(one.sample() for one in records if one is not None)

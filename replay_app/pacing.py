@@ -1,13 +1,19 @@
-"""Pacing: how many events a throttled shard may publish now.
+"""Pacing: how many events a shard may publish now, by a rate and by the events' own pace.
 
-A generic cell rate algorithm: each event costs ``1 / rate`` seconds. ``due_at`` is the time up to
-which the published events are paid for. The functions are pure: the caller passes the time. Times
-are seconds since 1970, rates are events per second, and a rate of None is no limit.
+The rate is a generic cell rate algorithm: each event costs ``1 / rate`` seconds. ``due_at`` is the
+time up to which the published events are paid for. The functions are pure: the caller passes the
+time. Times are seconds since 1970, rates are events per second, and a rate of None is no limit.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
 
 CHUNK_SECONDS = 0.5
 """A throttled shard publishes as many events as its rate allows in this time. Then the other shards
@@ -38,3 +44,35 @@ def charge(rate: float | None, due_at: float, now: float, events: int) -> float:
         return 0.0
     # A shard that is late by up to one chunk makes up for it: a busy worker still meets the rate.
     return max(due_at, now - CHUNK_SECONDS) + events / rate
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The original pace of the events, or a multiple of it."""
+
+    speed: float
+    """How many times faster than the events have happened."""
+    max_gap: float | None = None
+    """Most seconds between two events; None: no limit."""
+
+    def due_times(
+        self, paced_at: float, last: datetime | None, times: Iterable[datetime | None], now: float
+    ) -> list[float]:
+        """Return when each of the next events is due, up to the first one that is not due yet.
+
+        ``last`` is the time of the event before them, which was due at ``paced_at``. An event whose
+        time is unknown is due with the event before. A shard that is late, such as after a pause,
+        makes up for CHUNK_SECONDS only: the events do not come in a burst.
+        """
+        found: list[float] = []
+        for time in times:
+            gap = 0.0 if time is None or last is None else (time - last).total_seconds()
+            gap = max(0.0, gap) / self.speed
+            paced_at += gap if self.max_gap is None else min(gap, self.max_gap)
+            if not found:
+                paced_at = max(paced_at, now - CHUNK_SECONDS)
+            found.append(paced_at)
+            if paced_at > now:
+                break
+            last = time or last
+        return found

@@ -28,6 +28,7 @@ from replay_app.extended_json import RELAXED
 from replay_app.internals import BatchBuilder
 from replay_app.queries import sort_value
 from replay_app.redaction import Redaction
+from replay_app.transforms import Transforms
 
 DECODE_ERRORS = (InvalidBSON, ValueError, OverflowError, RecursionError)
 """What the driver raises for documents that it cannot decode."""
@@ -75,6 +76,8 @@ class EncodeSpec:
     batch_bytes: dict[str, int] = field(default_factory=dict)
     """Most bytes of a batch, for each topic whose own limit is below ``max_record_bytes``."""
     redaction: Redaction | None = None
+    transforms: Transforms | None = None
+    """Only the Python encoder knows them."""
 
 
 @dataclass(slots=True)
@@ -113,6 +116,8 @@ class EncodedPage:
     """Events in the batches."""
     skipped_replays: int = 0
     """Events left out because they are marked as replayed."""
+    dropped: int = 0
+    """Events that a transform has dropped."""
     bytes: int = 0
     """Bytes of all values."""
     batches: list[Batch] = field(default_factory=list)
@@ -284,6 +289,15 @@ def _time(document: bytes, mapping: EventMapping) -> datetime:
     """Return the time of an event, in UTC; other fields of the event may be damaged."""
     *_, value = values_at(document, mapping.field_timestamp)  # the driver takes the last one too
     return time_of(sort_value(value), mapping).replace(tzinfo=UTC)
+
+
+def event_times(page: bytes, mapping: EventMapping) -> Iterator[datetime | None]:
+    """Yield the time of each event of a page; None where no time can be read."""
+    for start, end in document_spans(page):
+        time = None
+        with contextlib.suppress(EventError, ValueError):
+            time = _time(page[start:end], mapping)
+        yield time
 
 
 def make_failure(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from replay_app.bounds import Bounds, bounds_of, freeze_bounds
 from replay_app.counts import (
     Counts,
     Topicless,
@@ -28,20 +29,19 @@ from replay_app.queries import (
     Query,
     all_of,
     compile_filter,
-    time_range,
     to_json,
     untimed,
 )
 from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, most_common
-from replay_app.sources import require_same_source, source_of, with_uuid
+from replay_app.sources import changes_of, require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
 from replay_app.topics import Topics
+from replay_app.transforms import transforms_of
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
-    from replay_app.events import EventMapping
     from replay_app.settings import Settings
     from replay_app.store import EventStore
 
@@ -64,8 +64,16 @@ class Planner:
         store: EventStore,
         describe: Describe,
     ) -> None:
-        """Make a planner, or raise `ReplayFailed` if the replay's redaction cannot be kept."""
+        """Make a planner.
+
+        Raises
+        ------
+        ReplayFailed
+            When the replay's redaction cannot be kept, or when a transform is unknown.
+
+        """
         redaction_of(settings, start.redact)
+        transforms_of(settings, start.transforms)
         self._start = start
         self._settings = settings
         self._mapping = settings.mapping
@@ -75,12 +83,15 @@ class Planner:
         """Everything in the command's filter but the time range."""
         self._checks = StoreChecks(start, settings.mapping, store, self._filter)
 
-    async def plan(self, frozen: Plan | None = None, *, at_once: bool = False) -> Plan:
+    async def plan(
+        self, frozen: Plan | None = None, *, at_once: bool = False, accept_changes: bool = False
+    ) -> Plan:
         """Freeze the upper bound, count, check the topics, and cut the replay into shards.
 
         With a ``frozen`` plan, of a replay that has begun, all is counted and checked again. Bound
         and shards stay, so the cursors hold. ``at_once``: what cannot be counted and compared
-        within AT_ONCE_SECONDS is left to `count`, while the shards run; the plan says so.
+        within AT_ONCE_SECONDS is left to `count`, while the shards run; the plan says so. With
+        ``accept_changes``, events may become records in another way than in the ``frozen`` plan.
 
         Raises
         ------
@@ -92,17 +103,15 @@ class Planner:
             When the store or the broker does not answer. A later plan may succeed.
 
         """
-        await self._store.require_collection()
-        source = source_of(self._settings, self._start)
-        source = with_uuid(source, (await self._store.identify()).uuid)
+        source, accepted = await self._source(frozen, accept_changes=accept_changes)
         if frozen:
-            require_same_source(frozen.source, source)
-        end = frozen.end if frozen else await frozen_bound(self._start, self._mapping, self._store)
-        bounds = self._bounds(end)
-        timed = all_of(self._filter, bounds)
+            bounds = bounds_of(self._start, frozen)
+        else:
+            bounds = await freeze_bounds(self._start, self._mapping, self._store)
+        timed = self._timed(bounds)
         # Before the count: a store that is busy with the count gives no cuts in time.
         shards, cut_warnings = await self._shards(timed, bounds, frozen)
-        counting = asyncio.create_task(self._count(end, at_once=at_once))
+        counting = asyncio.create_task(self._count(bounds, at_once=at_once))
         looking = asyncio.create_task(self._look(timed, at_once=at_once))
         try:
             look_warnings = await self._index_warnings(timed)
@@ -125,28 +134,28 @@ class Planner:
             )
         if found.timed is not None or not at_once:  # else the look has checked what it could
             await self._require_fit(found.timed or {})
-        destinations = await self._require_topics(topics)
-        preflight = self._preflight(destinations)
-        more, spans = list[str](), Spans()
+        destinations, more = await self._require_topics(topics)
+        preflight, spans = self._preflight(destinations), Spans()
         seconds = AT_ONCE_SECONDS if at_once else self._settings.plan_seconds
         try:
             # Nothing waits for the first event of a replay that has none.
             async with asyncio.timeout(seconds if at_once and found.total != 0 else None):
                 if not is_open:
-                    more += await self._look_around(found, end, seconds)
+                    more += await self._look_around(found, bounds.end, seconds)
                 if preflight.needs_spans and not is_open:
                     spans = await self._time_spans(timed, seconds)
         except (TimeLimitExceeded, TimeoutError):
             is_open = at_once
             more += [] if at_once else [_not_compared(seconds)]
         more += [*without_topic, *(look_warnings + cut_warnings if found.timed != {} else [])]
-        warnings = [*found.warnings, *more, *preflight.check(self._settings, spans)]
+        warnings = [*found.warnings, *more, *preflight.check(self._settings, spans), *accepted]
         if frozen is None:
             shards = [] if found.timed == {} else shards
             if found.misfits != {}:
                 shards.append(shard_of(untimed(self._mapping)))
         return Plan(
-            end=end,
+            end=bounds.end,
+            until=to_json(bounds.until),
             counted="running" if is_open else "before",
             **self._account(found, by_type, topics, destinations),
             handover=self._handover(found.timed or kinds or (), frozen),
@@ -155,6 +164,20 @@ class Planner:
             source=source,
             dead_letters=await self._dead_letters(),
         )
+
+    async def _source(
+        self, frozen: Plan | None, *, accept_changes: bool
+    ) -> tuple[dict[str, str], list[str]]:
+        """Return the source, and a warning of what has changed since a ``frozen`` plan."""
+        await self._store.require_collection()
+        source = source_of(self._settings, self._start)
+        source = with_uuid(source, (await self._store.identify()).uuid)
+        if frozen is None:
+            return source, []
+        require_same_source(frozen.source, source, accept_changes=accept_changes)
+        changes = "; ".join(changes_of(frozen.source, source).values())
+        warning = f"a retry has accepted changes, which count from there on: {changes}"
+        return source, [warning] if changes else []
 
     def _account(
         self,
@@ -202,7 +225,8 @@ class Planner:
         """
         settings = self._settings
         await self._require_same(plan)
-        found = await count_events(self._start, settings, self._store, plan.end)
+        bounds = bounds_of(self._start, plan)
+        found = await count_events(self._start, settings, self._store, bounds)
         topics, by_type, without_topic = self._destinations(found)
         destinations = await self._describe(topics)
         warnings = [*found.warnings]
@@ -211,7 +235,7 @@ class Planner:
         warnings += [*without_topic, *_missing(topics, destinations)]
         preflight, spans = self._preflight(destinations), Spans()
         if preflight.needs_spans:
-            timed = all_of(self._filter, self._bounds(plan.end))
+            timed = self._timed(bounds)
             try:
                 spans = await self._time_spans(timed, settings.plan_seconds)
             except TimeLimitExceeded:
@@ -244,7 +268,7 @@ class Planner:
             When the store or the broker does not answer.
 
         """
-        start, timed = self._start, all_of(self._filter, self._bounds(plan.end))
+        start, timed = self._start, self._timed(bounds_of(self._start, plan))
         found = Counts({}, misfits=Counter()) if read == 0 else Counts(None)
         if leaves_out_untimed(start):
             await count_misfits(found, start, self._settings, self._store)
@@ -270,7 +294,8 @@ class Planner:
 
         """
         await self._require_same(plan)
-        return self._matched(await count_events(self._start, self._settings, self._store, plan.end))
+        bounds = bounds_of(self._start, plan)
+        return self._matched(await count_events(self._start, self._settings, self._store, bounds))
 
     async def unknown_redactions(self, plan: Plan) -> list[str]:
         """Return warnings of fields that were to be redacted, and that no event of a plan has.
@@ -281,7 +306,7 @@ class Planner:
             When the store does not answer.
 
         """
-        timed = all_of(self._filter, self._bounds(plan.end))
+        timed = self._timed(bounds_of(self._start, plan))
         return await self._checks.unknown_redactions(timed, LOOK_SECONDS, is_last=True)
 
     async def _require_same(self, plan: Plan) -> None:
@@ -293,18 +318,19 @@ class Planner:
         total, most = found.total, self._start.max_events
         return total if total is None or most is None else min(total, most)
 
-    def _bounds(self, end: datetime) -> Query:
-        return time_range(self._start.filter.start, end, self._mapping)
+    def _timed(self, bounds: Bounds) -> Query:
+        """Return the query for the matching events that have a time."""
+        return all_of(self._filter, bounds.query(self._mapping))
 
-    async def _count(self, end: datetime, *, at_once: bool) -> Counts:
+    async def _count(self, bounds: Bounds, *, at_once: bool) -> Counts:
         """Count the matching events. ``at_once``: nothing is known if this takes too long."""
         start, settings, store = self._start, self._settings, self._store
         if not at_once:
-            return await count_events(start, settings, store, end)
+            return await count_events(start, settings, store, bounds)
         hasty = settings.model_copy(update={"plan_seconds": AT_ONCE_SECONDS})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AT_ONCE_SECONDS):
-                found = await count_events(start, hasty, store, end)
+                found = await count_events(start, hasty, store, bounds)
                 if found.total is not None:
                     return found
         return Counts(None, misfits=Counter() if leaves_out_untimed(start) else None)
@@ -372,17 +398,29 @@ class Planner:
                 topicless.add(_type_name(event_type), count, error)
         return topics, types, topicless.warnings(self._start.on_error)
 
-    async def _require_topics(self, topics: Iterable[str]) -> dict[str, Destination]:
-        """Return the topics, or raise `ReplayFailed` if one is missing."""
+    async def _require_topics(
+        self, topics: Iterable[str]
+    ) -> tuple[dict[str, Destination], list[str]]:
+        """Return the topics that exist, or raise `ReplayFailed` if one is missing.
+
+        With transforms a missing topic is only a warning, which is returned too: a transform may
+        send the events elsewhere.
+        """
         found = await self._describe(topics)
         missing = sorted(set(topics) - set(found))
+        if missing and self._start.transforms:
+            warning = (
+                f"missing destination topics: {name_topics(missing)}; the replay fails at the "
+                "first event that no transform drops, or sends to another topic"
+            )
+            return found, [warning]
         if missing:
             msg = (
                 f"missing destination topics: {name_topics(missing)}; create them, or name others "
                 "in the target, then retry"
             )
             raise ReplayFailed(msg)
-        return found
+        return found, []
 
     def _preflight(self, found: dict[str, Destination]) -> Preflight:
         return Preflight(
@@ -441,16 +479,16 @@ class Planner:
     # Shards
 
     async def _shards(
-        self, timed: Query, bounds: Query, frozen: Plan | None
+        self, timed: Query, bounds: Bounds, frozen: Plan | None
     ) -> tuple[list[ShardPlan], list[str]]:
         """Return the shards, and warnings if they are fewer than the command asks for."""
         if frozen is not None:
             return list(frozen.shards), []
-        last = self._mapping.field_timestamp
+        last, between = self._mapping.field_timestamp, bounds.query(self._mapping)
         if self._start.ordering == "global":
-            return [shard_of(bounds, last)], []
+            return [shard_of(between, last)], []
         ranges, warnings = await find_ranges(self._start, self._settings, self._store, timed)
-        return [shard_of(all_of(bounds, part), *order, last) for part, order in ranges], warnings
+        return [shard_of(all_of(between, part), *order, last) for part, order in ranges], warnings
 
     async def _index_warnings(self, timed: Query) -> list[str]:
         mapping, store = self._mapping, self._store
@@ -473,15 +511,6 @@ class Planner:
             )
             return [f"{found}; an index on {index} would avoid it"]
         return []
-
-
-async def frozen_bound(start: Start, mapping: EventMapping, store: EventStore) -> datetime:
-    """Return the upper bound: the command's, or the store's clock."""
-    if start.filter.end is not None:
-        return start.filter.end
-    clock = await store.clock()
-    # Text times may have no fraction. A bound in whole seconds sorts right beside all of them.
-    return clock.replace(microsecond=0) if mapping.timestamp_type == "iso" else clock
 
 
 def _missing(topics: Counter[str], found: Iterable[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import bson
@@ -28,6 +28,7 @@ from replay_app.events import (
     is_text,
     is_within,
     rfc3339,
+    strip,
 )
 from replay_app.exceptions import EventError
 from replay_app.id_texts import delivery_text
@@ -46,6 +47,7 @@ from replay_app.pages import (
     timestamp_ms,
 )
 from replay_app.partitioner import partition_of
+from replay_app.transforms import EventContext
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 """The numbers of the codecs in the attributes of a record batch (KIP-98)."""
@@ -72,6 +74,9 @@ class PythonEncoder:
         self._compression = COMPRESSION_CODES[spec.compression]
         self._used = {*fields_of(spec.mapping), *spec.cursor_fields}
         self._topics: dict[tuple[str, Any], str] = {}
+        self._transforms = spec.transforms
+        self._dropped = 0
+        """Events that transforms have dropped."""
         redaction = spec.redaction
         self._redact = _keep_all if redaction is None else redaction.apply
 
@@ -82,6 +87,7 @@ class PythonEncoder:
         out = EncodedPage()
         open_batches: dict[tuple[str, int], Batch] = {}
         by_type, by_topic = out.by_type, out.by_topic
+        dropped_before = self._dropped
         spans = list(document_spans(page))
         for index, document in enumerate(_decode_all(page, spans)):
             raw = page[slice(*spans[index])]
@@ -114,12 +120,16 @@ class PythonEncoder:
             out.encoded += batch.records
             out.bytes += batch.bytes
             batch.builder.close()
+        out.dropped = self._dropped - dropped_before
+        out.skipped_replays -= out.dropped
         if out.read:
             set_position(out, page, spans[out.read - 1], spec)
         return out
 
     def record(self, document: bytes) -> Record | None:
-        """Return the record of a raw document; None if the event is marked as replayed.
+        """Return the record of a raw document.
+
+        None: the event is marked as replayed, or a transform has dropped it.
 
         Raises
         ------
@@ -141,16 +151,35 @@ class PythonEncoder:
         self._require_whole(document, raw)
         kind = event_type(document, mapping)
         time = event_time(document, mapping)
-        original = event_headers(document, mapping)
+        original: Sequence[Header] = event_headers(document, mapping)
+        topic = self._topic(kind, field_at(document, mapping.field_topic))
+        key = event_key(document, mapping, identity)
+        strip(document, mapping, self._redact)
+        value = None
+        if self._transforms is not None:
+            context = EventContext(
+                identity,
+                kind,
+                time.replace(tzinfo=UTC),
+                topic,
+                key,
+                tuple(original),
+                spec.replay_id,
+            )
+            changed = self._transforms.apply(document, context)
+            if changed is None:
+                self._dropped += 1
+                return None
+            document, value, context = changed
+            topic, key, original = context.topic, context.key, context.headers
+        if value is None:
+            value = event_value(document, mapping)
         headers: list[Header] = [
             *original,
             *self._headers,
             ("replay-original-time", rfc3339(time)),
             ("replay-delivery-id", spec.replay_id.encode() + b":" + delivered),
         ]
-        topic = self._topic(kind, field_at(document, mapping.field_topic))
-        key = event_key(document, mapping, identity)
-        value = event_value(document, mapping, self._redact)
         size = len(key) + len(value) + len(delivered) + self._overhead_bytes
         size += sum(HEADER_BYTES + len(name.encode()) + len(text or b"") for name, text in original)
         if size > spec.max_record_bytes:

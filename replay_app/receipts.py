@@ -42,6 +42,7 @@ def receipt_document(session: SessionJson) -> dict[str, Any]:
         "filter": _given(start["filter"]),
         "target": _given(start["target"]),
         "redact": start.get("redact") or {},
+        "transforms": start.get("transforms") or [],
         "ordering": start["ordering"],
         "dry_run": start["dry_run"],
         "bounds": {"start": start["filter"]["start"], "end": plan.get("end")},
@@ -100,6 +101,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
                 ("events before", bounds["end"]),
                 ("target", _json(document["target"]) or "each event's original topic"),
                 ("redacted", _json(document["redact"]) or None),
+                ("transforms", ", ".join(document["transforms"]) or None),
                 ("order", document["ordering"]),
                 ("matched", document["matched"]),
             )
@@ -108,6 +110,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from _section("Counters")
     counters = dict(receipt.get("counters") or {})
+    if receipt.get("dropped"):
+        counters["dropped by transforms"] = receipt["dropped"]
     counters["bytes of the values"] = receipt.get("bytes")
     counters["behind the cursor at the end"] = receipt.get("behind")
     rows = ((name, value) for name, value in counters.items() if value is not None)

@@ -26,7 +26,10 @@ from replay_app.terminal import say, say_json
 
 DONE = 0
 COMPLETED = ("completed", "completed_with_errors")
-KEPT = ("source", "target", "redact", "ordering", "include_replayed", "consumers", "max_lag")
+KEPT = (
+    *("source", "target", "redact", "transforms"),
+    *("ordering", "include_replayed", "consumers", "max_lag"),
+)
 """Members of the start command that a redrive has, too."""
 
 

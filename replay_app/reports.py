@@ -107,6 +107,8 @@ class ShardProgress(Record):
     """Events that were mapped and encoded. A dry run does not publish them."""
     failed: Count = 0
     """Events that could not be mapped or encoded. They also count as skipped or dead_lettered."""
+    dropped: Count = 0
+    """Events that a transform has dropped. They also count as skipped."""
     bytes: Count = 0
     """Bytes of the encoded values."""
     by_type: Counts = Field(default_factory=dict)
@@ -150,6 +152,9 @@ class Plan(Record):
 
     end: Moment
     """The frozen upper bound of the events' times, exclusive."""
+    until: dict[str, Any] = Field(default_factory=dict)
+    """MongoDB filter, as extended JSON, of the events that do not come after the last event that
+    the command names. Empty without such an event."""
     counted: Literal["before", "running", "beside", "after"] = "before"
     """When the events were counted: before the first one was published, or beside the shards.
     ``after``: the replay had read all of them before they were counted, and its own counters are

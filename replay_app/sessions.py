@@ -112,6 +112,8 @@ class Receipt(_SessionPart):
     by_topic: Counts
     bytes: Count
     """Bytes of the encoded values."""
+    dropped: Count = 0
+    """Events that a transform has dropped. They also count as skipped."""
     offsets: Offsets
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_SHARDS)]
     """The first failures of each shard."""
@@ -174,6 +176,10 @@ class Session(_SessionPart):
     """What the newest retry that says so wants in place of the start's ``on_error``."""
     skipped_events: Annotated[tuple[str, ...], Field(max_length=MAX_SKIPPED)] = ()
     """Ids of events that retries have asked to skip if they fail."""
+    accepts_changes: bool = False
+    """Whether the newest retry has accepted changes of how events become records."""
+    has_changed: bool = False
+    """Whether any retry has: the records are then not all made in one way."""
     rate: Rate | None = None
     """Events per second over all shards. None: no limit."""
     step_to: Count | None = None
@@ -519,6 +525,7 @@ def make_receipt(session: Session, now: datetime, finish: Report | None = None) 
         by_type=dict(by_type),
         by_topic=dict(by_topic),
         bytes=sum(shard.progress.bytes for shard in session.shards),
+        dropped=sum(shard.progress.dropped for shard in session.shards),
         offsets=session.offsets,
         failures=tuple(f for shard in session.shards for f in shard.progress.failures),
         seconds=(now - session.created_at).total_seconds(),

@@ -191,6 +191,11 @@ class Settings(BaseSettings):
     topic_template: str = Field(
         "{event_type}", min_length=1, description="Topic if no other rule gives one."
     )
+    transforms: dict[str, str] = Field(
+        default_factory=dict,
+        description="JSON object: `module:function` by the name of a transform that a command may "
+        "name.",
+    )
     redact_key: pydantic.SecretStr | None = Field(
         None,
         description="Secret key of the hashes that a command asks for in `redact`.",

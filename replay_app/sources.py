@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from replay_app.exceptions import ReplayFailed
 from replay_app.redaction import key_fingerprint
 from replay_app.settings import mapping_settings
+from replay_app.transforms import is_transform, transform_fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,15 @@ MAX_VALUE = 200
 UUID = "UUID of the collection"
 """Under which name a plan keeps the identity of the collection. A view has none."""
 _NAMES = {"mongo_database", "mongo_collection"}
+_OF_RECORDS = frozenset(
+    f"REPLAY_{name.upper()}"
+    for name in (
+        *("field_topic", "field_key", "field_value", "field_headers", "exclude_fields"),
+        *("topics", "topic_template", "redact_key"),
+    )
+)
+"""Settings that decide only how an event becomes a record, and not which events are read, nor in
+which order."""
 
 
 def settings_for(settings: Settings, source: Source) -> Settings:
@@ -74,11 +84,21 @@ def _fits(name: str, pattern: str) -> bool:
 def source_of(settings: Settings, start: Start | None = None) -> dict[str, str]:
     """Return the settings that must stay the same while a replay lasts, by variable, as text.
 
-    The key of the hashes is among them if the start command asks for a hash.
+    The key of the hashes is among them if the start command asks for a hash, and so is each of its
+    transforms.
+
+    Raises
+    ------
+    ReplayFailed
+        When a transform is unknown.
+
     """
     values = settings.model_dump(include=_NAMES | mapping_settings())
     found = {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
-    return found if start is None else found | key_fingerprint(settings, start.redact)
+    if start is None:
+        return found
+    more = key_fingerprint(settings, start.redact)
+    return found | more | transform_fingerprints(settings, start.transforms)
 
 
 def _text(value: Any) -> str:
@@ -96,10 +116,25 @@ def with_uuid(source: Mapping[str, str], uuid: str) -> dict[str, str]:
     return {**source, UUID: uuid} if uuid else dict(source)
 
 
-def require_same_source(planned: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Compare what a replay was planned with, and what a worker has now.
+def changes_of(planned: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return what differs between a plan and a worker, by name, in words.
 
     What only one of them knows is not compared: another version may have written the plan.
+    """
+    return {
+        name: f"{name} was {planned[name]!r}, and is {value!r} now"
+        for name, value in now.items()
+        if planned.get(name, value) != value
+    }
+
+
+def require_same_source(
+    planned: Mapping[str, str], now: Mapping[str, str], *, accept_changes: bool = False
+) -> None:
+    """Compare what a replay was planned with, and what a worker has now.
+
+    With ``accept_changes``, only what the cursor depends on must be the same: another collection,
+    or another order, has no such place.
 
     Raises
     ------
@@ -107,14 +142,15 @@ def require_same_source(planned: Mapping[str, str], now: Mapping[str, str]) -> N
         When they differ. The message has both values, and what to do.
 
     """
-    differences = [
-        f"{name} was {planned[name]!r}, and is {value!r} now"
-        for name, value in now.items()
-        if planned.get(name, value) != value
-    ]
-    if differences:
-        msg = (
-            f"the replay was planned with another event store or mapping: {'; '.join(differences)}"
-            ". Point all workers back, then retry; or start a new replay"
-        )
-        raise ReplayFailed(msg)
+    changes = changes_of(planned, now)
+    fatal = [name for name in changes if name not in _OF_RECORDS and not is_transform(name)]
+    if not (fatal if accept_changes else changes):
+        return
+    remedy = "Point all workers back, then retry; "
+    if not fatal:
+        remedy += "or retry with accept_changes (--accept-changes) to go on with the new ones; "
+    msg = (
+        f"the replay was planned with another event store or mapping: {'; '.join(changes.values())}"
+        f". {remedy}or start a new replay"
+    )
+    raise ReplayFailed(msg)

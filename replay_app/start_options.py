@@ -65,6 +65,12 @@ def _add_filter_options(parser: ArgumentParser, number: str) -> None:
         type=_field,
     )
     add_switch("--all", "filter.all", "every event; needed where no option above names any")
+    add(
+        "--until-event-id",
+        "body.until_event_id",
+        "up to this event, and with it, in the order of time",
+        metavar="ID",
+    )
     add(number, "body.max_events", "only the first N events", metavar="N", type=positive)
     add_switch("--include-replayed", "body.include_replayed", "also events marked as replayed")
 
@@ -94,6 +100,9 @@ def _add_target_options(parser: ArgumentParser) -> None:
         metavar="PATH=RULE",
         type=_assignment,
     )
+    add_many(
+        "--transform", "body.transforms", "change each event by this transform", metavar="NAME"
+    )
 
 
 def add_start_options(parser: ArgumentParser) -> None:
@@ -109,6 +118,20 @@ def add_start_options(parser: ArgumentParser) -> None:
         choices=["global", "aggregate"],
     )
     add("--shards", "body.shards", "with --ordering aggregate only", metavar="N", type=positive)
+    add(
+        "--speed",
+        "body.speed",
+        "keep the events' own pace, N times faster: 1 is as they happened",
+        metavar="N",
+        type=positive_number,
+    )
+    add(
+        "--max-gap-seconds",
+        "body.max_gap_seconds",
+        "with --speed: wait no longer than this for an event",
+        metavar="S",
+        type=positive_number,
+    )
     add("--rate", "body.rate", "events per second", metavar="N", type=positive_number)
     add(
         "--on-error",

@@ -124,7 +124,11 @@ class Steps:
             await self._let_shards_go_first(session)
             made = await planner.count(plan)
         else:
-            made = await planner.plan(plan, at_once=not counts_first(session.start))
+            made = await planner.plan(
+                plan,
+                at_once=not counts_first(session.start),
+                accept_changes=session.accepts_changes,
+            )
         return await find_handover(settings, session.start, made, plan)
 
     async def _let_shards_go_first(self, session: Session) -> None:

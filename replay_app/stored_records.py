@@ -21,6 +21,7 @@ from replay_app.partitioner import partition_of
 from replay_app.queries import advance
 from replay_app.readers import Readers
 from replay_app.ties import tie_runs
+from replay_app.transforms import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,10 +87,13 @@ class StoredRecords:
         self._places: defaultdict[int, int] = defaultdict(int)
         self._left = session.start.max_events
         self._with_timestamps = have_original_times(topics, settings)
-        self._encoders: dict[tuple[str, ...], PageEncoder] = {
-            sort: make_encoder(self._spec(settings, topics, plan, sort), settings.encoder)
-            for sort in {shard.sort for shard in plan.shards}
+        specs = {
+            shard.sort: self._spec(settings, topics, plan, shard.sort) for shard in plan.shards
         }
+        self._encoders: dict[tuple[str, ...], PageEncoder] = {
+            sort: make_encoder(spec, settings.encoder) for sort, spec in specs.items()
+        }
+        self._transforms = next((spec.transforms for spec in specs.values()), None)
 
     def _spec(
         self,
@@ -141,7 +145,7 @@ class StoredRecords:
         parts = list(tie_runs(page, sort)) if reader.may_tie else [(page, False)]
         cursor, records = self._cursors.get(lane), list[Expected]()
         for part, is_tie in parts:
-            encoded, more = await asyncio.to_thread(self._encode, lane, part, is_tie)
+            encoded, more = await run_in_thread(self._transforms, self._encode, lane, part, is_tie)
             cursor = advance(cursor, encoded.cursor, encoded.unplaced)
             records += [*more, *self._failures(lane, encoded)]
             self._places[lane] += encoded.read

@@ -35,6 +35,7 @@ class Tally:
         self.dead_lettered = base.counters.dead_lettered
         self.valid = base.valid
         self.failed = base.failed
+        self.dropped = base.dropped
         self.bytes = base.bytes
         self.by_type = dict(base.by_type)
         self.by_topic = dict(base.by_topic)
@@ -47,13 +48,14 @@ class Tally:
         self.read += page.read
         self.valid += page.encoded
         self.bytes += page.bytes
-        self.skipped += page.skipped_replays
+        self.skipped += page.skipped_replays + page.dropped
+        self.dropped += page.dropped
         if not dry_run:
             self.published += page.encoded
         if page.read:
             self.last_time = page.last_time
         # With on_error "fail" the page ends before its failure, which is not counted.
-        failed = page.read - page.encoded - page.skipped_replays
+        failed = page.read - page.encoded - page.skipped_replays - page.dropped
         self.failed += failed
         if on_error == "dead-letter" and not dry_run:
             self.dead_lettered += failed
@@ -82,6 +84,7 @@ class Tally:
             ),
             valid=self.valid,
             failed=self.failed,
+            dropped=self.dropped,
             bytes=self.bytes,
             by_type=self.by_type,
             by_topic=self.by_topic,

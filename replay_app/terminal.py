@@ -223,10 +223,12 @@ def account(session: SessionJson) -> list[str]:
             ("attempt", session["attempt"]),
             ("ordering", start["ordering"] + (" (dry run)" if start["dry_run"] else "")),
             ("rate", f"{session['rate']:g} events/s" if session["rate"] else "unlimited"),
+            ("speed", _speed(start)),
             ("filter", _conditions(start["filter"]) or "every event"),
             ("source", _source(session["plan"], start.get("source"))),
             ("target", _conditions(start["target"]) or "each event's original topic"),
             ("redact", _conditions(start.get("redact") or {}) or None),
+            ("transforms", ", ".join(start.get("transforms") or ()) or None),
             ("max lag", f"{start['max_lag']:,} records" if start.get("max_lag") else None),
             ("chain", start.get("chain")),
             ("after", ", ".join(map(parent_text, start["after"]))),
@@ -253,6 +255,7 @@ def account(session: SessionJson) -> list[str]:
                 ("by type", _counts(receipt["by_type"])),
                 ("by topic", _counts(receipt["by_topic"])),
                 ("bytes", f"{receipt['bytes']:,}"),
+                ("dropped", f"{receipt['dropped']:,}" if receipt.get("dropped") else None),
                 ("visible", receipt.get("visible_at")),
                 ("stored behind", _stored_behind(receipt)),
                 ("verified", _verified(session.get("verification"))),
@@ -270,6 +273,15 @@ def account(session: SessionJson) -> list[str]:
         shown = [f"  {f['event_id']}: {f['reason']}" for f in failures[:MAX_SHOWN_FAILURES]]
         parts += ["", f"Failures, the first {len(shown)}", *shown]
     return parts
+
+
+def _speed(start: dict[str, Any]) -> str | None:
+    if not start.get("speed"):
+        return None
+    gap = start.get("max_gap_seconds")
+    return f"{start['speed']:g} times the original pace" + (
+        f", gaps of at most {gap:g} s" if gap else ""
+    )
 
 
 def consumer_lines(session: SessionJson) -> Iterator[str]:

@@ -195,6 +195,8 @@ def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
     changes: dict[str, Any] = {
         "retry_on_error": retry.on_error or session.retry_on_error,
         "skipped_events": skipped,
+        "accepts_changes": retry.accept_changes,
+        "has_changed": session.has_changed or retry.accept_changes,
     }
     if len(skipped) > MAX_SKIPPED:
         msg = f"at most {MAX_SKIPPED} events can be skipped by their ids; use on_error skip"
@@ -202,14 +204,15 @@ def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
     match session.state:
         case "failed":
             update = changes | {"attempt": session.attempt + 1, "error": None, "ended_at": None}
-            if any(shard.progress.state != "done" for shard in session.shards):
+            unfinished = any(shard.progress.state != "done" for shard in session.shards)
+            if unfinished or retry.accept_changes:
                 # Planned again first, with the same bound and shards: what is true now counts.
                 session = _raise_epoch(session, now, "pending", **update)
                 return Step(session, first_tokens(session))
             return _settle(_restart(session, now, **update), now)
         case "pending" | "planning" | "waiting" | "running":
             if any(getattr(session, name) != value for name, value in changes.items()):
-                why = "only a failed replay takes on_error and skip_events"
+                why = "only a failed replay takes on_error, skip_events and accept_changes"
                 raise _conflict(session, "retry", why)
             return Step.nothing(session)
         case "paused" | "pausing":

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from replay_app.bounds import bounds_of
 from replay_app.commands import Filter
 from replay_app.comparison import Comparison
 from replay_app.destinations import describe_destinations
@@ -20,7 +21,7 @@ from replay_app.events import id_of
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.id_texts import delivery_text
 from replay_app.published_records import PublishedRecords, Unverifiable
-from replay_app.queries import all_of, compile_filter, time_range
+from replay_app.queries import all_of, compile_filter
 from replay_app.sessions import COMPLETED
 from replay_app.sources import require_same_source, settings_for, source_of
 from replay_app.store import EventStore, TimeLimitExceeded
@@ -74,6 +75,7 @@ async def verify(
     at, began = datetime.now(UTC), time.monotonic()
     plan, store = session.plan, None
     try:
+        _require_one_way(session)
         settings = settings_for(settings, session.start.source)
         store = EventStore(settings)
         require_same_source(plan.source if plan else {}, source_of(settings, session.start))
@@ -106,6 +108,15 @@ async def verify(
         if store is not None:
             store.close()
     return verdict
+
+
+def _require_one_way(session: Session) -> None:
+    if session.has_changed:
+        msg = (
+            "a retry has accepted changes, so that not all records were made in one way: to have a "
+            "proof, replay again under a new replay_id"
+        )
+        raise Unverifiable(msg)
 
 
 def _require_comparable(
@@ -180,9 +191,7 @@ async def _presence(
     found: dict[bytes, Presence] = {}
     if plan is None:
         return found
-    within = all_of(
-        compile_filter(start.filter, mapping), time_range(start.filter.start, plan.end, mapping)
-    )
+    within = all_of(compile_filter(start.filter, mapping), bounds_of(start, plan).query(mapping))
     for first in range(0, len(wanted), LOOK_UP_AT_ONCE):
         some = wanted[first : first + LOOK_UP_AT_ONCE]
         texts = [one.decode(errors="replace").partition(":")[2] for one in some]

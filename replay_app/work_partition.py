@@ -545,6 +545,7 @@ class WorkPartition:
             warnings=emitted.warnings,
             cursor=emitted.cursor,
             due_at=emitted.due_at,
+            paced_at=emitted.paced_at,
         )
 
     def _hold(

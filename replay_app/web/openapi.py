@@ -57,6 +57,11 @@ class Retried(Requested):
     skip_events: Annotated[tuple[ShortText, ...], Field(max_length=MAX_SKIPPED)] = Field(
         (), description="Ids of events that are skipped if they fail."
     )
+    accept_changes: bool = Field(
+        default=False,
+        description="Go on with another mapping to records, other transforms or another key of "
+        "hashes than those of the plan.",
+    )
 
 
 class NewStep(Requested):

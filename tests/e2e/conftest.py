@@ -33,6 +33,16 @@ LEGACY_MAPPING = {
 """The mapping ``legacy`` of the shop's worker, for its collections ``legacy_...``."""
 
 
+TRANSFORMS = {
+    "no-tests": "shop_transforms:no_tests",
+    "upcast": "shop_transforms:upcast",
+    "checked": "shop_transforms:checked",
+    "avro": "shop_transforms:avro",
+    "as-told": "odd_transforms:as_told",
+}
+"""The transforms of the shop's worker."""
+
+
 @pytest.fixture(scope="session")
 def shop(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
@@ -51,6 +61,8 @@ def shop(
         "REPLAY_SOURCES": f"{cluster.name}.legacy_*",
         "REPLAY_MAPPINGS": str(mappings),
         "REPLAY_REDACT_KEY": SECRET_WORD,
+        "REPLAY_TRANSFORMS": json.dumps(TRANSFORMS),
+        "PYTHONPATH": f"{ROOT / 'examples'}:{ROOT / 'tests'}",
     }
     cluster.seed(SHOP_EVENTS)
     is_covered = pytestconfig.pluginmanager.hasplugin("_cov")

@@ -23,7 +23,7 @@ from workers import Cluster
 
 from replay_app.demo.shop import seed_store, shop_events
 from replay_app.demo.stack import outside_environment
-from replay_app.events import EventMapping, event_value
+from replay_app.events import EventMapping, event_value, strip
 
 GUIDE = Path(__file__).parents[2] / "docs" / "rebuild.md"
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,6 +84,7 @@ def sell(shop: Cluster, skip: int) -> None:
     for event in events:
         event["_id"], event["timestamp"] = ObjectId(), datetime.now(UTC)
         if event["topic"] in TOPICS:
+            strip(event, EventMapping())
             producer.produce(
                 event["topic"], event_value(event, EventMapping()), event["aggregate_id"].encode()
             )

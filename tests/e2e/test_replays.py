@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -814,3 +815,29 @@ def test_a_redrive_waits_for_the_one_before(
     shop.wait_for(f"{replay_id}.redrive-3", "completed")
     told = replay_app("redrive", replay_id, code=1)
     assert f"redrive {replay_id}.redrive-3 was to publish 1 events, and has published 0" in told
+
+
+def test_a_replay_keeps_the_pace_of_its_events_over_a_pause_and_a_slower_rate(
+    shop: Cluster, topic: str, kind: str
+) -> None:
+    events = events_of(kind, 6)
+    first = events[0]["timestamp"]
+    for one, seconds in zip(events, (0, 0, 4, 6, 10_000, 10_001), strict=True):
+        one["timestamp"] = first + dt.timedelta(seconds=seconds)
+    shop.insert(events)
+    replay_id = unique_name("paced")
+    where: dict[str, Any] = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    shop.command(replay_id, **where, speed=2, max_gap_seconds=3, rate=1_000)
+    wait_until(lambda: len(read(shop, topic)) >= 3, 60.0)
+    shop.command(replay_id, "pause")
+    shop.wait_for(replay_id, "paused")
+    shop.command(replay_id, "resume")
+    session = shop.wait_for(replay_id, "completed")
+    assert session["counters"]["published"] == 6
+    records = sorted(read(shop, topic), key=event_id_of)
+    assert [event_id_of(one) for one in records] == [one["event_id"] for one in events]
+    sent = [one.timestamp_ms / 1000 for one in records]
+    gaps = [after - before for before, after in itertools.pairwise(sent)]
+    # Never too early. A slice that was late by up to half a second may make up for that.
+    for gap, least in zip(gaps, (0, 2, 1, 3, 0.5), strict=True):
+        assert gap >= least - 0.6

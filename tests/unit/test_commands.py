@@ -16,7 +16,6 @@ from replay_app.commands import (
     OTHER_YEAR,
     REPLAY_ID,
     Cancel,
-    Filter,
     NoteVerification,
     Pause,
     Release,
@@ -182,13 +181,6 @@ def test_a_new_replay_id_is_usable_and_new(name: object) -> None:
     assert all(REPLAY_ID.match(one) for one in made)
 
 
-def test_a_null_speed_of_an_older_client_or_session_is_read_and_forgotten() -> None:
-    start = Start(replay_id="r1", filter=Filter(all=True))
-    assert parse_command(start_with(speed=None)) == start
-    assert Start.model_validate_json(start_with(speed=None)) == start
-    assert "speed" not in Start(replay_id="r1").model_dump()
-
-
 @pytest.mark.parametrize(
     "replay_id",
     ["", " ", "a/b", "a b", "ä", "-a", ".a", "a\n", "a\0", "../a", "x" * 129, "x" * 10_000, "$a"],
@@ -267,7 +259,10 @@ def test_times_in_reverse_are_refused(end: str) -> None:
         ({"shards": 257, "ordering": "aggregate"}, "shards: Input should be less than or"),
         ({"shards": 2}, "shards needs ordering 'aggregate'"),
         ({"max_events": 2, "ordering": "aggregate"}, "max_events needs ordering 'global'"),
-        ({"speed": 1}, "speed: speed (the original pace) is not supported yet; set a rate"),
+        ({"speed": 0}, "speed: Input should be greater than or equal to 0.001"),
+        ({"speed": 2, "ordering": "aggregate"}, "speed needs ordering 'global'"),
+        ({"max_gap_seconds": 2}, "max_gap_seconds needs a speed"),
+        ({"speed": 2, "max_gap_seconds": 0}, "max_gap_seconds: Input should be greater than 0"),
         ({"ordering": "random"}, "ordering: Input should be 'global' or 'aggregate'"),
         ({"on_error": "ignore"}, "on_error: Input should be 'fail', 'skip' or 'dead-letter'"),
         ({"dry_run": "yes"}, "dry_run: Input should be a valid boolean"),

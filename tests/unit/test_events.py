@@ -35,6 +35,7 @@ from replay_app.events import (
     is_marked,
     remove_field,
     rfc3339,
+    strip,
 )
 from replay_app.exceptions import EventError
 
@@ -286,6 +287,7 @@ def test_without_type_and_topic_there_is_no_destination() -> None:
 def test_excluded_fields_are_left_out_at_any_depth() -> None:
     mapping = EventMapping(exclude_fields=("_id", "data.secret", "no.such.field", "a.b"))
     document = {"_id": 1, "data": {"secret": 2, "open": 3}, "a": 5}
+    strip(document, mapping)
     assert json.loads(event_value(document, mapping)) == {"data": {"open": 3}, "a": 5}
 
 

@@ -43,7 +43,36 @@ def test_another_store_or_mapping_is_refused_with_both_values_and_the_remedy(
     with pytest.raises(ReplayFailed) as refused:
         require_same_source(planned, source_of(load_settings(**{**PLANNED, **changed})))
     assert told in str(refused.value)
-    assert "Point all workers back, then retry; or start a new replay" in str(refused.value)
+    assert "Point all workers back, then retry; or " in str(refused.value)
+    assert str(refused.value).endswith("or start a new replay")
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_accepted"),
+    [
+        ({"field_topic": "to"}, True),
+        ({"field_key": "k"}, True),
+        ({"field_value": "payload"}, True),
+        ({"field_headers": "headers"}, True),
+        ({"exclude_fields": ("_id", "x")}, True),
+        ({"topics": {"a": "b"}}, True),
+        ({"topic_template": "x.{event_type}"}, True),
+        ({"field_aggregate": "order"}, False),
+        ({"field_timestamp": "at"}, False),
+        ({"field_replayed": "again"}, False),
+        ({"field_topic": "to", "mongo_collection": "old"}, False),
+    ],
+)
+def test_a_retry_may_accept_how_events_become_records_but_not_another_order(
+    changed: dict[str, Any], is_accepted: bool
+) -> None:
+    planned = source_of(load_settings(**PLANNED))
+    now = source_of(load_settings(**{**PLANNED, **changed}))
+    if is_accepted:
+        require_same_source(planned, now, accept_changes=True)
+    with pytest.raises(ReplayFailed) as refused:
+        require_same_source(planned, now, accept_changes=not is_accepted)
+    assert ("retry with accept_changes" in str(refused.value)) == is_accepted
 
 
 @pytest.mark.parametrize(
