@@ -57,7 +57,7 @@ class Page:
         partition: int,
         timestamp_ms: int,
         key: bytes,
-        value: bytes,
+        value: bytes | None,
         headers: list[tuple[str, bytes | None]],
     ) -> None:
         """Append the record that the reference made of the declined document."""
@@ -79,7 +79,7 @@ class Batch:
     def size(self) -> int:
         """Bytes of the batch as the producer sends it."""
 
-    def records(self) -> list[tuple[int, bytes, bytes, list[bytes]]] | None:
+    def records(self) -> list[tuple[int, bytes, bytes | None, list[bytes]]] | None:
         """Return each record's timestamp, key, value, and the values of its last two headers.
 
         None: the records are compressed.

@@ -224,7 +224,7 @@ class _Table:
         """Print a row for each record."""
         for record in records:
             key, event_id = record.key.decode(errors="replace"), record.event_id or ""
-            shown = record.value.decode(errors="replace")
+            shown = "(no value)" if record.value is None else record.value.decode(errors="replace")
             if record.error is not None:
                 shown = f"cannot be replayed: {record.error}"
             say(_row([record.time, record.event_type, key, event_id], shown))

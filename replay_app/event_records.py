@@ -67,7 +67,8 @@ class EventRecord:
     """RFC 3339."""
     topic: str = ""
     key: bytes = b""
-    value: bytes = b""
+    value: bytes | None = b""
+    """None: a tombstone."""
     headers: Sequence[Header] = ()
     cursor: str | None = None
     """Behind the event; None where no reading can go on: between events with equal sort values."""
@@ -85,9 +86,9 @@ class EventRecord:
                 "document": document,
             }
         else:
-            value = (
-                {"value": orjson.Fragment(self.value)} if is_json else _text("value", self.value)
-            )
+            value: dict[str, Any] = _text("value", self.value)
+            if is_json and self.value is not None:
+                value = {"value": orjson.Fragment(self.value)}
             found = {
                 "event_id": self.event_id,
                 "type": self.event_type,
@@ -102,17 +103,15 @@ class EventRecord:
     def sample(self) -> SampleRecord:
         """Return the record for people: of what is long, only the begin."""
 
-        def begin(value: bytes) -> str:
-            return value[:SHOWN_BYTES].decode(errors="replace")
+        def begin(value: bytes | None) -> str:
+            return (value or b"")[:SHOWN_BYTES].decode(errors="replace")
 
         return SampleRecord(
             event_id=self.event_id and self.event_id[:MAX_SHOWN_ID],
             error=self.error and self.error[:SHOWN_BYTES],
             topic=self.topic,
             key=begin(self.key),
-            headers=tuple(
-                SampleHeader(key=name, value=begin(text or b"")) for name, text in self.headers
-            ),
+            headers=tuple(SampleHeader(key=name, value=begin(text)) for name, text in self.headers),
             value=begin(self.value),
         )
 

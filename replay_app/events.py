@@ -74,6 +74,8 @@ class EventMapping:
     """None: the aggregate id, else the event id."""
     field_value: str | None = None
     """None: the document as JSON. Otherwise the bytes or the text of this field, unchanged."""
+    null_values: Literal["fail", "tombstone"] = "fail"
+    """What a null in ``field_value`` becomes."""
     field_headers: str | None = None
     """The event's original headers, which are published again. None: there are none."""
     field_replayed: str | None = None
@@ -385,8 +387,8 @@ def strip(
         redact(document)
 
 
-def event_value(document: Document, mapping: EventMapping) -> bytes:
-    """Return the record's value, of a document that `strip` has changed.
+def event_value(document: Document, mapping: EventMapping) -> bytes | None:
+    """Return the record's value, of a document that `strip` has changed. None: a tombstone.
 
     Raises
     ------
@@ -400,9 +402,13 @@ def event_value(document: Document, mapping: EventMapping) -> bytes:
             return bytes(value)
         if is_text(value):
             return value.encode()
+        is_null = value is None and has_field(document, mapping.field_value)
+        if is_null and mapping.null_values == "tombstone":
+            return None
         msg = (
             f"field {mapping.field_value!r} (REPLAY_FIELD_VALUE) holds {_quote(value)}; only "
             "bytes and text can be passed through"
+            + ("; REPLAY_NULL_VALUES=tombstone would make it a tombstone" if is_null else "")
         )
         raise EventError(msg)
     return encode_json(document)

@@ -68,7 +68,7 @@ def check_versions() -> None:
 # aiokafka
 
 
-RecordParts = tuple[int, bytes, bytes, list[bytes]]
+RecordParts = tuple[int, bytes, bytes | None, list[bytes]]
 """A record's timestamp, key, value, and the values of its last two headers."""
 
 

@@ -26,7 +26,7 @@ from replay_app.pages import (
 )
 from replay_app.python_encoder import PythonEncoder
 
-INTERFACE = 5
+INTERFACE = 6
 """The version of ``replay_native``'s interface that this module calls."""
 
 

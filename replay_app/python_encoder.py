@@ -57,8 +57,8 @@ MAX_CACHED_TOPICS = 100_000
 HEADER_BYTES = 10
 """Most bytes of a header beside its name and its value: two sizes."""
 
-Record = tuple[str, str, int, datetime, bytes, bytes, list[Header]]
-"""Event type, topic, partition, original time, key, value, headers."""
+Record = tuple[str, str, int, datetime, bytes, bytes | None, list[Header]]
+"""Event type, topic, partition, original time, key, value (None: a tombstone), headers."""
 
 
 class PythonEncoder:
@@ -113,7 +113,7 @@ class PythonEncoder:
                 batch = open_batches[place] = self._open_batch(place, out)
                 batch.builder.append(timestamp=timestamp, key=key, value=value, headers=headers)
             batch.records += 1
-            batch.bytes += len(value)
+            batch.bytes += len(value or b"")
             by_type[kind] = by_type.get(kind, 0) + 1
             by_topic[topic] = by_topic.get(topic, 0) + 1
         for batch in out.batches:
@@ -180,7 +180,7 @@ class PythonEncoder:
             ("replay-original-time", rfc3339(time)),
             ("replay-delivery-id", spec.replay_id.encode() + b":" + delivered),
         ]
-        size = len(key) + len(value) + len(delivered) + self._overhead_bytes
+        size = len(key) + len(value or b"") + len(delivered) + self._overhead_bytes
         size += sum(HEADER_BYTES + len(name.encode()) + len(text or b"") for name, text in original)
         if size > spec.max_record_bytes:
             msg = (
@@ -197,7 +197,9 @@ class PythonEncoder:
             self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers
 
-    def _require_room(self, topic: str, key: bytes, value: bytes, headers: list[Header]) -> None:
+    def _require_room(
+        self, topic: str, key: bytes, value: bytes | None, headers: list[Header]
+    ) -> None:
         """Raise `EventError` if a record is too large for its topic even as a compressed batch.
 
         The broker compares a topic's limit with the compressed batch.

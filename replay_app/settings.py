@@ -169,6 +169,11 @@ class Settings(BaseSettings):
     field_value: str = Field(
         "", description="Field that becomes the value unchanged; empty: the document becomes JSON."
     )
+    null_values: Literal["fail", "tombstone"] = Field(
+        "fail",
+        description="What a null in the field of `REPLAY_FIELD_VALUE` becomes: an event that "
+        "fails, or a record without a value.",
+    )
     field_headers: str = Field(
         "",
         description="Field of the original headers, an object or an array of keys and values; "
@@ -354,6 +359,16 @@ class Settings(BaseSettings):
         return template
 
     @model_validator(mode="after")
+    def _require_field_of_nulls(self) -> Settings:
+        if self.null_values == "tombstone" and not self.field_value:
+            msg = (
+                "REPLAY_NULL_VALUES=tombstone needs REPLAY_FIELD_VALUE: a whole document is never "
+                "null"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _require_loopback_without_token(self) -> Settings:
         if self.api_token is None and self.web_host and not _is_loopback(self.web_host):
             msg = (
@@ -410,6 +425,7 @@ class Settings(BaseSettings):
             field_topic=self.field_topic,
             field_key=self.field_key or None,
             field_value=self.field_value or None,
+            null_values=self.null_values,
             field_headers=self.field_headers or None,
             field_replayed=self.field_replayed or None,
             timestamp_type=self.timestamp_type,
@@ -491,7 +507,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 def mapping_settings() -> set[str]:
     """Return the names of the settings that a mapping has, as fields of `Settings`."""
-    others = {"timestamp_type", "exclude_fields", "topics", "topic_template"}
+    others = {"timestamp_type", "null_values", "exclude_fields", "topics", "topic_template"}
     return others | {name for name in Settings.model_fields if name.startswith("field_")}
 
 

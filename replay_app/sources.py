@@ -33,7 +33,7 @@ _OF_RECORDS = frozenset(
     f"REPLAY_{name.upper()}"
     for name in (
         *("field_topic", "field_key", "field_value", "field_headers", "exclude_fields"),
-        *("topics", "topic_template", "redact_key"),
+        *("null_values", "topics", "topic_template", "redact_key"),
     )
 )
 """Settings that decide only how an event becomes a record, and not which events are read, nor in

@@ -8,6 +8,11 @@ from typing import Any
 from replay_app.transforms import DROP, EventContext, Output
 
 
+def same(event: dict[str, Any], _context: EventContext) -> Any:
+    """Return the event as it is."""
+    return event
+
+
 def as_told(event: dict[str, Any], context: EventContext) -> Any:
     """Do what the field ``wish`` of an event says, and count how many events are published."""
     wish = event.pop("wish", None)

@@ -39,6 +39,9 @@ pub struct OpenBatch {
     section: Vec<u8>,
 }
 
+/// The size that stands for a null value.
+const NULL: i64 = -1;
+
 impl OpenBatch {
     #[must_use]
     pub fn new(topic: usize, partition: i32) -> Self {
@@ -54,7 +57,7 @@ impl OpenBatch {
         &mut self,
         ms: i64,
         key: &[u8],
-        value: &[u8],
+        value: Option<&[u8]>,
         headers: &[u8],
         limit: usize,
     ) -> bool {
@@ -67,7 +70,7 @@ impl OpenBatch {
             + varint_bytes(delta)
             + varint_bytes(offset)
             + sized_bytes(key)
-            + sized_bytes(value)
+            + value.map_or(varint_bytes(NULL), sized_bytes)
             + headers.len();
         let size = varint_bytes(body as i64) + body;
         if self.records > 0 && HEADER_BYTES + self.section.len() + size >= limit {
@@ -80,11 +83,14 @@ impl OpenBatch {
         varint(section, delta);
         varint(section, offset);
         sized(section, key);
-        sized(section, value);
+        match value {
+            Some(value) => sized(section, value),
+            None => varint(section, NULL),
+        }
         section.extend_from_slice(headers);
         self.max_ms = self.max_ms.max(ms);
         self.records += 1;
-        self.bytes += value.len() as u64;
+        self.bytes += value.map_or(0, <[u8]>::len) as u64;
         true
     }
 
@@ -172,7 +178,8 @@ impl Batch {
 pub struct Record<'a> {
     pub ms: i64,
     pub key: &'a [u8],
-    pub value: &'a [u8],
+    /// None: a tombstone.
+    pub value: Option<&'a [u8]>,
     /// The values of the last two headers, or of fewer.
     pub last: Vec<&'a [u8]>,
 }
@@ -184,11 +191,11 @@ impl<'a> Record<'a> {
         *rest = &rest[1..]; // attributes
         let ms = first_ms.wrapping_add(read_varint(rest));
         read_varint(rest); // offset
-        let (key, value) = (read_sized(rest), read_sized(rest));
+        let (key, value) = (read_sized(rest).unwrap_or_default(), read_sized(rest));
         let mut last = Vec::with_capacity(2);
         for left in (0..read_varint(rest)).rev() {
             read_sized(rest); // name
-            let value = read_sized(rest);
+            let value = read_sized(rest).unwrap_or_default();
             if left < 2 {
                 last.push(value);
             }
@@ -271,11 +278,13 @@ fn read_varint(rest: &mut &[u8]) -> i64 {
 }
 
 /// Read what `sized` wrote, off the begin of `rest`.
-fn read_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
-    let size = read_varint(rest).max(0) as usize; // -1: null
+///
+/// None: null.
+fn read_sized<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let size = usize::try_from(read_varint(rest)).ok()?;
     let (bytes, behind) = rest.split_at(size);
     *rest = behind;
-    bytes
+    Some(bytes)
 }
 
 /// The size of what `sized` appends.
@@ -309,16 +318,19 @@ mod tests {
         }
         let close = |codec| {
             let mut open = OpenBatch::new(0, 0);
-            assert!(open.append(1_000, b"k", &[b'v'; 300], &headers, 10_000));
-            assert!(open.append(5, b"", b"", b"\0", 10_000));
+            assert!(open.append(1_000, b"k", Some(&[b'v'; 300]), &headers, 10_000));
+            assert!(open.append(5, b"", Some(b""), b"\0", 10_000));
+            assert!(open.append(6, b"k", None, b"\0", 10_000));
+            assert_eq!((open.records, open.bytes), (3, 300));
             open.close(codec)
         };
-        let (first, second): (Vec<&[u8]>, _) = (vec![b"", b"3"], vec![]);
+        let first: Vec<&[u8]> = vec![b"", b"3"];
         assert_eq!(
             close(Codec::None).records().unwrap(),
             [
-                Record { ms: 1_000, key: b"k", value: &[b'v'; 300], last: first },
-                Record { ms: 5, key: b"", value: b"", last: second },
+                Record { ms: 1_000, key: b"k", value: Some(&[b'v'; 300]), last: first },
+                Record { ms: 5, key: b"", value: Some(b""), last: vec![] },
+                Record { ms: 6, key: b"k", value: None, last: vec![] },
             ]
         );
         assert_eq!(close(Codec::Lz4).records(), None);
@@ -327,7 +339,7 @@ mod tests {
     #[test]
     fn the_checksum_covers_the_bytes_behind_it() {
         let mut open = OpenBatch::new(0, 0);
-        assert!(open.append(5, b"k", b"v", b"\0", 1000));
+        assert!(open.append(5, b"k", Some(b"v"), b"\0", 1000));
         let batch = open.close(Codec::None);
         let header = batch.header(7, 8, 9);
         let rest = [&header[21..], &batch.section].concat();
@@ -337,7 +349,7 @@ mod tests {
     #[test]
     fn a_full_batch_refuses_a_record_and_an_empty_batch_never_does() {
         let mut open = OpenBatch::new(0, 0);
-        assert!(open.append(0, b"", &[0; 100], b"\0", 50));
-        assert!(!open.append(0, b"", b"", b"\0", 50));
+        assert!(open.append(0, b"", Some(&[0; 100]), b"\0", 50));
+        assert!(!open.append(0, b"", Some(b""), b"\0", 50));
     }
 }

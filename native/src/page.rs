@@ -190,7 +190,7 @@ impl Page {
         let ms = if spec.original_timestamps { time.record_ms } else { self.now_ms };
         let count = self.topics[topic_place].open.len() as u32;
         let partition = (partition_hash(key) % count) as usize;
-        self.append(topic_place, partition, ms, key, value, headers);
+        self.append(topic_place, partition, ms, key, Some(value), headers);
         self.types[type_place].1 += 1;
         Ok(Outcome::Encoded)
     }
@@ -251,7 +251,7 @@ impl Page {
         partition: usize,
         ms: i64,
         key: &[u8],
-        value: &[u8],
+        value: Option<&[u8]>,
         headers: &[u8],
     ) {
         let limit = self.topics[topic].limit;
@@ -319,7 +319,8 @@ pub struct Record<'a> {
     pub partition: usize,
     pub ms: i64,
     pub key: &'a [u8],
-    pub value: &'a [u8],
+    /// None: a tombstone.
+    pub value: Option<&'a [u8]>,
     pub headers: &'a [(String, Option<Vec<u8>>)],
 }
 

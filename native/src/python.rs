@@ -48,7 +48,8 @@ impl Closed {
 }
 
 /// Timestamp, key, value, and the values of the last two headers.
-type RecordParts<'py> = (i64, Bound<'py, PyBytes>, Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>);
+type RecordParts<'py> =
+    (i64, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>, Vec<Bound<'py, PyBytes>>);
 
 /// A batch that takes no more records.
 #[pyclass(frozen, module = "replay_native")]
@@ -149,7 +150,7 @@ impl Page {
         partition: usize,
         timestamp_ms: i64,
         key: &[u8],
-        value: &[u8],
+        value: Option<&[u8]>,
         headers: Vec<(String, Option<Vec<u8>>)>,
     ) -> PyResult<()> {
         let (page, place) = self.waiting()?;
@@ -221,7 +222,7 @@ impl Batch {
         let bytes = |bytes: &[u8]| PyBytes::new(py, bytes);
         let parts = |one: batches::Record<'_>| {
             let last = one.last.into_iter().map(bytes).collect();
-            (one.ms, bytes(one.key), bytes(one.value), last)
+            (one.ms, bytes(one.key), one.value.map(bytes), last)
         };
         Some(self.batch.records()?.into_iter().map(parts).collect())
     }
@@ -282,5 +283,5 @@ mod replay_native {
     /// Goes up by 1 with each change of `replay_native.pyi`, of the names in `spec`, or of the records
     /// that the rules make: the reference and this module must follow the same rules.
     #[pymodule_export]
-    const INTERFACE: u32 = 5;
+    const INTERFACE: u32 = 6;
 }

@@ -76,6 +76,12 @@ def kill_chained_workers(trial: Trial, times: int) -> Outcome:
         return replace(kill_workers(trial, times), fault="kill -9 of workers, replays in chains")
 
 
+def kill_pacing_workers(trial: Trial, times: int) -> Outcome:
+    """Kill workers while replays make steps, keep the pace of their events, and transform them."""
+    trial.mix()
+    return replace(kill_workers(trial, times), fault="kill -9 of workers: steps, pace, transforms")
+
+
 def join_and_leave(trial: Trial, times: int) -> Outcome:
     """Let a worker leave in order (SIGTERM), then let another worker join."""
     trial.start()

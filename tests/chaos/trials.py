@@ -194,6 +194,8 @@ class Trial:
     """Partitions without a marker, with the offset at which each stands still."""
     view: View | None = None
     """The consumer group of all replays, if they are chained."""
+    is_mixed: bool = False
+    """Whether the replays in global order make steps, keep a pace, or transform, in turns."""
     revived: int = 0
     """Number of workers that ended by themselves and were started again, as an operator does."""
 
@@ -209,6 +211,8 @@ class Trial:
         self.brokers = Brokers(self.stack.kafka)
         self.stored = self.cluster.stored()
         self._orderings: dict[str, Literal["global", "aggregate"]] = {}
+        self._stepping: set[str] = set()
+        """Replays that make steps."""
         self.follower = Follower(self.stack.kafka, self.cluster.topics(), PARTITIONS)
 
     def __enter__(self) -> Self:
@@ -228,8 +232,12 @@ class Trial:
         for worker in self.cluster.workers:
             worker.wait_until_ready()
         self.keep_busy()
-        for replay_id in self._orderings:
-            wait_until(lambda one=replay_id: self.follower.counts[one], 60)  # type: ignore[misc]
+
+        def have_begun() -> bool:
+            self._step_on()
+            return all(self.follower.counts[one] for one in self._orderings)
+
+        wait_until(have_begun, 60)
         return self
 
     def under_way(self) -> list[str]:
@@ -259,8 +267,38 @@ class Trial:
                 # The rate allows for these records in 1.3 s; the group commits five times a second.
                 most = self.size.rate * 4 // 3
                 body |= {"consumers": [self.view.group], "max_lag": most}
+            if self.is_mixed and ordering == "global":
+                body |= self._mixed(f"r{number}", number // 2)
             for _ in range(self.repeats):
                 self.cluster.command(f"r{number}", "start", **body)
+        self._step_on()
+
+    def mix(self) -> None:
+        """Let the replays in global order make steps, keep a pace, or transform, in turns."""
+        self.is_mixed = True
+        self.cluster.environment |= {
+            "REPLAY_TRANSFORMS": '{"same": "odd_transforms:same"}',
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+
+    def _mixed(self, name: str, turn: int) -> dict[str, Any]:
+        """Return what the start command of a replay has beside the other members."""
+        if turn % 3 == 0:
+            self._stepping.add(name)
+            return {"paused": True}
+        if turn % 3 == 1:  # the events are hours apart
+            return {"speed": 1e6, "max_gap_seconds": 1 / self.size.rate}
+        return {"transforms": ["same"]}
+
+    def _step_on(self) -> None:
+        """Let each replay that waits for a step make the next one."""
+        for name in self._stepping:
+            if self.follower.counts[name] >= self.size.events:
+                continue
+            session = self.cluster.session(name)
+            if session is not None and session["state"] == "paused":
+                published = session["counters"]["published"]
+                self.cluster.command(name, "step", events=self.size.rate, published=published)
 
     @contextlib.contextmanager
     def chained(self) -> Iterator[None]:
@@ -409,6 +447,8 @@ class Trial:
         Without a lost marker every replay must complete. With a lost marker in the worker's own
         topics, the replays of that partition wait, and a worker's log must say for what.
         """
+        for name in self._stepping:
+            self.cluster.command(name, "resume")
         if not self.hung:
             return {name: self.cluster.wait_for(name, "completed") for name in self._orderings}
         named = [self._words_for(partition, offset) for partition, offset in self.hung.items()]

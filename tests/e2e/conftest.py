@@ -33,6 +33,8 @@ LEGACY_MAPPING = {
 """The mapping ``legacy`` of the shop's worker, for its collections ``legacy_...``."""
 
 
+BODIES_MAPPING = {"REPLAY_FIELD_VALUE": "body", "REPLAY_NULL_VALUES": "tombstone"}
+"""The mapping ``bodies``: one field of an event is the value."""
 TRANSFORMS = {
     "no-tests": "shop_transforms:no_tests",
     "upcast": "shop_transforms:upcast",
@@ -56,7 +58,7 @@ def shop(
     # Small: a test stores an event that is too large.
     cluster.environment["REPLAY_MAX_RECORD_BYTES"] = "100000"
     mappings = cluster.folder / "mappings.json"
-    mappings.write_text(json.dumps({"legacy": LEGACY_MAPPING}))
+    mappings.write_text(json.dumps({"legacy": LEGACY_MAPPING, "bodies": BODIES_MAPPING}))
     cluster.environment |= {
         "REPLAY_SOURCES": f"{cluster.name}.legacy_*",
         "REPLAY_MAPPINGS": str(mappings),

@@ -12,7 +12,7 @@ import pymongo
 import pytest
 from command_line import CommandLine
 from support import create_topics, read_topic, unique_name, wait_until
-from workers import Cluster, Worker
+from workers import Cluster, Worker, events_of
 
 from replay_app.demo.shop import seed_store
 
@@ -81,6 +81,24 @@ def test_a_command_names_another_collection_and_its_mapping(
     ]
 
 
+def test_a_null_becomes_a_tombstone_where_the_mapping_says_so(
+    shop: Cluster, worker: Worker, tmp_path: Path
+) -> None:
+    kind, topic = unique_name("bodies"), unique_name("to")
+    create_topics(shop.stack.kafka, {topic: 1})
+    bodies = ["x", None, "", "y"]
+    events = events_of(kind, len(bodies))
+    shop.insert(one | {"body": body} for one, body in zip(events, bodies, strict=True))
+    body = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    replay_id = unique_name("bodies")
+    session = shop.run(replay_id, **body, source={"mapping": "bodies"})
+    assert (session["state"], session["receipt"]["bytes"]) == ("completed", 2)
+    values = [record.value for record in read_topic(shop.stack.kafka, [topic])]
+    assert values == [b"x", None, b"", b"y"]
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+    assert "equal" in replay_app("verify", replay_id)
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -91,7 +109,7 @@ def test_a_command_names_another_collection_and_its_mapping(
         ({"database": "admin", "collection": "legacy_x"}, "no worker may read 'admin.legacy_x'"),
         (
             {"mapping": "other"},
-            "there is no mapping 'other': the file of REPLAY_MAPPINGS has legacy",
+            "there is no mapping 'other': the file of REPLAY_MAPPINGS has bodies, legacy",
         ),
         ({"collection": "legacy_none"}, "no collection '{name}.legacy_none': check the source"),
     ],

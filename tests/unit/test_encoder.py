@@ -438,6 +438,30 @@ def test_what_is_not_published_and_not_read_may_be_odd(encode: Encode) -> None:
     assert "'x' 2 times" in encode(odd, mapping=used).failures[0].reason
 
 
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_a_null_value_is_a_tombstone_if_the_mapping_says_so(
+    encode: Encode, compression: str
+) -> None:
+    page = page_of(event(1, body="x"), event(2, body=None), event(3, body=""))
+    mapping = replace(SPEC.mapping, field_value="body", null_values="tombstone")
+    encoded = encode(page, mapping=mapping, compression=compression)
+    assert (encoded.encoded, encoded.bytes, encoded.failures) == (3, 1, [])
+    assert sorted(
+        (record.value is None, record.value or b"") for _, _, record in records(encoded)
+    ) == [(False, b""), (False, b"x"), (True, b"")]
+
+
+def test_a_null_value_fails_otherwise_and_a_missing_value_always(encode: Encode) -> None:
+    mapping = replace(SPEC.mapping, field_value="body")
+    (failed,) = encode(page_of(event(1, body=None)), mapping=mapping).failures
+    assert "REPLAY_NULL_VALUES=tombstone would make it a tombstone" in failed.reason
+    missing = page_of(event(1, body=...))
+    for null_values in ("fail", "tombstone"):
+        mapping = replace(mapping, null_values=null_values)
+        (failed,) = encode(missing, mapping=mapping).failures
+        assert failed.reason.endswith("only bytes and text can be passed through")
+
+
 def test_a_mark_wins_over_what_the_driver_hides(encode: Encode) -> None:
     odd = raw_event(1, ("timestamp", EARLIER), ("headers", {"replay-id": "x"}))
     encoded = encode(odd)

@@ -288,7 +288,7 @@ def test_excluded_fields_are_left_out_at_any_depth() -> None:
     mapping = EventMapping(exclude_fields=("_id", "data.secret", "no.such.field", "a.b"))
     document = {"_id": 1, "data": {"secret": 2, "open": 3}, "a": 5}
     strip(document, mapping)
-    assert json.loads(event_value(document, mapping)) == {"data": {"open": 3}, "a": 5}
+    assert json.loads(event_value(document, mapping) or b"") == {"data": {"open": 3}, "a": 5}
 
 
 @pytest.mark.parametrize("stored", [b"\x00raw", Binary(b"\x00raw", 5), "\x00raw"])

@@ -196,6 +196,7 @@ mappings = st.builds(
     field_topic=paths("topic", "meta.b"),
     field_key=paths(None, None, "meta.key", "aggregate_id", "_id"),
     field_value=paths(None, None, None, "payload", "meta.payload", "meta"),
+    null_values=st.sampled_from(["fail", "tombstone"]),
     field_headers=paths(None, None, "headers", "meta.b", "payload"),
     field_replayed=paths(None, "headers.replay-id", "meta"),
     timestamp_type=st.sampled_from(["date", "date", "iso", "epoch_ms"]),

@@ -236,6 +236,13 @@ def test_empty_fields_mean_the_mappings_own_rules() -> None:
     assert (mapping.field_id, mapping.field_key, mapping.field_value) == ("id", "k", "v")
 
 
+def test_tombstones_need_the_field_of_the_value() -> None:
+    mapping = load_settings(field_value="v", null_values="tombstone").mapping
+    assert mapping.null_values == "tombstone"
+    with pytest.raises(InvalidSettings, match="REPLAY_NULL_VALUES=tombstone needs REPLAY_FIELD_VA"):
+        load_settings(null_values="tombstone")
+
+
 # Names
 
 
