@@ -310,6 +310,9 @@ class Start(_Command):
     """Dotted path of a field to what becomes of the field in each record."""
     transforms: Annotated[Items[TransformName], Field(max_length=MAX_TRANSFORMS)] = ()
     """Names of the functions that change each event, in order (docs/transforms.md)."""
+    check_schemas: bool = False
+    """Fail each event that does not fit its JSON Schema (``REPLAY_SCHEMAS``). A dry run always
+    checks, if there are schemas."""
     ordering: Literal["global", "aggregate"] = "global"
     shards: Annotated[int, Field(ge=1, le=256), Whole] | None = None
     """Only with ``aggregate``; None: one shard for each partition of ``replay.work``."""

@@ -11,6 +11,7 @@ from replay_app.exceptions import InvalidSettings
 from replay_app.pages import EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
 from replay_app.redaction import redaction_of
+from replay_app.schemas import schemas_of
 from replay_app.transforms import transforms_of
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ def encode_spec(
     Raises
     ------
     ReplayFailed
-        When the replay's redaction cannot be kept, or when a transform is unknown.
+        When the replay's redaction cannot be kept, when a transform is unknown, or when a schema is
+        none.
 
     """
     start = session.rules
+    schemas = schemas_of(settings, start)
     return EncodeSpec(
         mapping=settings.mapping,
         target=start.target,
@@ -54,18 +57,19 @@ def encode_spec(
         stop_at_failure=start.on_error == "fail" and not start.dry_run,
         include_replayed=start.include_replayed,
         record_timestamp=settings.record_timestamp,
-        compression=codec_name(settings, transforms=bool(start.transforms)),
+        compression=codec_name(settings, needs_python=bool(start.transforms or schemas)),
         max_record_bytes=settings.max_record_bytes,
         batch_bytes=batch_bytes,
         redaction=redaction_of(settings, start.redact),
         transforms=transforms_of(settings, start.transforms, start.target.prefix),
+        schemas=schemas,
     )
 
 
 def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
     """Return the encoder for a value of ``REPLAY_ENCODER``.
 
-    Transforms are Python: a replay with transforms has the Python encoder.
+    A replay with transforms or JSON Schemas has the Python encoder.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
         When the choice is ``native`` and the native encoder cannot be used.
 
     """
-    if encoder_name(choice) == "native" and spec.transforms is None:
+    if encoder_name(choice) == "native" and not spec.needs_python:
         # Imported here: replay_native is optional.
         from replay_app.native_encoder import NativeEncoder  # noqa: PLC0415
 
@@ -101,12 +105,11 @@ def encoder_name(choice: str) -> str:
     return "python"
 
 
-def codec_name(settings: Settings, *, transforms: bool = False) -> str:
+def codec_name(settings: Settings, *, needs_python: bool = False) -> str:
     """Return the codec of the published batches: ``REPLAY_COMPRESSION``, without ``auto``.
 
     The native encoder is fastest with lz4. aiokafka's lz4, which the Python encoder uses, takes
-    three times as long as its snappy (bench/RESULTS.md). A replay with ``transforms`` has the
-    Python encoder.
+    three times as long as its snappy (bench/RESULTS.md).
 
     Raises
     ------
@@ -116,7 +119,7 @@ def codec_name(settings: Settings, *, transforms: bool = False) -> str:
     """
     if settings.compression != "auto":
         return settings.compression
-    is_native = encoder_name(settings.encoder) == "native" and not transforms
+    is_native = encoder_name(settings.encoder) == "native" and not needs_python
     return "lz4" if is_native else "snappy"
 
 

@@ -31,6 +31,7 @@ from replay_app.queries import advance, after, untimed
 from replay_app.readers import Readers
 from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_SHOWN_ID, SampleHeader, SampleRecord
+from replay_app.schemas import schemas_of
 from replay_app.ties import tie_runs
 from replay_app.transforms import run_in_thread, transforms_of
 
@@ -162,6 +163,7 @@ class RecordMaker:
             max_record_bytes=settings.max_record_bytes,
             redaction=redaction_of(settings, start.redact),
             transforms=transforms_of(settings, start.transforms, start.target.prefix),
+            schemas=schemas_of(settings, start),
         )
         self._encoder = PythonEncoder(self._spec)
 

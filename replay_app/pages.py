@@ -28,6 +28,7 @@ from replay_app.extended_json import RELAXED
 from replay_app.internals import BatchBuilder
 from replay_app.queries import sort_value
 from replay_app.redaction import Redaction
+from replay_app.schemas import Schemas
 from replay_app.transforms import Transforms
 
 DECODE_ERRORS = (InvalidBSON, ValueError, OverflowError, RecursionError)
@@ -77,7 +78,13 @@ class EncodeSpec:
     """Most bytes of a batch, for each topic whose own limit is below ``max_record_bytes``."""
     redaction: Redaction | None = None
     transforms: Transforms | None = None
-    """Only the Python encoder knows them."""
+    schemas: Schemas | None = None
+    """Only the Python encoder knows transforms and schemas."""
+
+    @property
+    def needs_python(self) -> bool:
+        """Whether only the Python encoder can encode."""
+        return self.transforms is not None or self.schemas is not None
 
 
 @dataclass(slots=True)

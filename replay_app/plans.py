@@ -33,7 +33,8 @@ from replay_app.queries import (
     untimed,
 )
 from replay_app.redaction import redaction_of
-from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, most_common
+from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, few, most_common
+from replay_app.schemas import schemas_of
 from replay_app.sources import changes_of, require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
@@ -69,11 +70,13 @@ class Planner:
         Raises
         ------
         ReplayFailed
-            When the replay's redaction cannot be kept, or when a transform is unknown.
+            When the replay's redaction cannot be kept, when a transform is unknown, or when a
+            schema is none.
 
         """
         redaction_of(settings, start.redact)
         transforms_of(settings, start.transforms)
+        self._schemas = schemas_of(settings, start)
         self._start = start
         self._settings = settings
         self._mapping = settings.mapping
@@ -147,6 +150,7 @@ class Planner:
         except (TimeLimitExceeded, TimeoutError):
             is_open = at_once
             more += [] if at_once else [_not_compared(seconds)]
+        more += self._without_schema(found.timed or kinds or ())
         more += [*without_topic, *(look_warnings + cut_warnings if found.timed != {} else [])]
         warnings = [*found.warnings, *more, *preflight.check(self._settings, spans), *accepted]
         if frozen is None:
@@ -164,6 +168,15 @@ class Planner:
             source=source,
             dead_letters=await self._dead_letters(),
         )
+
+    def _without_schema(self, kinds: Iterable[tuple[Any, ...]]) -> list[str]:
+        """Return a warning of the types whose events no schema checks."""
+        if self._schemas is None:
+            return []
+        missing = self._schemas.missing(kind for kind, *_ in kinds if is_text(kind))
+        if not missing:
+            return []
+        return [f"no JSON Schema checks the events of the types {few([*map(repr, missing)], 5)}"]
 
     async def _source(
         self, frozen: Plan | None, *, accept_changes: bool

@@ -15,6 +15,7 @@ from replay_app.events import (
     Document,
     Header,
     destination,
+    encode_json,
     event_headers,
     event_id,
     event_key,
@@ -174,6 +175,11 @@ class PythonEncoder:
             topic, key, original = context.topic, context.key, context.headers
         if value is None:
             value = event_value(document, mapping)
+            checked = value
+        else:  # a transform has given bytes: what it has made them of is checked
+            checked = encode_json(document) if spec.schemas is not None else None
+        if spec.schemas is not None and checked is not None:  # None: a tombstone
+            spec.schemas.check(kind, checked)
         headers: list[Header] = [
             *original,
             *self._headers,

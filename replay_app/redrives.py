@@ -27,7 +27,7 @@ from replay_app.terminal import say, say_json
 DONE = 0
 COMPLETED = ("completed", "completed_with_errors")
 KEPT = (
-    *("source", "target", "redact", "transforms"),
+    *("source", "target", "redact", "transforms", "check_schemas"),
     *("ordering", "include_replayed", "consumers", "max_lag"),
 )
 """Members of the start command that a redrive has, too."""

@@ -196,6 +196,14 @@ class Settings(BaseSettings):
     topic_template: str = Field(
         "{event_type}", min_length=1, description="Topic if no other rule gives one."
     )
+    schemas: Path | None = Field(
+        None,
+        description="Folder of JSON Schemas, `TYPE.json` or `TYPE.VERSION.json`, which dry runs "
+        "check, and replays with `check_schemas`.",
+    )
+    field_version: str = Field(
+        "version", min_length=1, description="Field of the version that chooses the JSON Schema."
+    )
     transforms: dict[str, str] = Field(
         default_factory=dict,
         description="JSON object: `module:function` by the name of a transform that a command may "
@@ -301,7 +309,7 @@ class Settings(BaseSettings):
         return cls.model_fields["web_port"].default if is_link else value
 
     @field_validator(
-        *("target_kafka", "target_kafka_security_protocol", "mappings"),
+        *("target_kafka", "target_kafka_security_protocol", "mappings", "schemas"),
         *(
             f"{cluster}_{name}"
             for cluster in ("kafka", "target_kafka")

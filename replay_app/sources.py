@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay_app.exceptions import ReplayFailed
 from replay_app.redaction import key_fingerprint
+from replay_app.schemas import MEMBER, schemas_fingerprint
 from replay_app.settings import mapping_settings
 from replay_app.transforms import is_transform, transform_fingerprints
 
@@ -29,13 +30,13 @@ MAX_VALUE = 200
 UUID = "UUID of the collection"
 """Under which name a plan keeps the identity of the collection. A view has none."""
 _NAMES = {"mongo_database", "mongo_collection"}
-_OF_RECORDS = frozenset(
+_OF_RECORDS = {MEMBER} | {
     f"REPLAY_{name.upper()}"
     for name in (
-        *("field_topic", "field_key", "field_value", "field_headers", "exclude_fields"),
-        *("null_values", "topics", "topic_template", "redact_key"),
+        *("field_topic", "field_key", "field_value", "field_headers", "field_version"),
+        *("exclude_fields", "null_values", "topics", "topic_template", "redact_key"),
     )
-)
+}
 """Settings that decide only how an event becomes a record, and not which events are read, nor in
 which order."""
 
@@ -84,21 +85,25 @@ def _fits(name: str, pattern: str) -> bool:
 def source_of(settings: Settings, start: Start | None = None) -> dict[str, str]:
     """Return the settings that must stay the same while a replay lasts, by variable, as text.
 
-    The key of the hashes is among them if the start command asks for a hash, and so is each of its
-    transforms.
+    The key of the hashes is among them if the start command asks for a hash, and so are its
+    transforms and the schemas that it checks.
 
     Raises
     ------
     ReplayFailed
-        When a transform is unknown.
+        When a transform is unknown, or when a schema is none.
 
     """
     values = settings.model_dump(include=_NAMES | mapping_settings())
     found = {f"REPLAY_{name.upper()}": _text(value) for name, value in sorted(values.items())}
     if start is None:
         return found
-    more = key_fingerprint(settings, start.redact)
-    return found | more | transform_fingerprints(settings, start.transforms)
+    return {
+        **found,
+        **key_fingerprint(settings, start.redact),
+        **transform_fingerprints(settings, start.transforms),
+        **schemas_fingerprint(settings, start),
+    }
 
 
 def _text(value: Any) -> str:

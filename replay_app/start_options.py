@@ -139,6 +139,11 @@ def add_start_options(parser: ArgumentParser) -> None:
         "what to do about an event that cannot be replayed (default: fail)",
         choices=["fail", "skip", "dead-letter"],
     )
+    add_switch(
+        "--check-schemas",
+        "body.check_schemas",
+        "fail events that do not fit their JSON Schema (REPLAY_SCHEMAS); a dry run always checks",
+    )
     add_switch("--dry-run", "body.dry_run", "do everything except publishing")
     add_switch("--paused", "body.paused", "publish nothing before a resume or a step")
     add_switch("--control-records", "body.control_records", "mark begin and end on each partition")

@@ -184,6 +184,39 @@ def test_a_changed_transform_is_refused_until_the_change_is_accepted(
     assert "not all records were made in one way" in replay_app("verify", "r", code=7)
 
 
+def test_a_dry_run_finds_the_events_that_do_not_fit_their_schema(cluster: Cluster) -> None:
+    folder = cluster.folder / "schemas"
+    folder.mkdir()
+    schema = {"required": ["amount"], "properties": {"amount": {"type": "number"}}}
+    (folder / "order.json").write_text(json.dumps(schema))
+    (folder / "order.2.json").write_text('{"required": ["cents"]}')
+    cluster.environment |= {"REPLAY_SCHEMAS": str(folder)}
+    good = [{"amount": 1}, {"version": 2, "cents": 1}, {"event_type": "paid"}]
+    bad = [{"amount": "1"}, {"version": 2, "amount": 1}, {"version": 1}]
+    events = events_of("order", len(good + bad))
+    cluster.insert(one | more for one, more in zip(events, [*good, *bad], strict=True))
+    topic = unique_name("checked")
+    create_topics(cluster.stack.kafka, {topic: 1})
+    cluster.start_worker().wait_until_ready()
+    found = cluster.run("dry", target={"topic": topic}, dry_run=True)
+    assert found["receipt"]["counters"] == {
+        "read": 6, "published": 0, "skipped": 3, "dead_lettered": 0,
+    }  # fmt: skip
+    reasons = [one["reason"] for one in found["receipt"]["failures"]]
+    assert [one.partition(":")[0] for one in reasons] == [
+        "it does not fit the schema order.json at 'amount'",
+        "it does not fit the schema order.2.json",
+        "it does not fit the schema order.json",
+    ]
+    assert any(
+        "no JSON Schema checks the events of the types 'paid'" in w for w in found["warnings"]
+    )
+    assert cluster.run("all", target={"topic": topic})["counters"]["published"] == 6
+    session = cluster.run("checked", target={"topic": topic}, check_schemas=True)
+    assert session["state"] == "failed"
+    assert "it does not fit the schema order.json" in session["error"]
+
+
 def has_read(cluster: Cluster, events: int) -> bool:
     session = cluster.session("r")
     return session is not None and session["counters"]["read"] >= events

@@ -313,7 +313,7 @@ def test_another_version_of_a_transform_is_refused(settings: Settings, tmp_path:
 def test_a_replay_with_transforms_has_the_python_encoder_and_its_best_codec() -> None:
     spec = replace(SPEC, transforms=Transforms([]))
     assert make_encoder(spec, "auto").name == "python"
-    assert codec_name(Settings(), transforms=True) == "snappy"
+    assert codec_name(Settings(), needs_python=True) == "snappy"
 
 
 # Time
