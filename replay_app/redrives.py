@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from replay_app.arguments import AddCommand
 from replay_app.client import NOT_FOUND, Client, Refused, SessionJson
 from replay_app.commands import Source
 from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError
+from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
-from replay_app.reports import MAX_SHOWN_ID
 from replay_app.sessions import TERMINAL
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
@@ -41,14 +41,7 @@ def add_redrive_command(add: AddCommand, client_of: Callable[[argparse.Namespace
         "Replay the events that a replay has dead-lettered, after they are mended in the store",
     )
     redrive.add_argument("replay_id")
-    redrive.add_argument("--error", metavar="TEXT", help="only letters whose error has this text")
-    redrive.add_argument("--event-type", metavar="TYPE", help="only letters of this type")
-    redrive.add_argument(
-        "--event-id",
-        metavar="ID",
-        action="append",
-        help="only this event; repeatable",
-    )
+    add_choice(redrive)
     redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
     add_requested_by(redrive, "requested_by", user_name())
 
@@ -67,7 +60,7 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
     # The mapping tells the types of the letters; the worker looks at the rest of the source.
     mapping = (start.get("source") or {}).get("mapping")
     settings = settings_for(load_settings(), Source(mapping=mapping))
-    wanted = _chosen(_letters(settings, replay_id), options)
+    wanted = chosen_letters(_letters(settings, replay_id), options)
     name, published = _next(client, settings, replay_id)
     ids = [one for one in wanted if one not in published]
     if not ids:
@@ -98,40 +91,6 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
 
 def _letters(settings: Settings, replay_id: str) -> list[LetterGroup]:
     return asyncio.run(find_dead_letters(settings, replay_id))
-
-
-def _chosen(groups: Iterable[LetterGroup], options: argparse.Namespace) -> list[str]:
-    """Return the ids of the letters that the options choose, each once.
-
-    Raises
-    ------
-    ReplayError
-        When not every id is known.
-
-    """
-    ids: dict[str, None] = {}
-    for group in groups:
-        if options.error is not None and options.error not in group.reason:
-            continue
-        if options.event_type is not None and options.event_type != group.event_type:
-            continue
-        if options.event_id is None and len(group.event_ids) < group.count:
-            msg = (
-                f"{group.count:,} dead letters of type {group.event_type!r} have the error "
-                f"{group.reason!r}, too many for one redrive: start a replay of their time range"
-            )
-            raise ReplayError(msg)
-        ids |= dict.fromkeys(group.event_ids)
-    if options.event_id is not None:
-        ids = {one: None for one in ids if one in options.event_id}
-    odd = [one for one in ids if not one or len(one) >= MAX_SHOWN_ID]
-    if odd:
-        msg = (
-            f"{len(odd):,} dead letters have no id, or one that is too long to be kept: start a "
-            "replay of their time range, or name the others by --event-id"
-        )
-        raise ReplayError(msg)
-    return [*ids]
 
 
 def _next(client: Client, settings: Settings, replay_id: str) -> tuple[str, set[str]]:

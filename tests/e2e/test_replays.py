@@ -787,6 +787,32 @@ def test_a_redrive_publishes_mended_events_in_order_and_only_once(
     assert notes == {"-", None}
 
 
+def test_a_discarded_dead_letter_is_not_listed_and_not_redriven(
+    shop: Cluster, worker: Worker, topic: str, kind: str, tmp_path: Path
+) -> None:
+    events = events_of(kind, 3, body=Regex("^x"))
+    shop.insert(events)
+    replay_id = unique_name("buried")
+    body = {"filter": {"event_types": [kind]}, "target": {"topic": topic}}
+    shop.run(replay_id, on_error="dead-letter", **body)
+    replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
+    one = ("--event-id", f"{kind}-1", "--reason", "a test order")
+    assert "1 dead letters" in replay_app("discard", replay_id, *one)
+    assert replay_app("dead-letters", replay_id, "--ids").split() == [f"{kind}-0", f"{kind}-2"]
+    (group,) = json.loads(replay_app("dead-letters", replay_id, "--discarded", "--json"))
+    assert (group["event_ids"], group["discarded"]) == ([f"{kind}-1"], "a test order")
+    assert "a test order" in replay_app("dead-letters", replay_id, "--discarded")
+    assert "has no such dead letters" in replay_app("discard", replay_id, *one, code=1)
+    with shop.store() as collection:
+        collection.update_many({"event_type": kind}, {"$set": {"body": "x"}})
+    told = json.loads(replay_app("redrive", replay_id, "--json"))
+    assert told["event_ids"] == [f"{kind}-0", f"{kind}-2"]
+    session = shop.wait_for(told["replay_id"], "completed")
+    assert session["counters"]["published"] == 2
+    replay_app("discard", replay_id, "--reason", "all done")
+    assert "has no dead letter of replay" in replay_app("dead-letters", replay_id)
+
+
 def test_a_redrive_waits_for_the_one_before(
     shop: Cluster, worker: Worker, topic: str, kind: str, tmp_path: Path
 ) -> None:

@@ -191,8 +191,8 @@ def test_a_dry_run_finds_the_events_that_do_not_fit_their_schema(cluster: Cluste
     (folder / "order.json").write_text(json.dumps(schema))
     (folder / "order.2.json").write_text('{"required": ["cents"]}')
     cluster.environment |= {"REPLAY_SCHEMAS": str(folder)}
-    good = [{"amount": 1}, {"version": 2, "cents": 1}, {"event_type": "paid"}]
-    bad = [{"amount": "1"}, {"version": 2, "amount": 1}, {"version": 1}]
+    good: list[dict[str, Any]] = [{"amount": 1}, {"version": 2, "cents": 1}, {"event_type": "paid"}]
+    bad: list[dict[str, Any]] = [{"amount": "1"}, {"version": 2, "amount": 1}, {"version": 1}]
     events = events_of("order", len(good + bad))
     cluster.insert(one | more for one, more in zip(events, [*good, *bad], strict=True))
     topic = unique_name("checked")
