@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,12 @@ from replay_app.events import time_of
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.queries import (
     Query,
-    after,
     all_of,
     compile_filter,
     encode_cursor,
-    from_json,
     sort_value,
     time_range,
+    up_to,
 )
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS
@@ -41,19 +41,22 @@ class Bounds:
     """Inclusive; None: from the oldest event."""
     end: datetime
     """Exclusive."""
-    until: Query = field(default_factory=dict)
-    """What an event must match beside the times: to be no later in the order than the last event.
-    Empty: no event was named as the last one."""
+    until: str = ""
+    """The cursor of the last event, in the order of time and ``_id``. Empty: no event was named."""
+
+    def times(self, mapping: EventMapping, *, with_arrays: bool = False) -> Query:
+        """Return the query for the times only; see `queries.time_range`."""
+        return time_range(self.start, self.end, mapping, with_arrays=with_arrays)
 
     def query(self, mapping: EventMapping, *, with_arrays: bool = False) -> Query:
-        """Return the query for the events between the bounds; see `queries.time_range`."""
-        times = time_range(self.start, self.end, mapping, with_arrays=with_arrays)
-        return all_of(times, self.until)
+        """Return the query for the events between the bounds."""
+        times = self.times(mapping, with_arrays=with_arrays)
+        return all_of(times, up_to(self.until, mapping.field_timestamp))
 
 
 def bounds_of(start: Start, plan: Plan) -> Bounds:
     """Return the bounds of a replay that is planned."""
-    return Bounds(start.filter.start, plan.end, from_json(plan.until))
+    return Bounds(start.filter.start, plan.end, plan.until)
 
 
 async def freeze_bounds(start: Start, mapping: EventMapping, store: EventStore) -> Bounds:
@@ -85,8 +88,7 @@ async def _until(
     """Return the bounds up to, and with, an event."""
     named = f"the event {event_id!r} (until_event_id)"
     document = await _the_event(event_id, named, mapping, store)
-    sort = (mapping.field_timestamp, "_id")
-    found = [values_at(document, path) for path in sort]
+    found = [values_at(document, path) for path in (mapping.field_timestamp, "_id")]
     if any(len(values) != 1 for values in found):
         msg = f"{named} has no place in the order: it has a sort field more than once"
         raise ReplayFailed(msg)
@@ -100,12 +102,13 @@ async def _until(
         msg = f"{named} lies outside of the times of the filter: its time is {time.isoformat()}"
         raise ReplayFailed(msg)
     # Just past the event, so that a hand-over begins there. `until` tells equal times apart.
-    if mapping.timestamp_type == "iso":
-        time = time.replace(microsecond=0) + timedelta(seconds=1)
-    else:
-        time += timedelta(milliseconds=1)
-    until: Query = {"$nor": [after(encode_cursor(place), sort)]}
-    return Bounds(bounds.start, min(bounds.end, time), until)
+    end = bounds.end
+    with contextlib.suppress(OverflowError):  # there is no later time
+        if mapping.timestamp_type == "iso":
+            end = min(end, time.replace(microsecond=0) + timedelta(seconds=1))
+        else:
+            end = min(end, time + timedelta(milliseconds=1))
+    return Bounds(bounds.start, end, encode_cursor(place))
 
 
 async def _the_event(

@@ -75,6 +75,8 @@ class Checkpoint(Record):
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
     paced_at: float = 0.0
     """Seconds since 1970. With ``speed``: when the last event read was due."""
+    event_due_at: float = 0.0
+    """Likewise: when the next event is due, or was due."""
     lost_markers: dict[str, dict[Count, Count]] = Field(default_factory=dict)
     """Of a finish step, by topic and partition: the first offset of a committed slice that had no
     marker there when the step looked."""
@@ -112,10 +114,10 @@ class Checkpoint(Record):
     ) -> Self:
         """Return the next checkpoint of a shard.
 
-        ``reason`` and ``warnings`` are those of the report. ``cursor``, ``due_at`` and ``paced_at``
-        stay as in the old checkpoint, unless ``update`` has them.
+        ``reason`` and ``warnings`` are those of the report. The place and the due times stay as in
+        the old checkpoint, unless ``update`` has them.
         """
-        kept = ("cursor", "due_at", "paced_at")
+        kept = ("cursor", "due_at", "paced_at", "event_due_at")
         place = {name: getattr(old, name) for name in kept} if old else {}
         report = Report(
             replay_id=token.replay_id,

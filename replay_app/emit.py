@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -50,12 +51,17 @@ FIRST_PART = 4
 """Events of a replay with transforms that are encoded together at first: these may be slow."""
 PART_GROWTH = 4
 """How many times more events the next part may have."""
+PART_LIMIT = 40.0
+"""How long the events of a part may take. If it is more, the slice starts again, with few events at
+once: a transaction must stay shorter than a minute."""
 PART_SECONDS = 0.5
 """How long the events of a part should take. The slice can end between two parts."""
 PACE_SECONDS = 0.05
 """Least time between two slices of a replay that keeps the pace of its events."""
 NOTICED_SECONDS = 5.0
 """A longer wait for the next event has a reason."""
+LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+"""The last due time that can be shown."""
 IDLE_SECONDS = 60.0
 """A wait for the next event that is longer than this closes the reader."""
 AWAITS_READER = "waiting for its turn at the store"
@@ -73,6 +79,8 @@ class Emitted:
     """Seconds since 1970. A throttled shard publishes nothing before this time."""
     paced_at: float
     """Seconds since 1970: when the last event read was due at the pace of the events."""
+    event_due_at: float
+    """When the next event is due, if the slice has ended because it is not due yet."""
     read: int
     """Events of this slice."""
     warnings: tuple[str, ...]
@@ -115,6 +123,8 @@ class EmitSlice:
         start = session.start
         self._pace = None if start.speed is None else Pace(start.speed, start.max_gap_seconds)
         self._paced_at = old.paced_at if old else 0.0
+        self._event_due_at = old.event_due_at if old and self._pace else 0.0
+        """When the next event is due, as far as it is known."""
         self._dues: list[float] = []
         """When the events of the present page are due, at their pace."""
         self._tally = Tally(progress_of(old))
@@ -146,7 +156,10 @@ class EmitSlice:
         state, error, reason = "live", None, None
         self._budget.start()
         try:
-            state, error, reason = await self._publish_pages()
+            if self._event_due_at > time.time():  # nothing can make the event due sooner
+                reason = await self._await_event()
+            else:
+                state, error, reason = await self._publish_pages()
         except Unavailable as away:
             await self._readers.drop(self._token.key)
             reason = str(away)
@@ -164,7 +177,13 @@ class EmitSlice:
             await self._readers.drop(self._token.key)
         progress = self._tally.progress(state=state, error=error, reason=reason)
         return Emitted(
-            progress, self._cursor, self._due_at, self._paced_at, self._events, self._warnings
+            progress,
+            self._cursor,
+            self._due_at,
+            self._paced_at,
+            self._event_due_at,
+            self._events,
+            self._warnings,
         )
 
     async def _publish_pages(self) -> tuple[str, str | None, str | None]:
@@ -246,6 +265,7 @@ class EmitSlice:
         now = time.time()
         self._dues = self._pace.due_times(self._paced_at, self._tally.last_time, times, now)
         due = sum(one <= now for one in self._dues)
+        self._event_due_at = self._dues[-1]
         return (b"", page) if due == 0 else split_page(page, self._whole(page, due, reader))
 
     async def _await_event(self) -> str | None:
@@ -253,13 +273,13 @@ class EmitSlice:
 
         Return the reason of a wait that people notice.
         """
-        due, now = self._dues[-1], time.time()
+        due, now = self._event_due_at, time.time()
         if due - now > IDLE_SECONDS:  # a store closes a cursor that nobody uses
             await self._readers.drop(self._token.key)
         self._due_at = max(self._due_at, due, now + PACE_SECONDS)
         if due - now < NOTICED_SECONDS:
             return None
-        when = datetime.fromtimestamp(due, UTC)
+        when = datetime.fromtimestamp(min(due, LAST_SECOND), UTC)
         return f"the next event is due at {when:%Y-%m-%dT%H:%M:%SZ}, at the speed of the replay"
 
     def _whole(self, page: bytes, documents: int, reader: PageReader) -> int:
@@ -380,7 +400,9 @@ class EmitSlice:
             encoder, encoded = await self._encode_again(page)
         if encoded.failures and self._is_skipped(encoded.failures[-1]):
             encoded = await self._encode_past(page)
-            if encoded.failures[-1].missing_topic:  # perhaps a topic that nobody has asked for yet
+            if (
+                encoded.failures and encoded.failures[-1].missing_topic
+            ):  # perhaps a topic that nobody has asked for yet
                 encoder, _ = await self._encode_again(page)
                 encoded = await self._encode_past(page)
         return encoder, encoded
@@ -411,15 +433,28 @@ class EmitSlice:
             return encoded
         before, _ = split_page(page, fatal.index)
         encoded = await self._encode(encoder, before)
+        self._require_pure(encoded)
         encoded.failures.append(fatal)
         return encoded
+
+    def _require_pure(self, encoded: EncodedPage) -> None:
+        """Raise `ReplayFailed` if an event fails that has not failed when it was encoded before."""
+        for failure in encoded.failures:
+            if not self._is_skipped(failure):
+                msg = (
+                    f"event {failure.event_id!r}: {failure.reason}; but it was good a moment "
+                    "before: a transform must do the same each time; correct it, start the workers "
+                    "again, then retry"
+                )
+                raise ReplayFailed(msg)
 
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
         began = time.monotonic()
         with self._context.metrics.waiting("encode"):
             transforms = self._spec.transforms
-            encoded = await run_in_thread(transforms, encoder.encode, page, _now_ms())
+            encode = functools.partial(encoder.encode, page, _now_ms())
+            encoded = await run_in_thread(transforms, encode, PART_LIMIT)
         if self._part_events is not None:
             wanted = self._part_events * PART_SECONDS / max(1e-9, time.monotonic() - began)
             self._part_events = max(1, min(self._part_events * PART_GROWTH, round(wanted)))
@@ -459,7 +494,10 @@ class EmitSlice:
             return encoded
         before, _ = split_page(page, begin)
         encoder = make_encoder(self._never_stops(), self._settings.encoder)
-        return await self._encode(encoder, before)
+        encoded = await self._encode(encoder, before)
+        if self._on_error == "fail":
+            self._require_pure(encoded)
+        return encoded
 
     def _fatal_error(self, encoded: EncodedPage) -> str | None:
         """Return the error of the event that ended the page, if the error fails the replay."""

@@ -12,7 +12,7 @@ from replay_app.pages import EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
 from replay_app.redaction import redaction_of
 from replay_app.schemas import schemas_of
-from replay_app.transforms import transforms_of
+from replay_app.transform_names import transforms_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

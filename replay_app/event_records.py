@@ -33,7 +33,8 @@ from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_SHOWN_ID, SampleHeader, SampleRecord
 from replay_app.schemas import schemas_of
 from replay_app.ties import tie_runs
-from replay_app.transforms import run_in_thread, transforms_of
+from replay_app.transform_names import transforms_of
+from replay_app.transforms import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -232,7 +233,8 @@ async def read_event_records(
     await store.require_collection()
     mapping, left = settings.mapping, start.max_events
     bounds = await freeze_bounds(start, mapping, store)
-    shards = [shard_of(bounds.query(mapping), mapping.field_timestamp)]
+    times = bounds.times(mapping)
+    shards = [shard_of(times, mapping.field_timestamp, until=bounds.until)]
     if start.filter.start is None and start.until_event_id is None:
         shards.append(shard_of(untimed(mapping)))
     first, cursor = _place_of(place, shards)

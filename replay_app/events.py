@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, Literal, TypeGuard
 
 import orjson
@@ -40,8 +41,14 @@ LENIENT = STRICT.with_options(tz_aware=True, unicode_decode_error_handler="repla
 UTF-8."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS
-"""orjson must not write subclasses as their base: PyMongo's `Code` is a ``str``, but not a text."""
+JSON_OPTIONS = (
+    orjson.OPT_NAIVE_UTC
+    | orjson.OPT_UTC_Z
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+)
+"""orjson must not write subclasses as their base: PyMongo's `Code` is a ``str``, but not a text. A
+dataclass comes from transforms only, and could hide numbers that JSON does not have."""
 _MISSING = object()
 """Stands for the value at a path that leads to no field. None is the value of a null field."""
 
@@ -445,9 +452,11 @@ def _require_finite(value: Any, path: str) -> None:
     elif isinstance(value, dict):
         for name, inner in value.items():
             _require_finite(inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             _require_finite(inner, f"{path}.{number}")
+    elif isinstance(value, Enum):
+        _require_finite(value.value, path)
 
 
 def _encode_other(value: Any) -> Any:

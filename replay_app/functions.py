@@ -48,7 +48,7 @@ def imported(setting: str, place: str) -> Callable[..., Any]:
     module, _, name = place.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
+    except BaseException as error:  # also SystemExit: whatever the module does
         msg = f"{setting}={place}: write module:function, of a module on PYTHONPATH: {error!r}"
         raise InvalidSettings(msg) from error
     if not callable(function):

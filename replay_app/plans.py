@@ -33,13 +33,13 @@ from replay_app.queries import (
     untimed,
 )
 from replay_app.redaction import redaction_of
-from replay_app.reports import MAX_LISTED_IDS, Handover, Plan, ShardPlan, few, most_common
+from replay_app.reports import ACCEPTED, MAX_LISTED_IDS, Handover, Plan, ShardPlan, few, most_common
 from replay_app.schemas import schemas_of
 from replay_app.sources import changes_of, require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
 from replay_app.topics import Topics
-from replay_app.transforms import transforms_of
+from replay_app.transform_names import transforms_of
 
 if TYPE_CHECKING:
     from replay_app.commands import Start
@@ -159,7 +159,7 @@ class Planner:
                 shards.append(shard_of(untimed(self._mapping)))
         return Plan(
             end=bounds.end,
-            until=to_json(bounds.until),
+            until=bounds.until,
             counted="running" if is_open else "before",
             **self._account(found, by_type, topics, destinations),
             handover=self._handover(found.timed or kinds or (), frozen),
@@ -189,7 +189,7 @@ class Planner:
             return source, []
         require_same_source(frozen.source, source, accept_changes=accept_changes)
         changes = "; ".join(changes_of(frozen.source, source).values())
-        warning = f"a retry has accepted changes, which count from there on: {changes}"
+        warning = f"{ACCEPTED}, which count from there on: {changes}"
         return source, [warning] if changes else []
 
     def _account(
@@ -376,7 +376,8 @@ class Planner:
 
         """
         checks, warnings = self._checks, list[str]()
-        if self._start.filter.end is None and found.may_be_later:
+        has_bound = self._start.filter.end or self._start.until_event_id is not None
+        if not has_bound and found.may_be_later:
             warnings += await checks.later_events(end, seconds)
         total, most = found.total, self._start.max_events
         if total == 0:
@@ -497,11 +498,15 @@ class Planner:
         """Return the shards, and warnings if they are fewer than the command asks for."""
         if frozen is not None:
             return list(frozen.shards), []
-        last, between = self._mapping.field_timestamp, bounds.query(self._mapping)
+        last, times = self._mapping.field_timestamp, bounds.times(self._mapping)
         if self._start.ordering == "global":
-            return [shard_of(between, last)], []
+            return [shard_of(times, last, until=bounds.until)], []
         ranges, warnings = await find_ranges(self._start, self._settings, self._store, timed)
-        return [shard_of(all_of(between, part), *order, last) for part, order in ranges], warnings
+        shards = [
+            shard_of(all_of(times, part), *order, last, until=bounds.until)
+            for part, order in ranges
+        ]
+        return shards, warnings
 
     async def _index_warnings(self, timed: Query) -> list[str]:
         mapping, store = self._mapping, self._store
@@ -552,6 +557,6 @@ def _type_name(event_type: Any) -> str:
     return event_type if is_text(event_type) else f"({event_type})"
 
 
-def shard_of(match: Query, *fields: str) -> ShardPlan:
+def shard_of(match: Query, *fields: str, until: str = "") -> ShardPlan:
     """Return the shard of the events that match, in the order of the fields and ``_id``."""
-    return ShardPlan(match=to_json(match), sort=(*fields, "_id"))
+    return ShardPlan(match=to_json(match), sort=(*fields, "_id"), until=until)

@@ -48,7 +48,7 @@ from replay_app.pages import (
     timestamp_ms,
 )
 from replay_app.partitioner import partition_of
-from replay_app.transforms import EventContext
+from replay_app.transforms import DROP, Drop, EventContext
 
 COMPRESSION_CODES = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 """The numbers of the codecs in the attributes of a record batch (KIP-98)."""
@@ -76,8 +76,6 @@ class PythonEncoder:
         self._used = {*fields_of(spec.mapping), *spec.cursor_fields}
         self._topics: dict[tuple[str, Any], str] = {}
         self._transforms = spec.transforms
-        self._dropped = 0
-        """Events that transforms have dropped."""
         redaction = spec.redaction
         self._redact = _keep_all if redaction is None else redaction.apply
 
@@ -88,7 +86,6 @@ class PythonEncoder:
         out = EncodedPage()
         open_batches: dict[tuple[str, int], Batch] = {}
         by_type, by_topic = out.by_type, out.by_topic
-        dropped_before = self._dropped
         spans = list(document_spans(page))
         for index, document in enumerate(_decode_all(page, spans)):
             raw = page[slice(*spans[index])]
@@ -101,8 +98,9 @@ class PythonEncoder:
                 out.read += 1
                 continue
             out.read += 1
-            if record is None:
-                out.skipped_replays += 1
+            if record is None or isinstance(record, Drop):
+                out.skipped_replays += record is None
+                out.dropped += record is not None
                 continue
             kind, topic, partition, time, key, value, headers = record
             place = (topic, partition)
@@ -121,8 +119,6 @@ class PythonEncoder:
             out.encoded += batch.records
             out.bytes += batch.bytes
             batch.builder.close()
-        out.dropped = self._dropped - dropped_before
-        out.skipped_replays -= out.dropped
         if out.read:
             set_position(out, page, spans[out.read - 1], spec)
         return out
@@ -138,9 +134,10 @@ class PythonEncoder:
             When the event cannot be replayed.
 
         """
-        return self._map(_decode(document), document)
+        record = self._map(_decode(document), document)
+        return None if isinstance(record, Drop) else record
 
-    def _map(self, document: Document | EventError, raw: bytes) -> Record | None:
+    def _map(self, document: Document | EventError, raw: bytes) -> Record | Drop | None:
         if isinstance(document, EventError):
             raise document
         spec = self._spec
@@ -169,8 +166,7 @@ class PythonEncoder:
             )
             changed = self._transforms.apply(document, context)
             if changed is None:
-                self._dropped += 1
-                return None
+                return DROP
             document, value, context = changed
             topic, key, original = context.topic, context.key, context.headers
         if value is None:

@@ -367,6 +367,14 @@ def after(cursor: str | None, sort: Sequence[str]) -> Query:
     return all_of(*parts, {"$nor": left_out})
 
 
+def up_to(cursor: str, field_timestamp: str) -> Query:
+    """Return the query for the events up to a cursor, in the order of time and ``_id``.
+
+    The event of the cursor is among them. Empty without a cursor.
+    """
+    return {"$nor": [after(cursor, (field_timestamp, "_id"))]} if cursor else {}
+
+
 def _operand(operator: str, value: Any) -> Any:
     """Return an operator with a sort value, which may be one that only its bytes can hold."""
     if isinstance(value, StoredValue):

@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from replay_app.queries import after, all_of, compile_filter, from_json
+from replay_app.queries import after, all_of, compile_filter, from_json, up_to
 from replay_app.sources import require_same_source, with_uuid
 from replay_app.store import StoreUnavailable
 from replay_app.ties import untorn_pages
@@ -277,6 +277,7 @@ class Readers:
         query = all_of(
             compile_filter(start.filter, settings.mapping),
             from_json(shard.match),
+            up_to(shard.until, settings.mapping.field_timestamp),
             after(cursor, shard.sort),
         )
         page_events = min(settings.page_events, start.max_events or settings.page_events)

@@ -134,6 +134,9 @@ class ShardPlan(Record):
     too."""
     sort: Texts
     """Field paths of the order, all ascending."""
+    until: str = ""
+    """`Plan.until`. An event must not come after this cursor. Not a part of ``match``, which does
+    not keep each BSON type."""
 
     @property
     def is_untimed(self) -> bool:
@@ -152,9 +155,8 @@ class Plan(Record):
 
     end: Moment
     """The frozen upper bound of the events' times, exclusive."""
-    until: dict[str, Any] = Field(default_factory=dict)
-    """MongoDB filter, as extended JSON, of the events that do not come after the last event that
-    the command names. Empty without such an event."""
+    until: str = ""
+    """The cursor of the last event, if the command names one, in the order of time and ``_id``."""
     counted: Literal["before", "running", "beside", "after"] = "before"
     """When the events were counted: before the first one was published, or beside the shards.
     ``after``: the replay had read all of them before they were counted, and its own counters are
@@ -234,6 +236,10 @@ class GroupLook(Record):
     began. None if unknown."""
     reason: Annotated[str, Field(max_length=MAX_GROUP_REASON)] | None = None
     """Why nothing is known of the group. State and lag then say nothing."""
+
+
+ACCEPTED = "a retry has accepted changes"
+"""Begin of the warning of what a retry with ``accept_changes`` has accepted."""
 
 
 class Report(Record):

@@ -179,7 +179,7 @@ class Session(_SessionPart):
     accepts_changes: bool = False
     """Whether the newest retry has accepted changes of how events become records."""
     has_changed: bool = False
-    """Whether any retry has: the records are then not all made in one way."""
+    """Whether a retry has done so after the first record: not all records were made in one way."""
     rate: Rate | None = None
     """Events per second over all shards. None: no limit."""
     step_to: Count | None = None

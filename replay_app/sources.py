@@ -17,7 +17,7 @@ from replay_app.exceptions import ReplayFailed
 from replay_app.redaction import key_fingerprint
 from replay_app.schemas import MEMBER, schemas_fingerprint
 from replay_app.settings import mapping_settings
-from replay_app.transforms import is_transform, transform_fingerprints
+from replay_app.transform_names import is_transform, transform_fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,12 +134,16 @@ def changes_of(planned: Mapping[str, str], now: Mapping[str, str]) -> dict[str, 
 
 
 def require_same_source(
-    planned: Mapping[str, str], now: Mapping[str, str], *, accept_changes: bool = False
+    planned: Mapping[str, str],
+    now: Mapping[str, str],
+    *,
+    accept_changes: bool = False,
+    can_retry: bool = True,
 ) -> None:
     """Compare what a replay was planned with, and what a worker has now.
 
     With ``accept_changes``, only what the cursor depends on must be the same: another collection,
-    or another order, has no such place.
+    or another order, has no such place. ``can_retry``: the replay has not ended.
 
     Raises
     ------
@@ -152,7 +156,7 @@ def require_same_source(
     if not (fatal if accept_changes else changes):
         return
     remedy = "Point all workers back, then retry; "
-    if not fatal:
+    if not fatal and can_retry:
         remedy += "or retry with accept_changes (--accept-changes) to go on with the new ones; "
     msg = (
         f"the replay was planned with another event store or mapping: {'; '.join(changes.values())}"

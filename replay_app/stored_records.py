@@ -6,6 +6,7 @@ The readers, the queries and the encoder are those of the replay itself, and so 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import defaultdict
 from dataclasses import replace
@@ -145,7 +146,8 @@ class StoredRecords:
         parts = list(tie_runs(page, sort)) if reader.may_tie else [(page, False)]
         cursor, records = self._cursors.get(lane), list[Expected]()
         for part, is_tie in parts:
-            encoded, more = await run_in_thread(self._transforms, self._encode, lane, part, is_tie)
+            encode = functools.partial(self._encode, lane, part, is_tie)
+            encoded, more = await run_in_thread(self._transforms, encode)
             cursor = advance(cursor, encoded.cursor, encoded.unplaced)
             records += [*more, *self._failures(lane, encoded)]
             self._places[lane] += encoded.read

@@ -29,6 +29,7 @@ from replay_app.commands import (
 from replay_app.consumption import note_look, with_growth
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
+    ACCEPTED,
     MAX_LISTED_FAILURES,
     UNKNOWN_HANDOVER,
     Plan,
@@ -195,14 +196,14 @@ def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
     changes: dict[str, Any] = {
         "retry_on_error": retry.on_error or session.retry_on_error,
         "skipped_events": skipped,
-        "accepts_changes": retry.accept_changes,
-        "has_changed": session.has_changed or retry.accept_changes,
+        "accepts_changes": retry.accept_changes or session.accepts_changes,
     }
     if len(skipped) > MAX_SKIPPED:
         msg = f"at most {MAX_SKIPPED} events can be skipped by their ids; use on_error skip"
         raise CommandConflict(msg)
     match session.state:
         case "failed":
+            changes["accepts_changes"] = retry.accept_changes
             update = changes | {"attempt": session.attempt + 1, "error": None, "ended_at": None}
             unfinished = any(shard.progress.state != "done" for shard in session.shards)
             if unfinished or retry.accept_changes:
@@ -342,10 +343,15 @@ def _on_plan(session: Session, report: Report, now: datetime) -> Step:
 def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
     """Return the session with a plan; after a retry the bound and the shards stay as they were."""
     warnings, old, shards = plan.warnings, session.plan, session.shards
+    kept_warnings = [one for one in session.warnings if one.startswith(ACCEPTED)]
+    warnings = (*kept_warnings, *(one for one in warnings if one not in kept_warnings))
+    has_changed = session.has_changed
     if old is None:
         shards = tuple(Shard(heard_at=now) for _ in plan.shards)
     else:
         kept: dict[str, Any] = {name: getattr(old, name) for name in KEPT_BY_RETRY}
+        is_other = any(old.source.get(name, one) != one for name, one in plan.source.items())
+        has_changed = has_changed or (is_other and session.counters.published > 0)
         # A retry may be the first attempt that writes dead letters.
         kept["dead_letters"] = old.dead_letters or plan.dead_letters
         if plan.matched is None and plan.counted == "running":  # until the events are counted again
@@ -353,7 +359,7 @@ def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
         plan = plan.model_copy(update=kept)
         plan = keep_handover(old, plan)
         session = _note_total(session, old.matched)
-    update = {"plan": plan, "warnings": warnings, "shards": shards}
+    update = {"plan": plan, "warnings": warnings, "shards": shards, "has_changed": has_changed}
     return _note_total(session.model_copy(update=update), plan.matched)
 
 

@@ -78,7 +78,9 @@ async def verify(
         _require_one_way(session)
         settings = settings_for(settings, session.start.source)
         store = EventStore(settings)
-        require_same_source(plan.source if plan else {}, source_of(settings, session.start))
+        require_same_source(
+            plan.source if plan else {}, source_of(settings, session.start), can_retry=False
+        )
         await store.require_collection()
         names = {*session.offsets, *(plan.partitions if plan else ())}
         topics = await describe_destinations(settings, names)
@@ -97,7 +99,7 @@ async def verify(
                 comparison.describe("unmarked", one, why) for one, why in published.marks.unmarked
             ),
             unmarked_count=published.marks.unmarked_count,
-            value_tells=_value_tells(settings.mapping),
+            value_tells=not session.start.transforms and _value_tells(settings.mapping),
             presence=await _presence(settings, store, session, comparison),
         )
         verdict = judge(session, comparison, evidence, at, time.monotonic() - began)

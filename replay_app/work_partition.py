@@ -546,6 +546,7 @@ class WorkPartition:
             cursor=emitted.cursor,
             due_at=emitted.due_at,
             paced_at=emitted.paced_at,
+            event_due_at=emitted.event_due_at,
         )
 
     def _hold(

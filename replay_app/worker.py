@@ -27,6 +27,7 @@ from replay_app.encoders import encoder_name
 from replay_app.exceptions import ReplayError
 from replay_app.internals import check_versions, has_lost_membership
 from replay_app.topic_watch import TopicWatch
+from replay_app.transform_names import import_transforms
 
 if TYPE_CHECKING:
     from replay_app.settings import Settings
@@ -68,6 +69,7 @@ def run_worker(settings: Settings) -> int:
     """
     check_versions()
     encoder_name(settings.encoder)  # raises if the encoder cannot be used
+    import_transforms(settings)
     _require_free_port(settings)
     _require_folder(settings.data_dir)
     tune_memory()

@@ -16,6 +16,7 @@ from replay_app.commands import Start
 from replay_app.context import WorkerContext
 from replay_app.demo.stack import free_port
 from replay_app.destinations import Destination
+from replay_app.exceptions import ReplayFailed
 from replay_app.plans import Planner
 from replay_app.publisher import Outbox
 from replay_app.reports import Counters, ShardProgress
@@ -128,6 +129,39 @@ async def test_an_array_of_times_is_in_no_time_range_and_not_behind(
     session = await ended(context, **start)
     events.insert_many([event(20, timestamp=[T0, T0]), event(21)])
     assert (await audit(session, context)).behind == 1
+
+
+@pytest.mark.parametrize("counted", ["beside", "after"])
+async def test_a_count_beside_the_shards_does_not_fail_a_replay_that_has_read_less(
+    context: WorkerContext, counted: str
+) -> None:
+    # The count of an attempt before, which one more event has come behind of.
+    session = await ended(context, EVENTS - 1, {"counted": counted, "matched": EVENTS})
+    changed, behind = (await audit(session, context)).warnings
+    assert "the replay has read 9, and the store still has 10" in changed
+    assert behind.startswith(f"1 {LATE}")
+    session = await ended(context, EVENTS - 1, {"counted": "before", "matched": EVENTS})
+    with pytest.raises(ReplayFailed, match="events were missed or read twice"):
+        await audit(session, context)
+
+
+@pytest.mark.parametrize("start", [{}, {"dry_run": True}])
+async def test_a_replay_that_was_faster_than_its_count_says_if_it_has_read_more_than_there_is(
+    context: WorkerContext,
+    events: Collection[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    start: Document,
+) -> None:
+    session = await ended(context, EVENTS + 2, NOT_COUNTED, **start)
+    found = await audit(session, context)
+    assert found.behind is None
+    assert "has read 12 events with a time, and the store now has 10" in found.warnings[0]
+    assert "or some were read twice" in found.warnings[0]
+    events.insert_many(event(number) for number in range(100, 30_000))
+    monkeypatch.setattr(audits, "BEHIND_SECONDS", 0.001)
+    monkeypatch.setattr(audits, "BEHIND_SHARE", 0.0)
+    (late,) = [one for one in (await audit(session, context)).warnings if "unknown" in one]
+    assert "could not be counted within 0 s" in late
 
 
 @pytest.mark.parametrize("start", [{}, {"dry_run": True}])

@@ -8,26 +8,30 @@ from typing import Any
 
 import bson
 import pytest
-from bson import Int64, ObjectId
+from bson import Binary, Int64, ObjectId
 from pymongo.collection import Collection
-from support import AWARE
 
 from replay_app.bounds import bounds_of, freeze_bounds
 from replay_app.commands import Start
 from replay_app.counts import count_events, count_timed
 from replay_app.destinations import Destination
 from replay_app.event_records import read_event_records
+from replay_app.events import LENIENT
 from replay_app.exceptions import ReplayFailed
 from replay_app.plans import Planner
-from replay_app.queries import all_of, compile_filter, from_json
+from replay_app.readers import Readers
 from replay_app.reports import Plan
 from replay_app.settings import Settings
 from replay_app.store import EventStore
 
 Document = dict[str, Any]
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-IDS = (1, 2.5, Int64(7), "a", "b", ObjectId("65920080000001000000002a"), b"\0")
-"""Ids in the order of MongoDB: numbers, texts, ObjectIds; bytes come before ObjectIds."""
+IDS = (
+    *(1, 2.5, Int64(7), "a", "b", ObjectId("65920080000001000000002a"), b"\0"),
+    *(Binary(bytes(16), 3), Binary(b"\1" * 16, 3), Binary(b"\2" * 16, 4), Binary(b"\3" * 16, 4)),
+    *({"a": Binary(bytes(16), 3)}, T0),
+)
+"""Ids of many types. The store says in which order they are."""
 
 
 async def describe(names: Iterable[str]) -> dict[str, Destination]:
@@ -54,13 +58,17 @@ async def planned(settings: Settings, store: EventStore, start: Start) -> Plan:
 
 async def read(store: EventStore, settings: Settings, start: Start, plan: Plan) -> set[Any]:
     """Return the event ids of all shards, as a worker would read them."""
-    own = compile_filter(start.filter, settings.mapping)
-    return {
-        document["event_id"]
-        for shard in plan.shards
-        async for page in store.pages(all_of(own, from_json(shard.match)), shard.sort, 50)
-        for document in bson.decode_all(page, codec_options=AWARE)
-    }
+    found: set[Any] = set()
+    readers = Readers(lambda _start: (settings, store), lambda _key: False, 1)
+    for number, shard in enumerate(plan.shards):
+        while True:
+            _, page = await readers.next_page(str(number), start, shard, None)
+            if page is None:
+                break
+            found |= {one["event_id"] for one in bson.decode_all(page, codec_options=LENIENT)}
+        await readers.drop(str(number))
+    await readers.close()
+    return found
 
 
 TIMES: dict[str, Callable[[int], Any]] = {

@@ -28,6 +28,7 @@ from replay_app.commands import (
 )
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
+    ACCEPTED,
     MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     MAX_LISTED_OFFSETS,
@@ -1542,3 +1543,35 @@ def test_long_texts_do_not_fail_a_replay_that_runs() -> None:
     assert small.plan is not None
     assert session.plan is not None
     assert small.plan.partitions == session.plan.partitions
+
+
+# Accepted changes
+
+
+def test_a_retry_that_accepts_changes_plans_again_and_says_so_only_if_there_are_any() -> None:
+    def planned(source: dict[str, str], *warnings: str) -> Plan:
+        return plan(1).model_copy(update={"source": source, "warnings": warnings})
+
+    session = after(None, start())
+    session = after(session, step_report(session, "plan", plan=planned({"a": "1"})))
+    session = after(session, shard_report(session, 0, "failed", error="a was 1", read=3))
+    accepting = Retry(replay_id=REPLAY, accept_changes=True)
+    step = on_command(session, accepting, at(2))
+    assert [token.kind for token in step.tokens] == ["plan"]
+    assert step.session is not None
+    again = step.session
+    assert (again.accepts_changes, again.has_changed) == (True, False)
+    for repeated in (accepting, Retry(replay_id=REPLAY)):
+        assert on_command(again, repeated, at(3)) == Step.nothing(again)
+    same = after(again, step_report(again, "plan", plan=planned({"a": "1"})))
+    assert not same.has_changed
+    warning = f"{ACCEPTED}, which count from there on: a"
+    other = after(again, step_report(again, "plan", plan=planned({"a": "2"}, warning)))
+    assert other.has_changed
+    assert warning in other.warnings
+    # A further retry accepts nothing new, and does not hide what was accepted.
+    other = after(other, shard_report(other, 0, "failed", error="no topic"))
+    other = after(other, Retry(replay_id=REPLAY))
+    assert not other.accepts_changes
+    other = after(other, step_report(other, "plan", plan=planned({"a": "2"})))
+    assert (other.has_changed, other.warnings.count(warning)) == (True, 1)

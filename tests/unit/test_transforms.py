@@ -7,9 +7,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import bson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from replay_app import transforms
+from replay_app import transform_names, transforms
 from replay_app.commands import Start, Target
 from replay_app.encoders import codec_name, make_encoder
 from replay_app.events import EventMapping
@@ -26,14 +28,8 @@ from replay_app.pages import EncodedPage, EncodeSpec
 from replay_app.redaction import Redaction
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import require_same_source, source_of
-from replay_app.transforms import (
-    DROP,
-    EventContext,
-    Output,
-    Transforms,
-    run_in_thread,
-    transforms_of,
-)
+from replay_app.transform_names import import_transforms, transforms_of
+from replay_app.transforms import DROP, EventContext, Output, Transforms, run_in_thread
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 SPEC = EncodeSpec(
@@ -161,6 +157,21 @@ class Odd(Exception):
         raise RuntimeError
 
 
+class Number(Enum):
+    ODD = float("nan")
+
+
+@dataclass
+class Point:
+    x: float
+
+
+class OddHeaders:
+    def __iter__(self) -> Iterator[Any]:
+        msg = "odd"
+        raise RuntimeError(msg)
+
+
 def raises(error: BaseException) -> Callable[..., Any]:
     def wrong(_event: Any, _context: Any) -> Any:
         raise error
@@ -190,16 +201,24 @@ def returns(value: Any) -> Callable[..., Any]:
         (returns("text"), "transform 'wrong' has returned a value of type str"),
         (returns(Output(document=[])), "transform 'wrong' has returned a value of type list"),  # type: ignore[arg-type]
         (returns(Output(value="text")), "has given a value of type str as value, and not bytes"),  # type: ignore[arg-type]
-        (returns(Output(topic="a b")), "sends the event to 'test.a b', which is not a topic name"),
+        (
+            returns(Output(topic="a b")),
+            "has sent the event to 'test.a b', which is not a topic name",
+        ),
         (returns(Output(topic=7)), "'test.7' does not exist"),  # type: ignore[arg-type]
-        (returns(Output(key=7)), "wrong key or wrong headers: TypeError: a key is text or bytes"),  # type: ignore[arg-type]
-        (returns(Output(key="\ud800")), "wrong key or wrong headers: UnicodeEncodeError"),
-        (returns(Output(headers=[("a",)])), "wrong key or wrong headers: ValueError"),  # type: ignore[list-item]
-        (returns(Output(headers=[("a", "text")])), "a header is a pair of text and bytes"),  # type: ignore[list-item]
+        (returns(Output(key=7)), "has given a value of type int as key, and not text or bytes"),  # type: ignore[arg-type]
+        (returns(Output(key="\ud800")), "has failed: UnicodeEncodeError"),
+        (returns(Output(headers=[("a",)])), "as header, and not a pair of a name and bytes"),  # type: ignore[list-item]
+        (returns(Output(headers=[("a", "text")])), "and not of text and bytes"),  # type: ignore[list-item]
         (returns(Output(headers=[("Replay-id", b"x")])), "only the replay itself writes headers"),
         (returns({"a": {1, 2}}), "type set, which has no mapping to JSON"),
         (returns({1: 2}), "it cannot be written as JSON"),
         (returns({"a": float("nan")}), "field 'a' holds nan"),
+        (returns({"a": (float("nan"),)}), "field 'a.0' holds nan"),
+        (returns({"a": Number.ODD}), "field 'a' holds nan"),
+        (returns({"a": Point(1.5)}), "type Point, which has no mapping to JSON"),
+        (returns(Output(headers=OddHeaders())), "has failed: RuntimeError: odd"),  # type: ignore[arg-type]
+        (returns(Output(key=Odd())), "has given a value of type Odd as key"),  # type: ignore[arg-type]
         (returns({"a": "x" * 20_000}), "too many for REPLAY_MAX_RECORD_BYTES=10000"),
         (returns(Output(topic="gone")), "its topic 'test.gone' does not exist"),
     ],
@@ -233,17 +252,31 @@ def test_a_document_that_is_turned_inside_out_fails_alone() -> None:
 # Names
 
 
+OWN_TRANSFORMS = """
+import functools
+
+def same(event, context):
+    return event
+
+partial = functools.partial(same)
+"""
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return settings with transforms of a module that the test can change."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own_transforms.py").write_text("def same(event, context):\n    return event\n")
+    (tmp_path / "own_transforms.py").write_text(OWN_TRANSFORMS)
     (tmp_path / "broken.py").write_text("raise RuntimeError('no licence')\n")
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "for_ever.py").write_text("import time\ntime.sleep(20)\n")
     places = {
         "same": "own_transforms:same",
         "missing": "no_such_module:f",
         "nameless": "own_transforms",
         "broken": "broken:f",
+        "script": "a_script:f",
+        "partial": "own_transforms:partial",
         "no-function": "own_transforms:__name__",
     }
     return load_settings(transforms=places)
@@ -252,9 +285,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture(autouse=True)
 def _forget() -> Any:
     yield
-    for remembered in (transforms._loaded, transforms._fingerprint, transforms._offered):
+    for remembered in (transform_names._loaded, transform_names._hash_of, transform_names._offered):
         remembered.cache_clear()
-    for name in ("own_transforms", "broken"):
+    transform_names._hanging.clear()
+    for name in ("own_transforms", "broken", "a_script"):
         sys.modules.pop(name, None)
 
 
@@ -273,6 +307,7 @@ def test_a_name_leads_to_its_function(settings: Settings) -> None:
         ("missing", "REPLAY_TRANSFORMS=no_such_module:f: write module:function"),
         ("nameless", "REPLAY_TRANSFORMS=own_transforms: write module:function"),
         ("broken", "no licence"),
+        ("script", "REPLAY_TRANSFORMS=a_script:f: write module:function"),
         ("no-function", "REPLAY_TRANSFORMS=own_transforms:__name__ is no function"),
     ],
 )
@@ -296,16 +331,19 @@ def test_an_installed_package_may_offer_transforms(settings: Settings, tmp_path:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-events\nVersion: 1.0\n")
     points = "[event_replay.transforms]\nfrom-package = own_transforms:same\n"
     (about / "entry_points.txt").write_text(points)
-    transforms._offered.cache_clear()
+    transform_names._offered.cache_clear()
     assert transforms_of(settings, ["from-package"]) is not None
 
 
 def test_another_version_of_a_transform_is_refused(settings: Settings, tmp_path: Path) -> None:
     planned = source_of(settings, start("same"))
+    partial = source_of(settings, start("partial"))["transform partial"]
+    assert partial.partition(" ")[2] == planned["transform same"].partition(" ")[2]
     assert planned["transform same"].startswith("own_transforms:same sha256:")
     require_same_source(planned, source_of(settings, start("same")))
     (tmp_path / "own_transforms.py").write_text("def same(event, context):\n    return {}\n")
-    transforms._fingerprint.cache_clear()  # as a worker that starts again
+    transform_names._loaded.cache_clear()  # as a worker that starts again
+    transform_names._hash_of.cache_clear()
     with pytest.raises(ReplayFailed, match="transform same was"):
         require_same_source(planned, source_of(settings, start("same")))
 
@@ -319,10 +357,11 @@ def test_a_replay_with_transforms_has_the_python_encoder_and_its_best_codec() ->
 # Time
 
 
-def in_thread(function: Callable[..., Any]) -> EncodedPage:
+def in_thread(function: Callable[..., Any], seconds: float | None = None) -> EncodedPage:
     spec = replace(SPEC, transforms=Transforms([("slow", function)]))
     encoder = make_encoder(spec, "auto")
-    return asyncio.run(run_in_thread(spec.transforms, encoder.encode, bson.encode(EVENT), 0))
+    encode = partial(encoder.encode, bson.encode(EVENT), 0)
+    return asyncio.run(run_in_thread(spec.transforms, encode, seconds))
 
 
 @pytest.fixture
@@ -368,17 +407,26 @@ def test_a_transform_that_sleeps_is_left_alone_and_does_not_keep_the_worker_from
 
 
 @pytest.mark.usefixtures("_short")
-def test_events_that_take_too_long_together_fail_the_replay(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transforms, "PART_SECONDS", 0.2)
-
+def test_events_that_take_too_long_together_are_tried_again() -> None:
     def slow(event: Any, _context: Any) -> Any:
         time.sleep(0.5)
         return event
 
-    with pytest.raises(ReplayFailed, match="a few events took"):
-        in_thread(slow)
+    with pytest.raises(TimeoutError, match=r"the events of a part within 0\.2 s"):
+        in_thread(slow, 0.2)
+
+
+def test_a_worker_imports_all_transforms_at_its_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transform_names, "IMPORT_SECONDS", 0.3)
+    hangs = {"for-ever": "for_ever:f"}
+    settings = settings.model_copy(update={"transforms": settings.transforms | hangs})
+    import_transforms(settings)
+    assert "own_transforms" in sys.modules
+    assert "transform broken cannot be used" in caplog.text
+    with pytest.raises(ReplayFailed, match=r"for_ever:f: its import takes longer than 0\.3 s"):
+        transforms_of(settings, ["for-ever"])
 
 
 def test_what_a_thread_raises_is_raised() -> None:
