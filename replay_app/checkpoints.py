@@ -77,6 +77,8 @@ class Checkpoint(Record):
     """Seconds since 1970. With ``speed``: when the last event read was due."""
     event_due_at: float = 0.0
     """Likewise: when the next event is due, or was due."""
+    parked: dict[str, str] = Field(default_factory=dict)
+    """With ``on_error`` "park": by aggregate id, the id of the event that has failed."""
     lost_markers: dict[str, dict[Count, Count]] = Field(default_factory=dict)
     """Of a finish step, by topic and partition: the first offset of a committed slice that had no
     marker there when the step looked."""
@@ -114,10 +116,10 @@ class Checkpoint(Record):
     ) -> Self:
         """Return the next checkpoint of a shard.
 
-        ``reason`` and ``warnings`` are those of the report. The place and the due times stay as in
-        the old checkpoint, unless ``update`` has them.
+        ``reason`` and ``warnings`` are those of the report. The place, the due times and what is
+        parked stay as in the old checkpoint, unless ``update`` has them.
         """
-        kept = ("cursor", "due_at", "paced_at", "event_due_at")
+        kept = ("cursor", "due_at", "paced_at", "event_due_at", "parked")
         place = {name: getattr(old, name) for name in kept} if old else {}
         report = Report(
             replay_id=token.replay_id,

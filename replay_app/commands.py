@@ -137,8 +137,10 @@ StoredId = Annotated[str | StoredInt, _either("a string or a whole number of at 
 TransformName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 Redact = Literal["drop", "null", "mask", "hash"]
 """What becomes of a field that a replay redacts."""
-LeavesOut = Literal["skip", "dead-letter"]
+LeavesOut = Literal["skip", "dead-letter", "park"]
 """What to do about an event that cannot be replayed, where the replay goes on without the event."""
+LETTERS = ("dead-letter", "park")
+"""Values of ``on_error`` that write dead letters."""
 Rate = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 """Events per second. The least rate is one event in 1,000 seconds."""
 Speed = Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)]
@@ -327,7 +329,8 @@ class Start(_Command):
     """Stop after this number of matching events."""
     until_event_id: StoredId | None = None
     """Stop after this event, which must be in the store."""
-    on_error: Literal["fail", "skip", "dead-letter"] = "fail"
+    on_error: Literal["fail", "skip", "dead-letter", "park"] = "fail"
+    """``park``: dead-letter the event, and the later events of its aggregate behind it."""
     control_records: bool = False
     include_replayed: bool = False
     """Also publish stored events that are marked as replayed (docs/mapping.md, the loop guard)."""

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from replay_app import crashpoints
 from replay_app.checkpoints import progress_of
+from replay_app.commands import LETTERS
 from replay_app.consumption import allowance as session_allowance
 from replay_app.destinations import batch_limits, grown_topics
 from replay_app.encoders import encode_spec, make_encoder
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.pacing import Pace, allowance, charge, due
 from replay_app.pages import count_documents, event_times, people_json, split_page
+from replay_app.parking import MAX_PARKED, Parking
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
 from replay_app.refusals import refused_page
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from replay_app.checkpoints import Checkpoint, Token
     from replay_app.context import WorkerContext
     from replay_app.pages import EncodedPage, EncodeSpec, FailedEvent, PageEncoder
+    from replay_app.parking import Parked
     from replay_app.publisher import FencedProducer
     from replay_app.readers import PageReader, Readers
     from replay_app.refusals import Refusals
@@ -84,6 +87,7 @@ class Emitted:
     read: int
     """Events of this slice."""
     warnings: tuple[str, ...]
+    parked: Parked
 
 
 class EmitSlice:
@@ -125,6 +129,7 @@ class EmitSlice:
         self._paced_at = old.paced_at if old else 0.0
         self._event_due_at = old.event_due_at if old and self._pace else 0.0
         """When the next event is due, as far as it is known."""
+        self._parking = Parking(old.parked if old else {})
         self._dues: list[float] = []
         """When the events of the present page are due, at their pace."""
         self._tally = Tally(progress_of(old))
@@ -184,6 +189,7 @@ class EmitSlice:
             self._event_due_at,
             self._events,
             self._warnings,
+            self._parking.behind,
         )
 
     async def _publish_pages(self) -> tuple[str, str | None, str | None]:
@@ -384,6 +390,8 @@ class EmitSlice:
             {name: one.partitions for name, one in topics.items() if one.partitions},
             batch_limits(topics, settings.max_record_bytes),
         )
+        if self._on_error == "park":
+            self._spec = replace(self._spec, parking=self._parking)
         return make_encoder(self._spec, settings.encoder)
 
     async def _encode_part(
@@ -514,7 +522,7 @@ class EmitSlice:
         by_id = "" if event_id is None else "skip_events, or with "
         return (
             f"event {event_id!r}: {failure.reason}; correct it and retry, or go on without it: "
-            f"retry with {by_id}on_error skip or dead-letter"
+            f"retry with {by_id}on_error skip, dead-letter or park"
         )
 
     # Publishing
@@ -522,6 +530,13 @@ class EmitSlice:
     async def _publish(self, page: bytes, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
+        if encoded.parked is not None and len(encoded.parked) > MAX_PARKED:
+            msg = (
+                f"more than {MAX_PARKED:,} aggregates would be parked behind failed events: mend "
+                "what makes them fail, then retry; or go on without them: retry with on_error skip "
+                "or dead-letter"
+            )
+            raise ReplayFailed(msg)
         cursor = advance(self._cursor, encoded.cursor, encoded.unplaced)
         if not start.dry_run:
             if not self._producer.in_transaction:
@@ -529,6 +544,8 @@ class EmitSlice:
                 self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._sending = asyncio.create_task(self._send(page, encoded))
         reader.position = self._cursor = cursor
+        if encoded.parked is not None:
+            self._parking.behind = encoded.parked
         if encoded.read and self._dues:  # a tie may have more events than are due
             self._paced_at = self._dues[min(encoded.read, len(self._dues)) - 1]
         self._tally.add(encoded, dry_run=start.dry_run, on_error=self._on_error)
@@ -543,7 +560,7 @@ class EmitSlice:
             self._refusals.learn(page, encoded, error.refusals, self._spec)
             raise
         self._refusals.taken(encoded)
-        if self._on_error == "dead-letter":
+        if self._on_error in LETTERS:
             for failure in encoded.failures:
                 if failure.missing_topic is None:  # else the replay fails, and keeps the event
                     await self._send_dead_letter(failure)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from replay_app.exceptions import InvalidSettings
-from replay_app.pages import EncodeSpec, PageEncoder
+from replay_app.pages import EncodedPage, EncodeSpec, PageEncoder
 from replay_app.python_encoder import PythonEncoder
 from replay_app.redaction import redaction_of
 from replay_app.schemas import schemas_of
@@ -77,12 +78,32 @@ def make_encoder(spec: EncodeSpec, choice: str) -> PageEncoder:
         When the choice is ``native`` and the native encoder cannot be used.
 
     """
+    if spec.parking is not None:
+        return ParkingEncoder(spec, choice)
     if encoder_name(choice) == "native" and not spec.needs_python:
         # Imported here: replay_native is optional.
         from replay_app.native_encoder import NativeEncoder  # noqa: PLC0415
 
         return NativeEncoder(spec)
     return PythonEncoder(spec)
+
+
+class ParkingEncoder:
+    """The encoder of a replay that parks: the usual one until an event of a page fails."""
+
+    def __init__(self, spec: EncodeSpec, choice: str) -> None:
+        self._spec = spec
+        self._usual = make_encoder(replace(spec, parking=None), choice)
+        self._reference = PythonEncoder(spec)
+        self.name = self._usual.name
+
+    def encode(self, page: bytes, now_ms: int) -> EncodedPage:
+        """Encode a page; see `PageEncoder`."""
+        if self._spec.parking is None or not self._spec.parking.behind:
+            encoded = self._usual.encode(page, now_ms)
+            if not encoded.failures:
+                return encoded
+        return self._reference.encode(page, now_ms)
 
 
 def encoder_name(choice: str) -> str:

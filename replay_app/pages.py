@@ -26,6 +26,7 @@ from replay_app.events import LENIENT, Document, EventMapping, event_id, time_of
 from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.extended_json import RELAXED
 from replay_app.internals import BatchBuilder
+from replay_app.parking import Parked, Parking
 from replay_app.queries import sort_value
 from replay_app.redaction import Redaction
 from replay_app.schemas import Schemas
@@ -78,6 +79,8 @@ class EncodeSpec:
     """Most bytes of a batch, for each topic whose own limit is below ``max_record_bytes``."""
     redaction: Redaction | None = None
     transforms: Transforms | None = None
+    parking: Parking | None = None
+    """With ``on_error`` "park". Shared by all encoders of a slice."""
     schemas: Schemas | None = None
     """Only the Python encoder knows transforms and schemas."""
 
@@ -125,6 +128,11 @@ class EncodedPage:
     """Events left out because they are marked as replayed."""
     dropped: int = 0
     """Events that a transform has dropped."""
+    waiting: int = 0
+    """Events that are parked. Each is also a failure."""
+    parked: Parked | None = None
+    """Which aggregates are parked after the page. None: as before."""
+    parked_before: Parked = field(default_factory=dict)
     bytes: int = 0
     """Bytes of all values."""
     batches: list[Batch] = field(default_factory=list)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from replay_app.bounds import Bounds, bounds_of, freeze_bounds
+from replay_app.commands import LETTERS
 from replay_app.counts import (
     Counts,
     Topicless,
@@ -216,7 +217,7 @@ class Planner:
 
     async def _dead_letters(self) -> str:
         """Return the id of the topic that takes the dead letters; empty without such a topic."""
-        if self._start.on_error != "dead-letter":
+        if self._start.on_error not in LETTERS:
             return ""
         name = Topics.of(self._settings).dead_letters.name
         found = await self._describe([name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -43,10 +44,12 @@ from replay_app.pages import (
     document_spans,
     make_failure,
     overhead_bytes,
+    readable,
     replay_headers,
     set_position,
     timestamp_ms,
 )
+from replay_app.parking import ParkedEvent, must_wait, park
 from replay_app.partitioner import partition_of
 from replay_app.transforms import DROP, Drop, EventContext
 
@@ -75,6 +78,7 @@ class PythonEncoder:
         self._compression = COMPRESSION_CODES[spec.compression]
         self._used = {*fields_of(spec.mapping), *spec.cursor_fields}
         self._topics: dict[tuple[str, Any], str] = {}
+        self._parked = {} if spec.parking is None else dict(spec.parking.behind)
         self._transforms = spec.transforms
         redaction = spec.redaction
         self._redact = _keep_all if redaction is None else redaction.apply
@@ -86,6 +90,8 @@ class PythonEncoder:
         out = EncodedPage()
         open_batches: dict[tuple[str, int], Batch] = {}
         by_type, by_topic = out.by_type, out.by_topic
+        if spec.parking is not None:
+            self._parked, out.parked_before = dict(spec.parking.behind), spec.parking.behind
         spans = list(document_spans(page))
         for index, document in enumerate(_decode_all(page, spans)):
             raw = page[slice(*spans[index])]
@@ -93,6 +99,8 @@ class PythonEncoder:
                 record = self._map(document, raw)
             except EventError as error:
                 out.failures.append(make_failure(index, raw, error, spec.mapping))
+                out.waiting += isinstance(error, ParkedEvent)
+                self._park(raw, error)
                 if spec.stop_at_failure:
                     break
                 out.read += 1
@@ -119,6 +127,8 @@ class PythonEncoder:
             out.encoded += batch.records
             out.bytes += batch.bytes
             batch.builder.close()
+        if self._parked != out.parked_before:
+            out.parked = self._parked
         if out.read:
             set_position(out, page, spans[out.read - 1], spec)
         return out
@@ -134,8 +144,22 @@ class PythonEncoder:
             When the event cannot be replayed.
 
         """
-        record = self._map(_decode(document), document)
+        try:
+            record = self._map(_decode(document), document)
+        except EventError as error:
+            self._park(document, error)
+            raise
         return None if isinstance(record, Drop) else record
+
+    def _park(self, raw: bytes, error: EventError) -> None:
+        """Let the later events of a failed event's aggregate wait."""
+        if self._spec.parking is None or isinstance(error, MissingTopic | ParkedEvent):
+            return
+        document, mapping = readable(raw), self._spec.mapping
+        identity = None
+        with contextlib.suppress(EventError):
+            identity = event_id(document, mapping)
+        park(self._parked, document, mapping, identity)
 
     def _map(self, document: Document | EventError, raw: bytes) -> Record | Drop | None:
         if isinstance(document, EventError):
@@ -146,6 +170,8 @@ class PythonEncoder:
         delivered = delivery_text(id_of(document, mapping)).encode()
         if self._guard is not None and is_marked(document, self._guard):
             return None
+        if (behind := must_wait(self._parked, document, mapping, identity)) is not None:
+            raise ParkedEvent(behind)
         self._require_whole(document, raw)
         kind = event_type(document, mapping)
         time = event_time(document, mapping)
@@ -169,13 +195,7 @@ class PythonEncoder:
                 return DROP
             document, value, context = changed
             topic, key, original = context.topic, context.key, context.headers
-        if value is None:
-            value = event_value(document, mapping)
-            checked = value
-        else:  # a transform has given bytes: what it has made them of is checked
-            checked = encode_json(document) if spec.schemas is not None else None
-        if spec.schemas is not None and checked is not None:  # None: a tombstone
-            spec.schemas.check(kind, checked)
+        value = self._value(kind, document, value)
         headers: list[Header] = [
             *original,
             *self._headers,
@@ -184,13 +204,7 @@ class PythonEncoder:
         ]
         size = len(key) + len(value or b"") + len(delivered) + self._overhead_bytes
         size += sum(HEADER_BYTES + len(name.encode()) + len(text or b"") for name, text in original)
-        if size > spec.max_record_bytes:
-            msg = (
-                f"as a record it has {size} bytes, too many for "
-                f"REPLAY_MAX_RECORD_BYTES={spec.max_record_bytes}: raise it, and the "
-                "broker's message.max.bytes"
-            )
-            raise EventError(msg)
+        self._require_size(size)
         # After all that is the event's own fault: a missing topic stops the whole replay.
         count = 1 if spec.partitions is None else spec.partitions.get(topic)
         if count is None:
@@ -198,6 +212,27 @@ class PythonEncoder:
         if size > spec.batch_bytes.get(topic, size):
             self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers
+
+    def _value(self, kind: str, document: Document, value: bytes | None) -> bytes | None:
+        """Return the record's value, which is ``value`` if a transform has given bytes."""
+        schemas, mapping = self._spec.schemas, self._spec.mapping
+        if value is None:
+            value = checked = event_value(document, mapping)
+        else:  # what the transform has made the bytes of is checked
+            checked = None if schemas is None else encode_json(document)
+        if schemas is not None and checked is not None:  # a tombstone fits every schema
+            schemas.check(kind, checked)
+        return value
+
+    def _require_size(self, size: int) -> None:
+        """Raise `EventError` if a record has too many bytes."""
+        most = self._spec.max_record_bytes
+        if size > most:
+            msg = (
+                f"as a record it has {size} bytes, too many for REPLAY_MAX_RECORD_BYTES={most}: "
+                "raise it, and the broker's message.max.bytes"
+            )
+            raise EventError(msg)
 
     def _require_room(
         self, topic: str, key: bytes, value: bytes | None, headers: list[Header]

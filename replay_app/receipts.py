@@ -114,6 +114,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     counters = dict(receipt.get("counters") or {})
     if receipt.get("dropped"):
         counters["dropped by transforms"] = receipt["dropped"]
+    if receipt.get("parked"):
+        counters["parked behind failed events"] = receipt["parked"]
     counters["bytes of the values"] = receipt.get("bytes")
     counters["behind the cursor at the end"] = receipt.get("behind")
     rows = ((name, value) for name, value in counters.items() if value is not None)

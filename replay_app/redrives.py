@@ -71,7 +71,7 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
         **{member: start[member] for member in KEPT if start.get(member)},
         "replay_id": name,
         "filter": {"event_ids": ids},
-        "on_error": "dead-letter",
+        "on_error": "park" if session["start"]["on_error"] == "park" else "dead-letter",
         "reason": f"redrive of {replay_id}",
         "dry_run": options.dry_run,
         **({"requested_by": options.requested_by} if options.requested_by else {}),

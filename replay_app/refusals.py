@@ -12,6 +12,7 @@ All of this is in memory only. A worker that takes the shard over finds the even
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from replay_app.exceptions import EventError
@@ -20,9 +21,11 @@ from replay_app.pages import (
     EncodeSpec,
     document_spans,
     make_failure,
+    readable,
     set_position,
     split_page,
 )
+from replay_app.parking import Parking, park
 from replay_app.python_encoder import PythonEncoder
 
 if TYPE_CHECKING:
@@ -117,6 +120,10 @@ def refused_page(document: bytes, reason: str, spec: EncodeSpec) -> EncodedPage:
     """Return the account of a page of one refused event, as an encoder gives of a failed event."""
     failure = make_failure(0, document, EventError(reason), spec.mapping)
     out = EncodedPage(failures=[failure])
+    if spec.parking is not None:
+        out.parked_before = spec.parking.behind
+        out.parked = dict(out.parked_before)
+        park(out.parked, readable(document), spec.mapping, failure.event_id)
     if not spec.stop_at_failure:
         out.read = 1
         set_position(out, document, (0, len(document)), spec)
@@ -139,6 +146,8 @@ def _documents_of(
         if (other.topic, other.partition) == lane:
             before += other.records
     wanted = {before + place for place in places}
+    if spec.parking is not None:  # what waited in this page has no record
+        spec = replace(spec, parking=Parking(encoded.parked_before))
     encoder = PythonEncoder(spec)
     number = 0
     for start, end in document_spans(page):

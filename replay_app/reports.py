@@ -109,6 +109,8 @@ class ShardProgress(Record):
     """Events that could not be mapped or encoded. They also count as skipped or dead_lettered."""
     dropped: Count = 0
     """Events that a transform has dropped. They also count as skipped."""
+    parked: Count = 0
+    """Good events behind a failed one of their aggregate. They also count as failed."""
     bytes: Count = 0
     """Bytes of the encoded values."""
     by_type: Counts = Field(default_factory=dict)

@@ -114,6 +114,8 @@ class Receipt(_SessionPart):
     """Bytes of the encoded values."""
     dropped: Count = 0
     """Events that a transform has dropped. They also count as skipped."""
+    parked: Count = 0
+    """Good events behind a failed one of their aggregate. They also count as dead_lettered."""
     offsets: Offsets
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_SHARDS)]
     """The first failures of each shard."""
@@ -526,6 +528,7 @@ def make_receipt(session: Session, now: datetime, finish: Report | None = None) 
         by_topic=dict(by_topic),
         bytes=sum(shard.progress.bytes for shard in session.shards),
         dropped=sum(shard.progress.dropped for shard in session.shards),
+        parked=sum(shard.progress.parked for shard in session.shards),
         offsets=session.offsets,
         failures=tuple(f for shard in session.shards for f in shard.progress.failures),
         seconds=(now - session.created_at).total_seconds(),

@@ -137,7 +137,7 @@ def add_start_options(parser: ArgumentParser) -> None:
         "--on-error",
         "body.on_error",
         "what to do about an event that cannot be replayed (default: fail)",
-        choices=["fail", "skip", "dead-letter"],
+        choices=["fail", "skip", "dead-letter", "park"],
     )
     add_switch(
         "--check-schemas",

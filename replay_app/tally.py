@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from replay_app.commands import LETTERS
 from replay_app.reports import (
     MAX_ERROR,
     MAX_LISTED_FAILURES,
@@ -36,6 +37,7 @@ class Tally:
         self.valid = base.valid
         self.failed = base.failed
         self.dropped = base.dropped
+        self.parked = base.parked
         self.bytes = base.bytes
         self.by_type = dict(base.by_type)
         self.by_topic = dict(base.by_topic)
@@ -57,7 +59,8 @@ class Tally:
         # With on_error "fail" the page ends before its failure, which is not counted.
         failed = page.read - page.encoded - page.skipped_replays - page.dropped
         self.failed += failed
-        if on_error == "dead-letter" and not dry_run:
+        self.parked += page.waiting
+        if on_error in LETTERS and not dry_run:
             self.dead_lettered += failed
         else:
             self.skipped += failed
@@ -85,6 +88,7 @@ class Tally:
             valid=self.valid,
             failed=self.failed,
             dropped=self.dropped,
+            parked=self.parked,
             bytes=self.bytes,
             by_type=self.by_type,
             by_topic=self.by_topic,

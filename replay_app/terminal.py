@@ -256,6 +256,7 @@ def account(session: SessionJson) -> list[str]:
                 ("by topic", _counts(receipt["by_topic"])),
                 ("bytes", f"{receipt['bytes']:,}"),
                 ("dropped", f"{receipt['dropped']:,}" if receipt.get("dropped") else None),
+                ("parked", f"{receipt['parked']:,}" if receipt.get("parked") else None),
                 ("visible", receipt.get("visible_at")),
                 ("stored behind", _stored_behind(receipt)),
                 ("verified", _verified(session.get("verification"))),

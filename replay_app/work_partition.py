@@ -547,6 +547,7 @@ class WorkPartition:
             due_at=emitted.due_at,
             paced_at=emitted.paced_at,
             event_due_at=emitted.event_due_at,
+            parked=emitted.parked,
         )
 
     def _hold(

@@ -264,7 +264,10 @@ def test_times_in_reverse_are_refused(end: str) -> None:
         ({"max_gap_seconds": 2}, "max_gap_seconds needs a speed"),
         ({"speed": 2, "max_gap_seconds": 0}, "max_gap_seconds: Input should be greater than 0"),
         ({"ordering": "random"}, "ordering: Input should be 'global' or 'aggregate'"),
-        ({"on_error": "ignore"}, "on_error: Input should be 'fail', 'skip' or 'dead-letter'"),
+        (
+            {"on_error": "ignore"},
+            "on_error: Input should be 'fail', 'skip', 'dead-letter' or 'park'",
+        ),
         ({"dry_run": "yes"}, "dry_run: Input should be a valid boolean"),
         ({"dry_run": 1}, "dry_run: Input should be a valid boolean"),
         ({"after": ["r1"]}, "a replay cannot wait for itself"),
