@@ -56,6 +56,7 @@ def test_an_aggregate_waits_behind_its_failed_event_over_kills_and_is_redriven_i
 
     replay_app = CommandLine({**cluster.environment, "REPLAY_URL": worker.url}, tmp_path)
     assert "parked behind failed events" in replay_app("receipt", "r")
+    assert "equal" in replay_app("verify", "r")
     letters = json.loads(replay_app("dead-letters", "r", "--json"))
     parked = [one for one in letters if "it is parked behind event" in one["reason"]]
     assert len(parked) == len(POISONED)
