@@ -77,9 +77,10 @@ def kill_chained_workers(trial: Trial, times: int) -> Outcome:
 
 
 def kill_pacing_workers(trial: Trial, times: int) -> Outcome:
-    """Kill workers while replays make steps, keep the pace of their events, and transform them."""
+    """Kill workers while replays make steps, keep the events' pace, transform, and park events."""
     trial.mix()
-    return replace(kill_workers(trial, times), fault="kill -9 of workers: steps, pace, transforms")
+    fault = "kill -9 of workers: steps, pace, transforms, parked aggregates"
+    return replace(kill_workers(trial, times), fault=fault)
 
 
 def join_and_leave(trial: Trial, times: int) -> Outcome:

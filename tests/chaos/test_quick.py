@@ -32,7 +32,7 @@ def test_nothing_is_lost_repeated_or_disordered_whatever_dies() -> None:
         "kill -9 of workers",
         "kill -9 of workers while they count",
         "kill -9 of workers, replays in chains",
-        "kill -9 of workers: steps, pace, transforms",
+        "kill -9 of workers: steps, pace, transforms, parked aggregates",
         "SIGSTOP past the session timeout, SIGCONT",
         "store kill -9 and restart",
         "broker kill -9 and restart",

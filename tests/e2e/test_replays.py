@@ -331,7 +331,7 @@ def test_retries_skip_one_event_and_then_bury_all_that_fail(
     replay_id = unique_name("leaving")
     session = shop.run(replay_id, filter={"event_types": [kind]}, target={"topic": topic})
     assert f"event '{kind}-1'" in session["error"]
-    assert "retry with skip_events, or with on_error skip or dead-letter" in session["error"]
+    assert "retry with skip_events, or with on_error skip, dead-letter or park" in session["error"]
     # The third event is skipped only if it fails: it fails at once behind the first.
     shop.command(replay_id, "retry", skip_events=[f"{kind}-1", f"{kind}-3", f"{kind}-7"])
     session = shop.wait_for(replay_id, "failed", attempt=2)
@@ -798,7 +798,8 @@ def test_a_discarded_dead_letter_is_not_listed_and_not_redriven(
     replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
     one = ("--event-id", f"{kind}-1", "--reason", "a test order")
     assert "1 dead letters" in replay_app("discard", replay_id, *one)
-    assert replay_app("dead-letters", replay_id, "--ids").split() == [f"{kind}-0", f"{kind}-2"]
+    left = sorted(replay_app("dead-letters", replay_id, "--ids").split())
+    assert left == [f"{kind}-0", f"{kind}-2"]
     (group,) = json.loads(replay_app("dead-letters", replay_id, "--discarded", "--json"))
     assert (group["event_ids"], group["discarded"]) == ([f"{kind}-1"], "a test order")
     assert "a test order" in replay_app("dead-letters", replay_id, "--discarded")
@@ -806,7 +807,7 @@ def test_a_discarded_dead_letter_is_not_listed_and_not_redriven(
     with shop.store() as collection:
         collection.update_many({"event_type": kind}, {"$set": {"body": "x"}})
     told = json.loads(replay_app("redrive", replay_id, "--json"))
-    assert told["event_ids"] == [f"{kind}-0", f"{kind}-2"]
+    assert sorted(told["event_ids"]) == left
     session = shop.wait_for(told["replay_id"], "completed")
     assert session["counters"]["published"] == 2
     replay_app("discard", replay_id, "--reason", "all done")

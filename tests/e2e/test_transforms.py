@@ -49,7 +49,7 @@ def test_the_guide_says_what_the_commands_do(shop: Cluster, worker: Worker, tmp_
     orders[3] |= {"amount": "1e9"}
     shop.insert(one | {"aggregate_id": "o-guide"} for one in orders)
     replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
-    plan, start, events, verify = commands_of_the_guide()
+    plan, start, events, verify, _dry_run_with_schemas = commands_of_the_guide()
 
     assert '"amount_cents":1250' in replay_app(*plan).replace(" ", "")
     assert "completed" in replay_app(*start)
