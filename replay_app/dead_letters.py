@@ -97,6 +97,8 @@ def _parts(group: LetterGroup, discarded: Mapping[str, str]) -> Iterator[LetterG
     for event_id in group.event_ids:
         by_reason.setdefault(discarded.get(event_id, ""), []).append(event_id)
     behind = group.count - len(group.event_ids)  # letters whose ids are not kept
+    if behind:
+        by_reason.setdefault("", [])
     for why, ids in by_reason.items():
         count = len(ids) + (0 if why else behind)
         yield replace(group, count=count, event_ids=ids, discarded=why)

@@ -24,7 +24,7 @@ from replay_app.encoders import encode_spec, make_encoder
 from replay_app.exceptions import ReplayFailed, Unavailable
 from replay_app.pacing import Pace, allowance, charge, due
 from replay_app.pages import count_documents, event_times, people_json, split_page
-from replay_app.parking import MAX_PARKED, Parking
+from replay_app.parking import MAX_PARKED, Parking, is_full
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
 from replay_app.refusals import refused_page
@@ -129,6 +129,8 @@ class EmitSlice:
         self._paced_at = old.paced_at if old else 0.0
         self._event_due_at = old.event_due_at if old and self._pace else 0.0
         """When the next event is due, as far as it is known."""
+        self._awaited_at = 0.0
+        """The same, if the slice has ended only because this event is not due."""
         self._parking = Parking(old.parked if old else {})
         self._dues: list[float] = []
         """When the events of the present page are due, at their pace."""
@@ -186,7 +188,7 @@ class EmitSlice:
             self._cursor,
             self._due_at,
             self._paced_at,
-            self._event_due_at,
+            self._awaited_at,
             self._events,
             self._warnings,
             self._parking.behind,
@@ -280,6 +282,7 @@ class EmitSlice:
         Return the reason of a wait that people notice.
         """
         due, now = self._event_due_at, time.time()
+        self._awaited_at = due
         if due - now > IDLE_SECONDS:  # a store closes a cursor that nobody uses
             await self._readers.drop(self._token.key)
         self._due_at = max(self._due_at, due, now + PACE_SECONDS)
@@ -390,7 +393,7 @@ class EmitSlice:
             {name: one.partitions for name, one in topics.items() if one.partitions},
             batch_limits(topics, settings.max_record_bytes),
         )
-        if self._on_error == "park":
+        if self._on_error == "park" and not session.start.dry_run:
             self._spec = replace(self._spec, parking=self._parking)
         return make_encoder(self._spec, settings.encoder)
 
@@ -408,9 +411,8 @@ class EmitSlice:
             encoder, encoded = await self._encode_again(page)
         if encoded.failures and self._is_skipped(encoded.failures[-1]):
             encoded = await self._encode_past(page)
-            if (
-                encoded.failures and encoded.failures[-1].missing_topic
-            ):  # perhaps a topic that nobody has asked for yet
+            # Perhaps a topic that nobody has asked for yet.
+            if encoded.failures and encoded.failures[-1].missing_topic:
                 encoder, _ = await self._encode_again(page)
                 encoded = await self._encode_past(page)
         return encoder, encoded
@@ -462,10 +464,16 @@ class EmitSlice:
         with self._context.metrics.waiting("encode"):
             transforms = self._spec.transforms
             encode = functools.partial(encoder.encode, page, _now_ms())
-            encoded = await run_in_thread(transforms, encode, PART_LIMIT)
+            try:
+                encoded = await run_in_thread(transforms, encode, PART_LIMIT)
+            except TimeoutError as error:
+                # Once more from the checkpoint, and never so many events at once again.
+                self._refusals.part_events = max(1, count_documents(page) // 16)
+                raise BatchesRefused([]) from error
         if self._part_events is not None:
             wanted = self._part_events * PART_SECONDS / max(1e-9, time.monotonic() - began)
-            self._part_events = max(1, min(self._part_events * PART_GROWTH, round(wanted)))
+            most = min(self._part_events * PART_GROWTH, self._refusals.part_events)
+            self._part_events = max(1, min(most, round(wanted)))
         return encoded
 
     async def _encode_again(self, page: bytes) -> tuple[PageEncoder, EncodedPage]:
@@ -530,11 +538,12 @@ class EmitSlice:
     async def _publish(self, page: bytes, encoded: EncodedPage, reader: PageReader) -> None:
         """Give a page's batches to the producer, and move the cursor behind the page."""
         start = self._session.start
-        if encoded.parked is not None and len(encoded.parked) > MAX_PARKED:
+        if encoded.parked is not None and is_full(encoded.parked):
             msg = (
-                f"more than {MAX_PARKED:,} aggregates would be parked behind failed events: mend "
-                "what makes them fail, then retry; or go on without them: retry with on_error skip "
-                "or dead-letter"
+                f"more than {MAX_PARKED:,} aggregates, or too long ids, would be parked behind "
+                "failed events: mend what makes them fail, then retry. A retry with on_error skip "
+                "or dead-letter goes on, and does not keep the later events of the parked "
+                "aggregates back any more"
             )
             raise ReplayFailed(msg)
         cursor = advance(self._cursor, encoded.cursor, encoded.unplaced)

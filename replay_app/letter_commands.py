@@ -11,7 +11,7 @@ from typing import Any
 from replay_app.arguments import AddCommand
 from replay_app.commands import Source
 from replay_app.dead_letters import LetterGroup, discard_letters, find_dead_letters
-from replay_app.exceptions import ReplayError
+from replay_app.exceptions import ReplayError, WrongUsage
 from replay_app.logs import silence_aiokafka
 from replay_app.reports import MAX_SHOWN_ID
 from replay_app.settings import load_settings
@@ -113,6 +113,8 @@ def chosen_letters(groups: Iterable[LetterGroup], options: argparse.Namespace) -
 
 def _discard(options: argparse.Namespace) -> int:
     silence_aiokafka()
+    if not options.reason.strip():
+        raise WrongUsage("--reason is empty: say why nobody needs these events")
     settings = settings_for(load_settings(), Source(mapping=options.mapping))
     replay_id = options.replay_id
     ids = chosen_letters(asyncio.run(find_dead_letters(settings, replay_id)), options)

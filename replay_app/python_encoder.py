@@ -178,6 +178,7 @@ class PythonEncoder:
         original: Sequence[Header] = event_headers(document, mapping)
         topic = self._topic(kind, field_at(document, mapping.field_topic))
         key = event_key(document, mapping, identity)
+        version = None if spec.schemas is None else spec.schemas.version_of(document)
         strip(document, mapping, self._redact)
         value = None
         if self._transforms is not None:
@@ -195,7 +196,7 @@ class PythonEncoder:
                 return DROP
             document, value, context = changed
             topic, key, original = context.topic, context.key, context.headers
-        value = self._value(kind, document, value)
+        value = self._value(kind, version, document, value)
         headers: list[Header] = [
             *original,
             *self._headers,
@@ -213,15 +214,22 @@ class PythonEncoder:
             self._require_room(topic, key, value, headers)
         return kind, topic, partition_of(key, count), time, key, value, headers
 
-    def _value(self, kind: str, document: Document, value: bytes | None) -> bytes | None:
-        """Return the record's value, which is ``value`` if a transform has given bytes."""
+    def _value(
+        self, kind: str, version: Any, document: Document, value: bytes | None
+    ) -> bytes | None:
+        """Return the record's value, which is ``value`` if a transform has given bytes.
+
+        ``version`` is that of the stored event, for its schema. A transform may have changed it.
+        """
         schemas, mapping = self._spec.schemas, self._spec.mapping
+        if schemas is not None and self._transforms is not None:
+            version = schemas.version_of(document) or version
         if value is None:
             value = checked = event_value(document, mapping)
         else:  # what the transform has made the bytes of is checked
             checked = None if schemas is None else encode_json(document)
         if schemas is not None and checked is not None:  # a tombstone fits every schema
-            schemas.check(kind, checked)
+            schemas.check(kind, version, checked)
         return value
 
     def _require_size(self, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from replay_app.arguments import AddCommand
 from replay_app.client import NOT_FOUND, Client, Refused, SessionJson
@@ -18,6 +18,7 @@ from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError
 from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
+from replay_app.parking import parked_behind
 from replay_app.sessions import TERMINAL
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
@@ -60,9 +61,11 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
     # The mapping tells the types of the letters; the worker looks at the rest of the source.
     mapping = (start.get("source") or {}).get("mapping")
     settings = settings_for(load_settings(), Source(mapping=mapping))
-    wanted = chosen_letters(_letters(settings, replay_id), options)
+    letters = _letters(settings, replay_id)
+    wanted = chosen_letters(letters, options)
     name, published = _next(client, settings, replay_id)
     ids = [one for one in wanted if one not in published]
+    _require_whole_chains(letters, {*wanted}, published)
     if not ids:
         what = "are published by a redrive" if wanted else "fit"
         word = "all" if wanted else "none"
@@ -71,7 +74,7 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
         **{member: start[member] for member in KEPT if start.get(member)},
         "replay_id": name,
         "filter": {"event_ids": ids},
-        "on_error": "park" if session["start"]["on_error"] == "park" else "dead-letter",
+        "on_error": "park" if _parks(session) else "dead-letter",
         "reason": f"redrive of {replay_id}",
         "dry_run": options.dry_run,
         **({"requested_by": options.requested_by} if options.requested_by else {}),
@@ -87,6 +90,35 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
             f"replay-app watch {name}"
         )
     return DONE
+
+
+def _parks(session: SessionJson) -> bool:
+    """Return whether a replay has parked events, also if only a retry has asked for that."""
+    return "park" in {session.get("retry_on_error"), session["start"]["on_error"]}
+
+
+def _require_whole_chains(
+    letters: Iterable[LetterGroup], wanted: set[str], published: set[str]
+) -> None:
+    """Raise `ReplayError` if only some of the events of a parked aggregate are wanted.
+
+    The others would come later, and out of their order.
+    """
+    chains: dict[str, set[str]] = {}
+    open_letters = {one for group in letters if not group.discarded for one in group.event_ids}
+    for group in letters:
+        behind = parked_behind(group.reason)
+        if behind is not None and not group.discarded:
+            chains.setdefault(behind, {behind} & open_letters).update(group.event_ids)
+    for behind, events in chains.items():
+        chosen, left = events & wanted, events - wanted - published
+        if chosen and left:
+            msg = (
+                f"event {min(chosen)!r} is to be redriven, and {min(left)!r} of the same aggregate "
+                f"is not: events that are parked behind {behind!r} are redriven together, in their "
+                "order. Choose all of them, or discard those that nobody needs"
+            )
+            raise ReplayError(msg)
 
 
 def _letters(settings: Settings, replay_id: str) -> list[LetterGroup]:
@@ -127,7 +159,8 @@ def _published_by(settings: Settings, session: SessionJson) -> set[str]:
     name, wanted = session["replay_id"], {*session["start"]["filter"]["event_ids"]}
     failed = _letters(settings, name) if session["state"] == "completed_with_errors" else []
     published = wanted - {one for group in failed for one in group.event_ids}
-    if len(published) != session["counters"]["published"]:
+    dropped = session["receipt"].get("dropped", 0) if session["receipt"] else 0
+    if len(published) != session["counters"]["published"] + dropped:
         msg = (
             f"redrive {name} was to publish {len(published):,} events, and has published "
             f"{session['counters']['published']:,}: some are not in the store under their ids any "

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from replay_app.broker_errors import Refused
     from replay_app.pages import Batch
 
+MAX_PART = 1_000_000
+"""More events than a page has."""
 MAX_REMEMBERED = 100_000
 """Refused events that a shard remembers at most. A forgotten event is found again."""
 
@@ -46,6 +48,8 @@ class Refusals:
         """By digest of the stored event: why the broker refuses the event."""
         self.page_events: int | None = None
         """The most events of a page. None: no limit."""
+        self.part_events = MAX_PART
+        """The most events that transforms could do in time. No refusal, but found as one is."""
         self._taken = 0
         """The most events of a page that the broker has taken, while pages were limited."""
         self._suspects = 0

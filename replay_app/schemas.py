@@ -16,11 +16,13 @@ import orjson
 
 from replay_app.events import as_text, field_at
 from replay_app.exceptions import EventError, ReplayFailed
+from replay_app.reports import few
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from replay_app.commands import Start
+    from replay_app.events import Document
     from replay_app.settings import Settings
 
 SETTING = "REPLAY_SCHEMAS"
@@ -40,28 +42,48 @@ class Schemas:
         """Keep the ``validators``, which are by the name of the file without its suffix."""
         self._validators = validators
         self._field_version = field_version
+        self._versions: dict[str, list[str]] = {}
+        """By type: the names of the files of versions that are numbers."""
+        self._prefixes = {name.rpartition(".")[0] for name in validators}
+        for name in validators:
+            kind, _, version = name.rpartition(".")
+            if kind and version.isdecimal():
+                self._versions.setdefault(kind, []).append(f"{name}.json")
         self.fingerprint = fingerprint
         """A hash of the names and the bytes of all files."""
 
-    def check(self, kind: str, value: bytes) -> None:
-        """Check the JSON of an event of a type. A type without a schema passes.
+    def version_of(self, document: Document) -> Any:
+        """Return the value in the field of the version; None without one."""
+        return field_at(document, self._field_version)
+
+    def check(self, kind: str, version: Any, value: bytes) -> None:
+        """Check the JSON of an event. A type without a schema passes.
+
+        ``version`` is the value in the field of the version.
 
         Raises
         ------
         EventError
-            When the value does not fit, or is no JSON. The message names the schema and the place.
+            When the value does not fit, or is no JSON, or when only other versions have a schema.
+            The message names the schema and the place.
 
         """
+        versions = self._versions.get(kind)
+        if kind not in self._validators and kind not in self._prefixes:
+            return
+        text = None if version is None else as_text(version, "version")
+        names = [kind] if text is None else [f"{kind}.{text}", kind]
+        name = next((one for one in names if one in self._validators), None)
+        if name is None:
+            if versions and text is not None and text.isdecimal():
+                msg = f"no schema checks version {text} of its type: there are {few(versions, 5)}"
+                raise EventError(msg)
+            return
         try:
             document = orjson.loads(value)
         except ValueError as error:
-            msg = f"its value is no JSON, so that no schema can check it: {error}"
+            msg = f"its value is no JSON, so that the schema {name}.json cannot check it: {error}"
             raise EventError(msg) from error
-        version = field_at(document, self._field_version) if isinstance(document, dict) else None
-        names = [kind] if version is None else [f"{kind}.{as_text(version, 'version')}", kind]
-        name = next((one for one in names if one in self._validators), None)
-        if name is None:
-            return
         fault = next(iter(self._validators[name].iter_errors(document)), None)
         if fault is not None:
             place = "/".join(map(str, fault.instance_path))
@@ -71,8 +93,7 @@ class Schemas:
 
     def missing(self, kinds: Iterable[str]) -> list[str]:
         """Return the types that have no schema, of any version."""
-        known = {*self._validators, *(name.rpartition(".")[0] for name in self._validators)}
-        return sorted({*kinds} - known)
+        return sorted({*kinds} - self._validators.keys() - self._versions.keys())
 
 
 def schemas_of(settings: Settings, start: Start) -> Schemas | None:

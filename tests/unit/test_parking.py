@@ -14,7 +14,7 @@ from replay_app.commands import Target
 from replay_app.encoders import make_encoder
 from replay_app.events import EventMapping
 from replay_app.pages import Batch, EncodedPage, EncodeSpec
-from replay_app.parking import MAX_SHOWN, Parking
+from replay_app.parking import MAX_PARKED, MAX_SHOWN, Parking, is_full, parked_behind
 from replay_app.refusals import _documents_of, refused_page
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -34,6 +34,7 @@ SPEC = EncodeSpec(
     max_record_bytes=10_000,
 )
 BAD = {"body": Regex("x")}
+EURO = "\u20ac"
 
 
 def event(number: int, aggregate: Any, **fields: Any) -> dict[str, Any]:
@@ -98,9 +99,33 @@ def test_the_failed_event_itself_is_not_behind_itself() -> None:
 @pytest.mark.parametrize("aggregate", [7, "7", 1.5, b"\0", {"a": 1}, "x" * (MAX_SHOWN + 1)])
 def test_aggregate_ids_of_any_type_are_parked_if_they_have_a_text(aggregate: Any) -> None:
     encoded = encode(Parking(), event(1, aggregate, **BAD), event(2, aggregate), event(3, "b"))
-    has_text = not isinstance(aggregate, dict) and len(str(aggregate)) <= MAX_SHOWN
-    assert [one for one, _ in failed(encoded)][:2] == ["e1", "e2"][: 1 + (encoded.encoded == 1)]
+    has_text = not isinstance(aggregate, dict)
+    # Without a text the aggregate id is no key either, so that both events fail.
+    assert failed(encoded) == [("e1", False), ("e2", has_text)]
     assert bool(encoded.parked) == has_text
+
+
+def test_long_ids_are_told_apart_though_only_their_begin_is_kept() -> None:
+    same = "x" * MAX_SHOWN
+    parking = Parking()
+    encoded = encode(
+        parking,
+        event(1, f"{same}a", event_id=f"{same}1", **BAD),
+        event(2, f"{same}b"),
+        event(3, f"{same}a", event_id=f"{same}2"),
+        event(4, f"{same}a", event_id=f"{same}1", **BAD),
+    )
+    assert (encoded.encoded, encoded.waiting) == (1, 1)
+    ((aggregate, behind),) = parking.behind.items()
+    assert len(aggregate) < MAX_SHOWN
+    assert parked_behind(encoded.failures[1].reason) == behind
+    assert parked_behind(encoded.failures[0].reason) is None
+
+
+def test_what_a_checkpoint_cannot_hold_is_too_much() -> None:
+    assert not is_full({str(number): "e" for number in range(MAX_PARKED)})
+    assert is_full({str(number): "e" for number in range(MAX_PARKED + 1)})
+    assert is_full({f"{number}{EURO * 190}": "e" for number in range(MAX_PARKED)})
 
 
 def test_an_event_without_a_topic_parks_nothing() -> None:

@@ -45,7 +45,7 @@ WHOLE = {"type": "integer"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, schema in (("placed", AMOUNT), ("placed.2", CENTS), ("whole", WHOLE)):
+    for name, schema in (("placed", AMOUNT), ("placed.2", CENTS), ("whole", WHOLE), ("sent.1", {})):
         (tmp_path / f"{name}.json").write_text(json.dumps(schema))
     return tmp_path
 
@@ -85,6 +85,14 @@ def encoded(settings: Settings, kind: str = "placed", **fields: Any) -> EncodedP
         ({"version": 2, "amount": 1}, 'the schema placed.2.json: "cents" is a required property'),
         ({"version": 2, "cents": 1.5}, "the schema placed.2.json at 'cents'"),
         ({"version": {"a": 1}}, "its version is"),
+        ({"version": 3, "amount": 1}, None),
+        ({"kind": "other", "version": {"a": 1}}, None),
+        ({"kind": "sent", "version": 1}, None),
+        (
+            {"kind": "sent", "version": 2},
+            "no schema checks version 2 of its type: there are sent.1",
+        ),
+        ({"kind": "sent", "version": "beta"}, None),
     ],
 )
 def test_the_schema_of_type_and_version_checks_an_event(
@@ -120,7 +128,19 @@ def test_a_value_that_is_no_json_fails(settings: Settings) -> None:
     page = b"".join(bson.encode(event | {"body": body}) for body in bodies)
     reasons = [one.reason for one in make_encoder(spec, "auto").encode(page, 0).failures]
     assert len(reasons) == 1  # a list fits a schema of objects that names no type
-    assert reasons[0].startswith("its value is no JSON, so that no schema can check it")
+    assert reasons[0].startswith("its value is no JSON, so that the schema placed.json cannot")
+    other = bson.encode(event | {"event_type": "other", "body": "no json"})
+    assert make_encoder(spec, "auto").encode(other, 0).encoded == 1
+
+
+def test_the_version_is_that_of_the_stored_event_also_if_it_is_not_published(
+    settings: Settings,
+) -> None:
+    mapping = EventMapping(exclude_fields=("_id", "version"))
+    spec = replace(SPEC, mapping=mapping, schemas=schemas_of(settings, start(dry_run=True)))
+    event = {"_id": 1, "event_type": "placed", "aggregate_id": "a", "timestamp": NOON}
+    page = bson.encode(event | {"version": 2, "cents": 1})
+    assert make_encoder(spec, "auto").encode(page, 0).encoded == 1
 
 
 def test_schemas_are_checked_in_dry_runs_and_when_asked_for(settings: Settings) -> None:
@@ -134,7 +154,7 @@ def test_schemas_are_checked_in_dry_runs_and_when_asked_for(settings: Settings) 
 def test_types_without_a_schema_are_named(settings: Settings) -> None:
     found = schemas_of(settings, start(dry_run=True))
     assert found is not None
-    assert found.missing(["placed", "paid", "sent"]) == ["paid", "sent"]
+    assert found.missing(["placed", "paid", "sent", "late"]) == ["late", "paid"]
 
 
 def test_another_schema_has_another_fingerprint(settings: Settings, folder: Path) -> None:
