@@ -63,10 +63,8 @@ def test_an_aggregate_waits_behind_its_failed_event_over_kills_and_is_redriven_i
     with cluster.store() as stored:  # two of three are mended
         mended = [f"{kind}-{number}" for number in list(POISONED.values())[:2]]
         stored.update_many({"event_id": {"$in": mended}}, {"$set": {"body": "x"}})
-    follower = next(one for one in parked if f"event '{mended[0]}'" in one["reason"])["event_ids"][
-        0
-    ]
-    told = replay_app("redrive", "r", "--event-id", follower, code=1)
+    (chain,) = [one for one in parked if f"event '{mended[0]}'" in one["reason"]]
+    told = replay_app("redrive", "r", "--event-id", chain["event_ids"][0], code=1)
     assert f"events that are parked behind '{mended[0]}' are redriven together" in told
     replay_app("redrive", "r")
     cluster.wait_for("r.redrive-1", "completed_with_errors")
