@@ -61,9 +61,18 @@ def _add_mapping(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose some dead letters of a replay; without any of them all."""
-    parser.add_argument("--error", metavar="TEXT", help="only letters whose error has this text")
+def add_choice(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the options that choose some dead letters of a replay; without any of them all.
+
+    ``names`` are further names of the option for the error.
+    """
+    parser.add_argument(
+        "--error",
+        *names,
+        dest="error",
+        metavar="TEXT",
+        help="only letters whose error has this text",
+    )
     parser.add_argument("--event-type", metavar="TYPE", help="only letters of this type")
     parser.add_argument(
         "--event-id",

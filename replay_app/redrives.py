@@ -42,7 +42,7 @@ def add_redrive_command(add: AddCommand, client_of: Callable[[argparse.Namespace
         "Replay the events that a replay has dead-lettered, after they are mended in the store",
     )
     redrive.add_argument("replay_id")
-    add_choice(redrive)
+    add_choice(redrive, "--reason")
     redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
     add_requested_by(redrive, "requested_by", user_name())
 

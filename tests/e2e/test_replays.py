@@ -770,7 +770,7 @@ def test_a_redrive_publishes_mended_events_in_order_and_only_once(
         f"redrive of {replay_id}",
     )
     mend(3)
-    second = redrive(3, "--error", "type Regex", "--event-type", kind)
+    second = redrive(3, "--reason", "type Regex", "--event-type", kind)
     assert second["start"]["filter"]["event_ids"] == [f"{kind}-3"]
     assert (second["state"], second["counters"]["published"]) == ("completed", 1)
     told = replay_app("redrive", replay_id, code=1)
