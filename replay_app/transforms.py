@@ -143,6 +143,8 @@ class Transforms:
             When this is not what a transform may return.
 
         """
+        if _is_document(found):
+            return found, None, context
         if found is DROP:
             return None
         output = found if isinstance(found, Output) else Output(document=found)
@@ -170,7 +172,7 @@ class Transforms:
             changes["key"] = _key(output.key)
         if output.headers is not None:
             changes["headers"] = tuple(map(_header, output.headers))
-        return replace(context, **changes)
+        return replace(context, **changes) if changes else context
 
     def hanging(self) -> str | None:
         """Return why a call that is under way takes too long; None if none does."""
