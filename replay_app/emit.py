@@ -28,7 +28,7 @@ from replay_app.parking import MAX_PARKED, Parking, is_full
 from replay_app.publisher import PRODUCER_ERRORS, TRANSACTION_TIMEOUT_MS, BatchesRefused
 from replay_app.queries import advance
 from replay_app.refusals import refused_page
-from replay_app.reports import MAX_SHOWN_ID, shorten
+from replay_app.reports import MAX_SHOWN_ID, NEXT_EVENT, shorten
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
 from replay_app.transforms import run_in_thread
@@ -289,7 +289,7 @@ class EmitSlice:
         if due - now < NOTICED_SECONDS:
             return None
         when = datetime.fromtimestamp(min(due, LAST_SECOND), UTC)
-        return f"the next event is due at {when:%Y-%m-%dT%H:%M:%SZ}, at the speed of the replay"
+        return f"{NEXT_EVENT} {when:%Y-%m-%dT%H:%M:%SZ}, at the speed of the replay"
 
     def _whole(self, page: bytes, documents: int, reader: PageReader) -> int:
         """Return after how many documents a page may be cut, if no tie may be torn.

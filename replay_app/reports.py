@@ -240,6 +240,8 @@ class GroupLook(Record):
     """Why nothing is known of the group. State and lag then say nothing."""
 
 
+NEXT_EVENT = "the next event is due at"
+"""Begin of the reason of a shard that keeps the pace of its events. Such a wait is no stall."""
 ACCEPTED = "a retry has accepted changes"
 """Begin of the warning of what a retry with ``accept_changes`` has accepted."""
 

@@ -31,6 +31,7 @@ from replay_app.exceptions import CommandConflict
 from replay_app.reports import (
     ACCEPTED,
     MAX_LISTED_FAILURES,
+    NEXT_EVENT,
     UNKNOWN_HANDOVER,
     Plan,
     Report,
@@ -599,7 +600,9 @@ def on_nudge(
     if session.state in TERMINAL or session.state == "failed":
         old = now - session.updated_at >= retention
         return Step(None, _forget_tokens(session)) if old else Step.nothing(session)
-    stalled = session.state != "waiting" and now - session.progressed_at >= stall
+    is_paced = session.reason is not None and session.reason.startswith(NEXT_EVENT)
+    may_stall = session.state != "waiting" and not is_paced
+    stalled = may_stall and now - session.progressed_at >= stall
     silence = now - _last_heard(session)
     is_told = reason is not None and reason != session.reason
     if is_told:

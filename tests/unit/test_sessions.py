@@ -32,6 +32,7 @@ from replay_app.reports import (
     MAX_INTERNAL_BYTES,
     MAX_LISTED_FAILURES,
     MAX_LISTED_OFFSETS,
+    NEXT_EVENT,
     OTHER,
     UNKNOWN_HANDOVER,
     Counters,
@@ -1374,6 +1375,15 @@ def test_each_repair_waits_longer_up_to_a_limit() -> None:
                 break
         waits.append(now - began)
     assert waits == [30, 60, 120, 240, 30 * MAX_SILENCE_FACTOR, 30 * MAX_SILENCE_FACTOR]
+
+
+def test_a_replay_that_waits_for_the_time_of_its_next_event_is_not_stalled() -> None:
+    session = running(1)
+    waits = shard_report(session, 0, reason=f"{NEXT_EVENT} 2026-01-02T00:00:00Z")
+    session = on_report(session, waits, at(200)).session or session
+    step = on_nudge(session, at(201), STALL, RETENTION)
+    assert step.session is not None
+    assert (step.session.stalled, step.session.repairs) == (False, 0)
 
 
 def test_it_is_stalled_while_workers_answer_and_nothing_moves() -> None:
