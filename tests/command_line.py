@@ -17,6 +17,14 @@ from secret_values import assert_no_secret
 from replay_app.cli import run
 from replay_app.demo.stack import outside_environment
 
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def commands_of(guide: str) -> list[list[str]]:
+    """Return the arguments of each ``replay-app`` that begins a line of a document."""
+    lines = (DOCS / guide).read_text().splitlines()
+    return [line.split()[1:] for line in lines if line.startswith("replay-app ")]
+
 
 class CommandLine:
     """Runs ``replay-app`` with some settings, in a folder without a ``.env`` file."""

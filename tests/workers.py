@@ -336,6 +336,11 @@ class Cluster:
                         return session
         return None
 
+    def has_read(self, replay_id: str, events: int = 1) -> bool:
+        """Return whether a replay has read a number of events."""
+        session = self.session(replay_id)
+        return session is not None and session["counters"]["read"] >= events
+
     def wait_for(
         self, replay_id: str, *states: str, seconds: float = REPLAY_END_SECONDS, **facts: Any
     ) -> dict[str, Any]:

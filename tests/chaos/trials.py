@@ -23,6 +23,7 @@ from workers import Cluster, Worker
 
 from replay_app.demo.shop import seed_store
 from replay_app.demo.stack import EmbeddedServers, free_port
+from replay_app.sessions import COMPLETED
 from replay_app.settings import Settings
 
 REPLAYS = 3
@@ -43,9 +44,6 @@ ENVIRONMENT = {
     "REPLAY_SESSION_TIMEOUT_SECONDS": str(SESSION_TIMEOUT_SECONDS),
     "REPLAY_ENCODER": Settings().encoder,  # from the environment of `make chaos`
 }
-
-
-COMPLETED = ("completed", "completed_with_errors")
 
 
 class Size(NamedTuple):

@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bson import Regex
@@ -36,7 +35,7 @@ def test_an_aggregate_waits_behind_its_failed_event_over_kills_and_is_redriven_i
     worker = cluster.start_worker()
     cluster.command("r", target={"topic": topic}, ordering=ordering, on_error="park", rate=150)
     for least in (150, 350):
-        wait_until(partial(has_read, cluster, least), 60.0)
+        wait_until(partial(cluster.has_read, "r", least), 60.0)
         worker.kill()
         worker = cluster.start_worker(0)
     cluster.command("r", "set-rate", rate=None)
@@ -87,8 +86,3 @@ def assert_in_order(cluster: Cluster, topic: str, replay_id: str, numbers: list[
             number = int(event_id_of(record).rpartition("-")[2])
             found[number % AGGREGATES].append(number)
     assert found == expected
-
-
-def has_read(cluster: Cluster, events: int) -> bool:
-    session: dict[str, Any] | None = cluster.session("r")
-    return session is not None and session["counters"]["read"] >= events

@@ -130,15 +130,10 @@ def pause_in_mid_run(cluster: Cluster, *replay_ids: str) -> None:
         # Counted before the first event: a count beside the replay begins again after a pause.
         cluster.command(name, rate=200, preflight="full")
     for name in replay_ids:
-        wait_until(partial(has_read, cluster, name), A_MINUTE)
+        wait_until(partial(cluster.has_read, name), A_MINUTE)
         cluster.command(name, "pause")
         cluster.wait_for(name, "paused")
         cluster.command(name, "set-rate", rate=None)
-
-
-def has_read(cluster: Cluster, replay_id: str) -> bool:
-    session = cluster.session(replay_id)
-    return bool(session and session["counters"]["read"])
 
 
 def test_a_pause_during_which_store_or_mapping_change_ends_with_both_values(

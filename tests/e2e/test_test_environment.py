@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import uvloop
-from command_line import CommandLine
+from command_line import CommandLine, commands_of
 from fortress import Fortress, fortress
 from oracle import assert_published_exactly
 from secret_values import SECRET_WORD
@@ -93,7 +93,7 @@ def test_a_redacted_replay_reaches_another_cluster_although_its_worker_is_killed
     }
     topics = [f"qa.{topic}" for topic in SHOP_TOPICS]
     create_topics(guarded.servers.kafka, dict.fromkeys(SHOP_TOPICS, 3))
-    show, create, plan, start, verify = commands_of_the_guide()
+    show, create, plan, start, verify = commands_of("test-environment.md")
     with contextlib.closing(production):
         seed_store(guarded.servers.mongo, production.name, "events", EVENTS)
         dying = production.start_worker().wait_until_ready()
@@ -105,7 +105,7 @@ def test_a_redacted_replay_reaches_another_cluster_although_its_worker_is_killed
 
         start.remove("--wait")  # the worker that it asks is killed
         replay_app(*start, "--rate", "500")
-        wait_until(lambda: has_read(production, "feed-1"), 60)
+        wait_until(lambda: production.has_read("feed-1"), 60)
         dying.kill()
         production.start_worker(0)
         session = production.wait_for("feed-1", "completed")
@@ -117,19 +117,8 @@ def test_a_redacted_replay_reaches_another_cluster_although_its_worker_is_killed
     assert not {*topics} & {*topic_names(guarded.servers.kafka)}
 
 
-def commands_of_the_guide() -> list[list[str]]:
-    """Return the arguments of each command of docs/test-environment.md."""
-    lines = (ROOT / "docs" / "test-environment.md").read_text().splitlines()
-    return [line.split()[1:] for line in lines if line.startswith("replay-app ")]
-
-
 def redacted(event: dict[str, Any]) -> dict[str, Any]:
     """Return a stored event as the guide redacts it."""
     user = event["metadata"]["user_id"].encode()
     hashed = hmac.new(SECRET_WORD.encode(), user, hashlib.sha256).hexdigest()
     return event | {"data": {}, "metadata": event["metadata"] | {"user_id": hashed}}
-
-
-def has_read(cluster: Cluster, replay_id: str) -> bool:
-    session = cluster.session(replay_id)
-    return bool(session and session["counters"]["read"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import fastavro
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, commands_of
 from oracle import event_id_of
 from shop_transforms import SCHEMA, SCHEMA_ID
 from support import Record, create_topics, read_topic, unique_name, wait_until
@@ -29,12 +29,6 @@ def topic(shop: Cluster) -> str:
     return name
 
 
-def commands_of_the_guide() -> list[list[str]]:
-    """Return the arguments of each command of docs/transforms.md."""
-    lines = (ROOT / "docs" / "transforms.md").read_text().splitlines()
-    return [line.split()[1:] for line in lines if line.startswith("replay-app ")]
-
-
 def read(shop: Cluster, topic: str) -> list[Record]:
     found: list[Record] = read_topic(shop.stack.kafka, [topic])
     return found
@@ -49,7 +43,7 @@ def test_the_guide_says_what_the_commands_do(shop: Cluster, worker: Worker, tmp_
     orders[3] |= {"amount": "1e9"}
     shop.insert(one | {"aggregate_id": "o-guide"} for one in orders)
     replay_app = CommandLine({**shop.environment, "REPLAY_URL": worker.url}, tmp_path)
-    plan, start, events, verify, _dry_run_with_schemas = commands_of_the_guide()
+    plan, start, events, verify, _dry_run_with_schemas = commands_of("transforms.md")
 
     assert '"amount_cents":1250' in replay_app(*plan).replace(" ", "")
     assert "completed" in replay_app(*start)
@@ -162,7 +156,7 @@ def test_a_changed_transform_is_refused_until_the_change_is_accepted(
     cluster.seed(EVENTS)
     worker = cluster.start_worker()
     cluster.command("r", rate=200, target={"topic": topic}, transforms=["mark"])
-    wait_until(partial(has_read, cluster, 300), A_MINUTE)
+    wait_until(partial(cluster.has_read, "r", 300), A_MINUTE)
     worker.kill()  # in the middle
     write(2)
     cluster.start_worker(0).wait_until_ready()
@@ -215,8 +209,3 @@ def test_a_dry_run_finds_the_events_that_do_not_fit_their_schema(cluster: Cluste
     session = cluster.run("checked", target={"topic": topic}, check_schemas=True)
     assert session["state"] == "failed"
     assert "it does not fit the schema order.json" in session["error"]
-
-
-def has_read(cluster: Cluster, events: int) -> bool:
-    session = cluster.session("r")
-    return session is not None and session["counters"]["read"] >= events

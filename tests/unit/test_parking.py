@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import bson
 import pytest
 from bson import Regex
+from encoding import NOON, SPEC
 
 from replay_app.commands import Target
 from replay_app.encoders import make_encoder
-from replay_app.events import EventMapping
-from replay_app.pages import Batch, EncodedPage, EncodeSpec
+from replay_app.pages import Batch, EncodedPage
 from replay_app.parking import MAX_PARKED, MAX_SHOWN, Parking, is_full, parked_behind
 from replay_app.refusals import _documents_of, refused_page
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-SPEC = EncodeSpec(
-    mapping=EventMapping(),
-    target=Target(topic="t"),
-    replay_id="r",
-    attempt=1,
-    name=None,
-    reason=None,
-    partitions={"t": 1},
-    cursor_fields=("timestamp", "_id"),
-    stop_at_failure=False,
-    include_replayed=False,
-    record_timestamp="append",
-    compression="none",
-    max_record_bytes=10_000,
-)
 BAD = {"body": Regex("x")}
 EURO = "\u20ac"
 

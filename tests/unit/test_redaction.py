@@ -6,40 +6,24 @@ import hashlib
 import hmac
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import bson
+import encoding
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
 from bson import DatetimeMS, DBRef, Decimal128, Int64, ObjectId, Regex
+from encoding import NOON
 
-from replay_app.commands import Redact, Target
+from replay_app.commands import Redact
 from replay_app.encoders import make_encoder
-from replay_app.events import EventMapping
 from replay_app.exceptions import ReplayFailed
-from replay_app.pages import EncodedPage, EncodeSpec, people_json
+from replay_app.pages import EncodedPage, people_json
 from replay_app.redaction import Redaction, key_fingerprint, leads_to_field, redaction_of
 from replay_app.settings import load_settings
 
 KEY = b"secret"
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-
-SPEC = EncodeSpec(
-    mapping=EventMapping(),
-    target=Target(topic="t"),
-    replay_id="r",
-    attempt=1,
-    name=None,
-    reason=None,
-    partitions={"t": 1},
-    cursor_fields=("timestamp", "_id"),
-    stop_at_failure=False,
-    include_replayed=False,
-    record_timestamp="append",
-    compression="none",
-    max_record_bytes=100_000,
-)
+SPEC = replace(encoding.SPEC, max_record_bytes=100_000)
 EVENT = {"_id": 1, "event_type": "placed", "aggregate_id": "a", "timestamp": NOON}
 
 pytestmark = pytest.mark.native

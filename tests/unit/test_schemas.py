@@ -5,39 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import bson
 import pytest
+from encoding import NOON, SPEC
 
 from replay_app import schemas
-from replay_app.commands import Start, Target
+from replay_app.commands import Start
 from replay_app.encoders import make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import ReplayFailed
-from replay_app.pages import EncodedPage, EncodeSpec
+from replay_app.pages import EncodedPage
 from replay_app.schemas import schemas_fingerprint, schemas_of
 from replay_app.settings import Settings, load_settings
 from replay_app.transforms import Output, Transforms
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-SPEC = EncodeSpec(
-    mapping=EventMapping(),
-    target=Target(topic="t"),
-    replay_id="r",
-    attempt=1,
-    name=None,
-    reason=None,
-    partitions={"t": 1},
-    cursor_fields=("timestamp", "_id"),
-    stop_at_failure=False,
-    include_replayed=False,
-    record_timestamp="append",
-    compression="none",
-    max_record_bytes=10_000,
-)
 AMOUNT = {"required": ["amount"], "properties": {"amount": {"type": "number", "minimum": 0}}}
 CENTS = {"required": ["cents"], "properties": {"cents": {"$ref": "whole.json"}}}
 WHOLE = {"type": "integer"}

@@ -9,43 +9,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bson
+import encoding
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
+from encoding import NOON
 
 from replay_app import transform_names, transforms
 from replay_app.commands import Start, Target
 from replay_app.encoders import codec_name, make_encoder
 from replay_app.events import EventMapping
 from replay_app.exceptions import ReplayFailed
-from replay_app.pages import EncodedPage, EncodeSpec
+from replay_app.pages import EncodedPage
 from replay_app.redaction import Redaction
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import require_same_source, source_of
 from replay_app.transform_names import import_transforms, transforms_of
 from replay_app.transforms import DROP, EventContext, Output, Transforms, run_in_thread
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-SPEC = EncodeSpec(
+SPEC = replace(
+    encoding.SPEC,
     mapping=EventMapping(field_headers="headers"),
     target=Target(prefix="test."),
-    replay_id="r",
-    attempt=1,
-    name=None,
-    reason=None,
     partitions={"test.placed": 1, "test.other": 1},
-    cursor_fields=("timestamp", "_id"),
-    stop_at_failure=False,
-    include_replayed=False,
-    record_timestamp="append",
-    compression="none",
-    max_record_bytes=10_000,
 )
 EVENT = {
     "_id": 1,
