@@ -440,8 +440,8 @@ class Retry(_Command):
     skip_events: Annotated[Items[ShortText], Field(max_length=MAX_SKIPPED)] = ()
     """Ids of events that are skipped if they fail, as the error of the replay shows them."""
     accept_changes: bool = False
-    """Go on although transforms, redaction key or the mapping to records are not those of the plan
-    (`sources.require_same_source`)."""
+    """Go on with other transforms, another redaction key or another mapping to records than the
+    plan has (`sources.require_same_source`)."""
 
 
 class Release(_Command):

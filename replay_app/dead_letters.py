@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from replay_app.clusters import cluster_name
+from replay_app.clusters import answers, cluster_name
 from replay_app.compacted import CompactedReader
 from replay_app.events import field_at, is_text
 from replay_app.exceptions import Unavailable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DISCARDED = "replay-discarded"
 """The header with the reason why a letter was discarded."""
+DISCARD_SECONDS = 60.0
+"""How long the records of discarded letters may take."""
 MAX_IDS = 10_000
 """Ids of a group that are kept."""
 UNREADABLE = "(unreadable)"
@@ -111,8 +113,10 @@ async def discard_letters(
 
     Raises
     ------
+    InvalidSettings
+        When the broker refuses a right.
     Unavailable
-        When the broker does not take the records.
+        When the broker does not take the records within DISCARD_SECONDS.
 
     """
     bootstrap, topic = settings.target_bootstrap, Topics.of(settings).dead_letters.name
@@ -128,12 +132,12 @@ async def discard_letters(
         **kafka_security(settings, bootstrap),
     )
     try:
-        await producer.start()
-        sent = [await producer.send(topic, key=one.encode(), headers=headers) for one in event_ids]
-        await asyncio.gather(*sent)
-    except KafkaError as error:
-        msg = f"{cluster_name(settings, bootstrap)} does not take what is discarded: {error}"
-        raise Unavailable(msg) from error
+        async with answers(settings, bootstrap, DISCARD_SECONDS):
+            await producer.start()
+            sent = [
+                await producer.send(topic, key=one.encode(), headers=headers) for one in event_ids
+            ]
+            await asyncio.gather(*sent)
     finally:
         await producer.stop()
 

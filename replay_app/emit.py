@@ -127,10 +127,8 @@ class EmitSlice:
         start = session.start
         self._pace = None if start.speed is None else Pace(start.speed, start.max_gap_seconds)
         self._paced_at = old.paced_at if old else 0.0
-        self._event_due_at = old.event_due_at if old and self._pace else 0.0
-        """When the next event is due, as far as it is known."""
-        self._awaited_at = 0.0
-        """The same, if the slice has ended only because this event is not due."""
+        self._awaited_at = old.event_due_at if old and self._pace else 0.0
+        """When the next event is due, if a slice has ended because it was not due yet."""
         self._parking = Parking(old.parked if old else {})
         self._dues: list[float] = []
         """When the events of the present page are due, at their pace."""
@@ -163,9 +161,10 @@ class EmitSlice:
         state, error, reason = "live", None, None
         self._budget.start()
         try:
-            if self._event_due_at > time.time():  # nothing can make the event due sooner
-                reason = await self._await_event()
+            if self._awaited_at > time.time():  # nothing can make the event due sooner
+                reason = await self._await_event(self._awaited_at)
             else:
+                self._awaited_at = 0.0
                 state, error, reason = await self._publish_pages()
         except Unavailable as away:
             await self._readers.drop(self._token.key)
@@ -222,7 +221,7 @@ class EmitSlice:
             rest = early + rest
             if not page:
                 reader.put_back(rest)
-                return "live", None, await self._await_event()
+                return "live", None, await self._await_event(self._dues[-1])
             page, more, refused = self._cut_refused(page, reader)
             rest = more + rest
             encoder, encoded = await self._encode_part(encoder, page, refused)
@@ -273,16 +272,14 @@ class EmitSlice:
         now = time.time()
         self._dues = self._pace.due_times(self._paced_at, self._tally.last_time, times, now)
         due = sum(one <= now for one in self._dues)
-        self._event_due_at = self._dues[-1]
         return (b"", page) if due == 0 else split_page(page, self._whole(page, due, reader))
 
-    async def _await_event(self) -> str | None:
+    async def _await_event(self, due: float) -> str | None:
         """Put the next slice off until its first event is due.
 
         Return the reason of a wait that people notice.
         """
-        due, now = self._event_due_at, time.time()
-        self._awaited_at = due
+        self._awaited_at, now = due, time.time()
         if due - now > IDLE_SECONDS:  # a store closes a cursor that nobody uses
             await self._readers.drop(self._token.key)
         self._due_at = max(self._due_at, due, now + PACE_SECONDS)

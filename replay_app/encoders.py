@@ -18,10 +18,43 @@ from replay_app.transform_names import transforms_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from replay_app.commands import Start
     from replay_app.sessions import Session
     from replay_app.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+def record_spec(settings: Settings, start: Start, sort: Sequence[str]) -> EncodeSpec:
+    """Return how the events of a start command become records, where nothing is published.
+
+    ``sort`` are the fields of the shard's order.
+
+    Raises
+    ------
+    ReplayFailed
+        When the replay's redaction cannot be kept, when a transform is unknown, or when a schema is
+        none.
+
+    """
+    return EncodeSpec(
+        mapping=settings.mapping,
+        target=start.target,
+        replay_id=start.replay_id,
+        attempt=1,
+        name=start.name,
+        reason=start.reason,
+        partitions=None,
+        cursor_fields=tuple(sort),
+        stop_at_failure=False,
+        include_replayed=start.include_replayed,
+        record_timestamp=settings.record_timestamp,
+        compression="none",
+        max_record_bytes=settings.max_record_bytes,
+        redaction=redaction_of(settings, start.redact),
+        transforms=transforms_of(settings, start.transforms, start.target.prefix),
+        schemas=schemas_of(settings, start),
+    )
 
 
 def encode_spec(
@@ -40,30 +73,18 @@ def encode_spec(
     Raises
     ------
     ReplayFailed
-        When the replay's redaction cannot be kept, when a transform is unknown, or when a schema is
-        none.
+        As `record_spec` does.
 
     """
     start = session.rules
-    schemas = schemas_of(settings, start)
-    return EncodeSpec(
-        mapping=settings.mapping,
-        target=start.target,
-        replay_id=session.replay_id,
+    spec = record_spec(settings, start, sort)
+    return replace(
+        spec,
         attempt=session.attempt,
-        name=start.name,
-        reason=start.reason,
         partitions=partitions,
-        cursor_fields=tuple(sort),
         stop_at_failure=start.on_error == "fail" and not start.dry_run,
-        include_replayed=start.include_replayed,
-        record_timestamp=settings.record_timestamp,
-        compression=codec_name(settings, needs_python=bool(start.transforms or schemas)),
-        max_record_bytes=settings.max_record_bytes,
+        compression=codec_name(settings, needs_python=spec.needs_python),
         batch_bytes=batch_bytes,
-        redaction=redaction_of(settings, start.redact),
-        transforms=transforms_of(settings, start.transforms, start.target.prefix),
-        schemas=schemas,
     )
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from replay_app.bounds import freeze_bounds
+from replay_app.encoders import record_spec
 from replay_app.events import Header, event_id, rfc3339
 from replay_app.exceptions import EventError, InvalidCommand
 from replay_app.pages import (
     EncodedPage,
-    EncodeSpec,
     document_spans,
     make_failure,
     people_json,
@@ -29,11 +29,8 @@ from replay_app.plans import shard_of
 from replay_app.python_encoder import PythonEncoder
 from replay_app.queries import advance, after, untimed
 from replay_app.readers import Readers
-from replay_app.redaction import redaction_of
 from replay_app.reports import MAX_SHOWN_ID, SampleHeader, SampleRecord
-from replay_app.schemas import schemas_of
 from replay_app.ties import tie_runs
-from replay_app.transform_names import transforms_of
 from replay_app.transforms import run_in_thread
 
 if TYPE_CHECKING:
@@ -148,24 +145,7 @@ class RecordMaker:
         self, start: Start, settings: Settings, mapping: EventMapping, sort: Sequence[str] = ()
     ) -> None:
         self._mapping = mapping
-        self._spec = EncodeSpec(
-            mapping=mapping,
-            target=start.target,
-            replay_id=start.replay_id,
-            attempt=1,
-            name=start.name,
-            reason=start.reason,
-            partitions=None,
-            cursor_fields=tuple(sort),
-            stop_at_failure=False,
-            include_replayed=start.include_replayed,
-            record_timestamp=settings.record_timestamp,
-            compression="none",
-            max_record_bytes=settings.max_record_bytes,
-            redaction=redaction_of(settings, start.redact),
-            transforms=transforms_of(settings, start.transforms, start.target.prefix),
-            schemas=schemas_of(settings, start),
-        )
+        self._spec = replace(record_spec(settings, start, sort), mapping=mapping)
         self._encoder = PythonEncoder(self._spec)
 
     @property

@@ -1,4 +1,4 @@
-"""Functions of the operator's, which settings name as ``module:function``."""
+"""Functions that settings name as ``module:function``: how they are found and called."""
 
 from __future__ import annotations
 

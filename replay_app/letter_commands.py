@@ -104,7 +104,8 @@ def chosen_letters(groups: Iterable[LetterGroup], options: argparse.Namespace) -
         if options.event_id is None and len(group.event_ids) < group.count:
             msg = (
                 f"{group.count:,} dead letters of type {group.event_type!r} have the error "
-                f"{group.reason!r}, too many for one redrive: start a replay of their time range"
+                f"{group.reason!r}, too many to be chosen: name some by --event-id, or replay "
+                "their time range"
             )
             raise ReplayError(msg)
         ids |= dict.fromkeys(group.event_ids)

@@ -80,8 +80,6 @@ def must_wait(
     parked: Parked, document: Document, mapping: EventMapping, event_id: str
 ) -> str | None:
     """Return the id of the failed event behind which an event waits; None if it may go on."""
-    if not parked:
-        return None
     aggregate = aggregate_of(document, mapping)
     behind = None if aggregate is None else parked.get(aggregate)
     return None if behind == short_id(event_id) else behind

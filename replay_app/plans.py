@@ -34,9 +34,18 @@ from replay_app.queries import (
     untimed,
 )
 from replay_app.redaction import redaction_of
-from replay_app.reports import ACCEPTED, MAX_LISTED_IDS, Handover, Plan, ShardPlan, few, most_common
+from replay_app.reports import (
+    ACCEPTED,
+    MAX_LISTED_IDS,
+    Handover,
+    Plan,
+    ShardPlan,
+    changes_of,
+    few,
+    most_common,
+)
 from replay_app.schemas import schemas_of
-from replay_app.sources import changes_of, require_same_source, source_of, with_uuid
+from replay_app.sources import require_same_source, source_of, with_uuid
 from replay_app.store import TimeLimitExceeded
 from replay_app.store_checks import LOOK_SECONDS, StoreChecks, is_customized
 from replay_app.topics import Topics

@@ -170,7 +170,7 @@ class PythonEncoder:
         delivered = delivery_text(id_of(document, mapping)).encode()
         if self._guard is not None and is_marked(document, self._guard):
             return None
-        if (behind := must_wait(self._parked, document, mapping, identity)) is not None:
+        if self._parked and (behind := must_wait(self._parked, document, mapping, identity)):
             raise ParkedEvent(behind)
         self._require_whole(document, raw)
         kind = event_type(document, mapping)

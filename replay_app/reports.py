@@ -299,6 +299,18 @@ class Report(Record):
         return self.model_copy(update=update)
 
 
+def changes_of(planned: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return what differs between a plan and a worker, by name, in words.
+
+    What only one of them knows is not compared: another version may have written the plan.
+    """
+    return {
+        name: f"{name} was {planned[name]!r}, and is {value!r} now"
+        for name, value in now.items()
+        if planned.get(name, value) != value
+    }
+
+
 def decode_report(value: bytes | None) -> Report | None:
     """Return the report in a record's value; None if the value is not a report."""
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay_app.exceptions import ReplayFailed
 from replay_app.redaction import key_fingerprint
+from replay_app.reports import changes_of
 from replay_app.schemas import MEMBER, schemas_fingerprint
 from replay_app.settings import mapping_settings
 from replay_app.transform_names import is_transform, transform_fingerprints
@@ -119,18 +120,6 @@ def _text(value: Any) -> str:
 def with_uuid(source: Mapping[str, str], uuid: str) -> dict[str, str]:
     """Return a source with the identity of the collection, if the store tells one."""
     return {**source, UUID: uuid} if uuid else dict(source)
-
-
-def changes_of(planned: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Return what differs between a plan and a worker, by name, in words.
-
-    What only one of them knows is not compared: another version may have written the plan.
-    """
-    return {
-        name: f"{name} was {planned[name]!r}, and is {value!r} now"
-        for name, value in now.items()
-        if planned.get(name, value) != value
-    }
 
 
 def require_same_source(

@@ -143,21 +143,17 @@ class Transforms:
             When this is not what a transform may return.
 
         """
-        if _is_document(found):
-            return found, None, context
         if found is DROP:
             return None
-        output = found if isinstance(found, Output) else Output(document=found)
-        if output is not found or output.document is not None:
-            document = output.document
-        if not _is_document(document):
-            msg = f"returned {_kind(document)} and not a document: return a dict, an Output or DROP"
-            raise _Unusable(msg)
-        value: Any = output.value
+        if not isinstance(found, Output):
+            return _document(found), None, context
+        if found.document is not None:
+            document = _document(found.document)
+        value: Any = found.value
         if value is not None and not isinstance(value, bytes):
             msg = f"given {_kind(value)} as value, and not bytes"
             raise _Unusable(msg)
-        return document, value, self._changed(context, output)
+        return document, value, self._changed(context, found)
 
     def _changed(self, context: EventContext, output: Output) -> EventContext:
         """Return the context with what an output changes."""
@@ -226,8 +222,11 @@ def _text(error: BaseException) -> str:
     return text[:MAX_MESSAGE].encode(errors="replace").decode()
 
 
-def _is_document(value: Any) -> bool:
-    return type(value) is dict
+def _document(value: Any) -> Document:
+    if type(value) is dict:
+        return value
+    msg = f"returned {_kind(value)} and not a document: return a dict, an Output or DROP"
+    raise _Unusable(msg)
 
 
 def _kind(value: Any) -> str:

@@ -37,6 +37,7 @@ from replay_app.reports import (
     Report,
     ShardId,
     ShardProgress,
+    changes_of,
     most_common,
 )
 from replay_app.sessions import (
@@ -197,15 +198,18 @@ def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
     changes: dict[str, Any] = {
         "retry_on_error": retry.on_error or session.retry_on_error,
         "skipped_events": skipped,
-        "accepts_changes": retry.accept_changes or session.accepts_changes,
     }
     if len(skipped) > MAX_SKIPPED:
         msg = f"at most {MAX_SKIPPED} events can be skipped by their ids; use on_error skip"
         raise CommandConflict(msg)
     match session.state:
         case "failed":
-            changes["accepts_changes"] = retry.accept_changes
-            update = changes | {"attempt": session.attempt + 1, "error": None, "ended_at": None}
+            update = changes | {
+                "accepts_changes": retry.accept_changes,
+                "attempt": session.attempt + 1,
+                "error": None,
+                "ended_at": None,
+            }
             unfinished = any(shard.progress.state != "done" for shard in session.shards)
             if unfinished or retry.accept_changes:
                 # Planned again first, with the same bound and shards: what is true now counts.
@@ -213,7 +217,9 @@ def _on_retry(session: Session, retry: Retry, now: datetime) -> Step:
                 return Step(session, first_tokens(session))
             return _settle(_restart(session, now, **update), now)
         case "pending" | "planning" | "waiting" | "running":
-            if any(getattr(session, name) != value for name, value in changes.items()):
+            if (retry.accept_changes and not session.accepts_changes) or any(
+                getattr(session, name) != value for name, value in changes.items()
+            ):
                 why = "only a failed replay takes on_error, skip_events and accept_changes"
                 raise _conflict(session, "retry", why)
             return Step.nothing(session)
@@ -351,8 +357,8 @@ def _with_plan(session: Session, plan: Plan, now: datetime) -> Session:
         shards = tuple(Shard(heard_at=now) for _ in plan.shards)
     else:
         kept: dict[str, Any] = {name: getattr(old, name) for name in KEPT_BY_RETRY}
-        is_other = any(old.source.get(name, one) != one for name, one in plan.source.items())
-        has_changed = has_changed or (is_other and session.counters.published > 0)
+        is_other = session.counters.published > 0 and changes_of(old.source, plan.source)
+        has_changed = has_changed or bool(is_other)
         # A retry may be the first attempt that writes dead letters.
         kept["dead_letters"] = old.dead_letters or plan.dead_letters
         if plan.matched is None and plan.counted == "running":  # until the events are counted again
