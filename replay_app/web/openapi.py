@@ -24,6 +24,7 @@ from replay_app.commands import (
     LeavesOut,
     Rate,
     ShortText,
+    Source,
     Start,
     Verification,
 )
@@ -377,11 +378,12 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         ),
         _parameter("chain", "query", {"type": "string", "pattern": _pattern(REPLAY_ID)}),
         _parameter("text", "query", {"type": "string", "maxLength": MAX_TEXT}),
-        _parameter("since", "query", {"type": "string", "pattern": TIME_PATTERN}),
+        _parameter("since", "query", {"type": "string", "format": "date-time"}),
         _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}),
         _parameter("cursor", "query", {"type": "string", "pattern": _pattern(CURSOR)}),
     ]
-    source = [_parameter(name, "query", {"type": "string"}) for name in SOURCE_MEMBERS]
+    names = Source.model_json_schema()["properties"]
+    source = [_parameter(name, "query", _not_null(names[name])) for name in SOURCE_MEMBERS]
     paths: Schema = {
         "/": {"get": _plain("The status page", "The page.", "text/html")},
         "/replays": {
@@ -544,6 +546,12 @@ def _plain(summary: str, description: str, content_type: str) -> Schema:
         "summary": summary,
         "responses": {"200": _answer(description, {"type": "string"}, content_type)},
     }
+
+
+def _not_null(schema: Schema) -> Schema:
+    """Return what a member may be apart from null."""
+    (found,) = [one for one in schema["anyOf"] if one["type"] != "null"]
+    return dict(found)
 
 
 def _parameter(name: str, where: str, schema: Schema) -> Schema:
