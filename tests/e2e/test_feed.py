@@ -154,6 +154,7 @@ def test_history_and_series_tell_the_course_of_a_replay(shop: Cluster, worker: W
     assert points[-1]["read"] == session["counters"]["read"] == SHOP_EVENTS
     assert points[-1]["store_seconds"] > 0
     assert points[-1]["broker_seconds"] > 0
+    assert session["shards"][0]["worker"] == "worker-0"
     for path in ("history", "series"):
         assert worker.request("GET", f"/replays/no-such/{path}")[0] == 404
 
