@@ -73,7 +73,7 @@ def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) 
     ("path", "method", "statuses"),
     [
         ("/replays", "get", "200 304 400 403 414 431 500 503"),
-        ("/replays", "post", "202 400 403 408 409 413 414 431 500 503"),
+        ("/replays", "post", "202 400 403 408 409 413 414 422 431 500 503"),
         ("/replays/{replay_id}", "get", "200 400 403 404 414 431 500 503"),
         ("/replays/{replay_id}", "patch", "202 400 403 404 408 409 413 414 431 500 503"),
         ("/replays/{replay_id}/pause", "post", "202 400 403 404 408 409 413 414 431 500 503"),
