@@ -44,8 +44,8 @@ MAX_CHAIN_BYTES = 4_000_000
 MEMBERS = ("chain", "defaults", "replays")
 MADE = ("chain", "command", "replay_id")
 """Members of a start that the names of chain and replay give."""
-NOT_COMPARED = "requested_by"
-"""Whoever applies a chain again is not a change of the chain."""
+NOT_COMPARED = ("requested_by", "to_original")
+"""Whoever applies a chain again, with whatever consent, is no change of the chain."""
 MAX_VALUE = 60
 """Characters of a value in a message."""
 MAX_SUGGESTED = 5
@@ -105,7 +105,7 @@ def read_chain(members: Mapping[str, Any]) -> Chain:
 
 
 def differences(there: Start, here: Start) -> list[str]:
-    """Return in which members two start commands differ; who requests them is not compared."""
+    """Return in which members two start commands differ; NOT_COMPARED is left out."""
     old, new = (_flat(one.model_dump(mode="json")) for one in (there, here))
     return [
         f"{member} is {_shown(old.get(member))} there and {_shown(new.get(member))} here"
@@ -119,7 +119,7 @@ def _flat(members: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in members.items():
         if name in {"filter", "target"}:
             flat |= {f"{name}.{inner}": one for inner, one in value.items()}
-        elif name != NOT_COMPARED:
+        elif name not in NOT_COMPARED:
             flat[name] = value
     return flat
 

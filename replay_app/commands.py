@@ -72,6 +72,11 @@ MAX_STEP = 1_000_000
 """Events of one step."""
 MAX_SKIPPED = 100
 """Events that the retries of one replay can skip by their ids."""
+NOT_TO_ORIGINAL = (
+    "no replay may publish to the original topics of events (REPLAY_ALLOW_ORIGINAL=false): name "
+    "target.prefix or target.topic"
+)
+"""Why a start is refused where the setting forbids the original topics."""
 CHOICE_RULE = 'name at least one condition, or ask for every event with {"all": true}'
 """What a start's filter must do. A body that has lost its filter must not replay everything."""
 MAX_SENTENCES = 20
@@ -308,6 +313,9 @@ class Start(_Command):
     source: Source = Source()
     filter: Filter = Filter()
     target: Target = Target()
+    to_original: bool = False
+    """Consent to publish to the events' own topics, which live consumers read. A client of the HTTP
+    API must give the consent where `reaches_originals`."""
     redact: dict[ShortText, Redact] = Field(default_factory=dict, max_length=MAX_REDACTED)
     """Dotted path of a field to what becomes of the field in each record."""
     transforms: Annotated[Items[TransformName], Field(max_length=MAX_TRANSFORMS)] = ()
@@ -404,13 +412,24 @@ class Start(_Command):
         """The replays of ``after``, each in its long form."""
         return tuple(Parent(replay=one) if isinstance(one, str) else one for one in self.after)
 
+    @property
+    def reaches_originals(self) -> bool:
+        """Whether some type of events may go to its own original topic.
+
+        A topic that a target names may be an original topic, too: only a plan can tell.
+        """
+        return not self.dry_run and self.target.topic is None and self.target.prefix is None
+
     def canonical(self) -> str:
         """Return the body in a fixed form, the same for equal bodies.
 
         Two bodies are equal whatever the order of the members, the white space and the offsets of
-        times, and whether defaults are written out. The order of a list's items matters.
+        times, and whether defaults are written out. The order of a list's items matters. The
+        consent ``to_original`` is left out, as it changes nothing that a replay does: a replay may
+        have been started without the consent, on ``replay.requests``.
         """
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        body = self.model_dump(mode="json", exclude={"to_original"})
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
 
 class Pause(_Command):

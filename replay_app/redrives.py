@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from replay_app.arguments import AddCommand
 from replay_app.client import NOT_FOUND, Client, Refused, SessionJson
@@ -76,6 +77,7 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
         "on_error": "park" if _parks(session) else "dead-letter",
         "reason": f"redrive of {replay_id}",
         "dry_run": options.dry_run,
+        "to_original": _reaches_originals(start),
         **({"requested_by": options.requested_by} if options.requested_by else {}),
     }
     if options.dry_run:  # nothing is published that a group could read
@@ -89,6 +91,12 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
             f"replay-app watch {name}"
         )
     return DONE
+
+
+def _reaches_originals(start: Mapping[str, Any]) -> bool:
+    """Return whether a replay may publish to original topics: then its redrives may, too."""
+    target = start["target"]
+    return not (target.get("topic") or target.get("prefix"))
 
 
 def _parks(session: SessionJson) -> bool:

@@ -144,6 +144,11 @@ def add_start_options(parser: ArgumentParser) -> None:
         "body.check_schemas",
         "fail events that do not fit their JSON Schema (REPLAY_SCHEMAS); a dry run always checks",
     )
+    add_switch(
+        "--to-original",
+        "body.to_original",
+        "publish to the events' original topics, which live consumers read",
+    )
     add_switch("--dry-run", "body.dry_run", "do everything except publishing")
     add_switch("--paused", "body.paused", "publish nothing before a resume or a step")
     add_switch("--control-records", "body.control_records", "mark begin and end on each partition")
