@@ -181,6 +181,8 @@ def test_workers_and_types_tell_what_there_is(shop: Cluster, worker: Worker) -> 
     assert one["partitions"] == int(shop.environment["REPLAY_PARTITIONS"])
     assert found["trouble"] is None
     assert found["store"] == f"{shop.name}.events"
+    assert (found["environment"], found["allow_original"]) == (None, True)
+    assert found["you"] == {"name": None, "role": "operate", "target_prefixes": None}
     types = worker.get("/types")
     assert types["looked_at"] > 0
     names = {kind["name"]: kind for kind in types["types"]}
