@@ -265,6 +265,7 @@ def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
         "reason": "to see that it works",
         "filter": {"start": JANUARY.isoformat(), "end": (JANUARY + MONTH).isoformat()},
         "target": {"prefix": place.prefix or None},
+        "to_original": not place.prefix,  # nobody else reads the topics of the demo's own broker
     }
     asyncio.run(produce_command(place.stack.kafka, place.requests, body))
     sessions = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
@@ -343,7 +344,7 @@ def next_steps(place: Place, worker: Worker) -> str:
     """Return commands to try while the demo keeps running."""
     variables = {**place.environment(), "REPLAY_URL": worker.url}
     exports = [f"  export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    to = f" --prefix {place.prefix}" if place.prefix else ""
+    to = f" --prefix {place.prefix}" if place.prefix else " --to-original"
     when = f"--start {JANUARY:%Y-%m-%dT%H:%M:%SZ} --end {JANUARY + MONTH:%Y-%m-%dT%H:%M:%SZ}"
     return "\n".join(
         (

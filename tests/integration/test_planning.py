@@ -24,7 +24,7 @@ from replay_app.queries import Query
 from replay_app.reports import Report, decode_report
 from replay_app.sessions import Session
 from replay_app.settings import Settings
-from replay_app.store import EventStore
+from replay_app.store import EventStore, TimeLimitExceeded
 from replay_app.store_checks import SAMPLE_EVENTS
 from replay_app.topics import Topic
 from replay_app.transitions import on_command, on_report
@@ -255,6 +255,63 @@ async def test_a_store_that_answers_no_look_is_planned_all_the_same(
     plan = await planner(store, settings, **fields).plan(at_once=True)
     store.close()
     assert (plan.counted, plan.matched, plan.partitions) == ("running", None, {"named": 2})
+
+
+class TooManyEvents(EventStore):
+    """Cannot count within the time of a plan."""
+
+    async def count_groups(
+        self, query: Query, keys: Sequence[Any], seconds: float
+    ) -> dict[tuple[Any, ...], int]:
+        msg = f"counting {query} by {keys} takes more than {seconds:g} s"
+        raise TimeLimitExceeded(msg)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("kind", [EventStore, TooManyEvents])
+async def test_a_plan_refuses_a_live_topic_where_the_setting_forbids_that(
+    settings: Settings,
+    events: Collection[dict[str, Any]],
+    kind: type[EventStore],
+    at_once: bool,
+) -> None:
+    """Also where the events cannot be counted in time: the first events tell their topics then."""
+    events.insert_many([stored(n) for n in range(3)])
+    forbids, store = settings.model_copy(update={"allow_original": False}), kind(settings)
+    for target in ({}, {"topic": "orders"}, {"topics": {"orders": "orders"}, "topic": "named"}):
+        with pytest.raises(ReplayFailed, match="publish to live topics of its events, 'orders'"):
+            await planner(store, forbids, target=target).plan(at_once=at_once)
+        # Nothing is published by a dry run.
+        await planner(store, forbids, target=target, dry_run=True).plan(at_once=at_once)
+    plan = await planner(store, forbids, target={"topic": "named"}).plan(at_once=at_once)
+    assert plan.partitions == {"named": 2}
+    store.close()
+
+
+async def test_a_count_warns_of_a_live_topic_where_the_setting_forbids_that(
+    slow: EventStore, settings: Settings, events: Collection[dict[str, Any]]
+) -> None:
+    events.insert_many([stored(n) for n in range(3)])
+    plan = await planner(slow, settings).plan(at_once=True)  # by a worker with another setting
+    forbids = settings.model_copy(update={"allow_original": False})
+    counted = await planner(slow, forbids).count(plan)
+    assert any("REPLAY_ALLOW_ORIGINAL=false forbids" in one for one in counted.warnings)
+
+
+async def test_where_live_topics_are_forbidden_the_count_comes_first(
+    partition: WorkPartition,
+) -> None:
+    forbids = partition.context.settings.model_copy(update={"allow_original": False})
+    partition.context.settings = forbids
+    start = Start.model_validate({"replay_id": "r1", "target": {"prefix": "a."}})
+    session = present(on_command(None, start, T0).session)
+    session = await run_steps(partition, session, lambda session: session.state == "planning")
+    assert session.reason == "counting the matching events"
+    store = partition.context.store
+    assert isinstance(store, SlowStore)
+    store.go_on.set()
+    session = await run_steps(partition, session, lambda session: session.state != "planning")
+    assert "missing destination topics" in (session.error or "")
 
 
 async def test_the_shards_begin_before_the_events_are_counted(partition: WorkPartition) -> None:

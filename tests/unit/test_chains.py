@@ -222,6 +222,12 @@ def test_defaults_that_are_large_for_each_replay_are_refused_as_a_whole() -> Non
     assert "at most 700,000 are allowed" in refusal(chain(huge, a={}))
 
 
+def test_the_consent_to_original_topics_may_stand_in_the_defaults() -> None:
+    defaults = {"filter": ALL, "to_original": True}
+    found = read_chain({"chain": "c", "defaults": defaults, "replays": {"a": {}, "b": None}})
+    assert [one.to_original for one in found.starts] == [True, True]
+
+
 def start(**members: Any) -> Start:
     return Start.model_validate({"replay_id": "shop.a", "filter": ALL, **members})
 
@@ -232,6 +238,7 @@ def test_a_changed_replay_says_in_which_members_it_differs() -> None:
     before = start(filter={"start": "2026-01-01T00:00:00Z"}, requested_by="ana")
     after = start(filter={"start": "2026-01-01T01:00:00+01:00"}, rate=None, requested_by="eva")
     assert differences(before, after) == []
+    assert differences(start(), start(to_original=True)) == []
     before = start(rate=5, after=["b"], target={"prefix": "a."})
     after = start(filter={"event_types": ["x" * 100]}, target={"prefix": "b."})
     assert differences(before, after) == [

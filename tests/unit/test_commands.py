@@ -417,6 +417,33 @@ def test_equal_bodies_written_differently_are_equal(other: str) -> None:
     assert one.canonical() == two.canonical()
 
 
+def test_the_consent_to_original_topics_is_no_other_body() -> None:
+    old = Start.model_validate({"replay_id": "r", "filter": EVERY})
+    stored = old.model_dump(mode="json", exclude={"to_original"})  # of an older version
+    new = Start.model_validate({"replay_id": "r", "filter": EVERY, "to_original": True})
+    assert Start.model_validate(stored) == old
+    assert Start.model_validate(stored).canonical() == old.canonical() == new.canonical()
+    assert json.loads(old.canonical()) == stored
+
+
+@pytest.mark.parametrize(
+    ("members", "reaches"),
+    [
+        ({}, True),
+        ({"target": {"topics": {"a": "b"}}}, True),
+        ({"target": {"topics": {"a": "b"}}, "filter": {"event_types": ["a"]}}, True),
+        ({"target": {"prefix": "b."}}, False),
+        ({"target": {"topic": "b"}}, False),
+        ({"dry_run": True}, False),
+    ],
+)
+def test_a_start_without_topic_or_prefix_may_reach_original_topics(
+    members: dict[str, object], reaches: bool
+) -> None:
+    start = Start.model_validate({"replay_id": "r", "filter": EVERY, **members})
+    assert start.reaches_originals is reaches
+
+
 @pytest.mark.parametrize(
     "change",
     [

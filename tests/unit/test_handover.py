@@ -10,16 +10,19 @@ import pytest
 
 from replay_app.commands import Start
 from replay_app.events import EPOCH, EventMapping
+from replay_app.exceptions import ReplayFailed
 from replay_app.handover import (
     MAX_HEADER_BYTES,
     handover_header,
     live_topics,
     published_live_topics,
     reading_time,
+    require_allowed,
     unknown_offsets,
 )
 from replay_app.reports import MAX_HANDOVER_TOPICS, OTHER, Handover, ShardProgress
 from replay_app.sessions import Session, Shard
+from replay_app.settings import Settings
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -41,6 +44,31 @@ def test_the_live_topic_is_the_topic_without_a_target(
     kind: tuple[Any, ...], topics: set[str]
 ) -> None:
     assert live_topics([kind], MAPPING) == topics
+
+
+FORBIDS = Settings(allow_original=False)
+
+
+def require(settings: Settings = FORBIDS, **members: Any) -> None:
+    """Check a replay to the live topic ``orders`` and to ``rebuild.orders``."""
+    start = Start.model_validate({"replay_id": "r", "filter": {"all": True}, **members})
+    require_allowed(settings, start, ["orders", "rebuild.orders"], ["orders", "payments"])
+
+
+def test_a_live_topic_is_no_destination_where_the_setting_forbids_that() -> None:
+    with pytest.raises(ReplayFailed) as refused:
+        require()
+    assert "live topics of its events, 'orders', which REPLAY_ALLOW_ORIGINAL=false forbids" in str(
+        refused.value
+    )
+
+
+def test_a_live_topic_is_a_destination_where_nothing_forbids_that() -> None:
+    require(Settings())
+    require(dry_run=True)
+    # On another cluster, a topic of the same name is another topic.
+    require(Settings(allow_original=False, kafka="a:1", target_kafka="b:1"))
+    require_allowed(FORBIDS, Start.model_validate({"replay_id": "r"}), ["a"], ["b"])
 
 
 @pytest.mark.parametrize(

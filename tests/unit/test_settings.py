@@ -135,6 +135,34 @@ def test_a_token_binds_everywhere() -> None:
     assert load_settings(api_token=SECRET).bind_host == "0.0.0.0"  # noqa: S104 - the default
 
 
+def test_a_file_of_tokens_counts_as_tokens() -> None:
+    settings = load_settings(tokens_file="/etc/replay/tokens.json")
+    assert settings.has_tokens
+    assert settings.bind_host == "0.0.0.0"  # noqa: S104 - the default
+    assert load_settings(tokens_file="/t", web_host="10.0.0.1").bind_host == "10.0.0.1"
+    assert not load_settings(tokens_file=" ").has_tokens
+
+
+@pytest.mark.parametrize(("name", "shown"), [(" prod ", "prod"), ("", None), ("a" * 40, "a" * 40)])
+def test_the_environment_is_a_short_name(name: str, shown: str | None) -> None:
+    assert load_settings(environment=name).environment == shown
+
+
+def test_an_environment_that_no_badge_can_show_is_refused() -> None:
+    assert refusal(environment="a" * 41).startswith("REPLAY_ENVIRONMENT: String should have at mo")
+    assert refusal(environment="a\nb").startswith("REPLAY_ENVIRONMENT: has a line break")
+
+
+def test_original_topics_are_allowed_unless_a_setting_forbids_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().allow_original
+    monkeypatch.setenv("REPLAY_ALLOW_ORIGINAL", "false")
+    assert not load_settings().allow_original
+    monkeypatch.setenv("REPLAY_ALLOW_ORIGINAL", "never")
+    assert refusal().startswith("REPLAY_ALLOW_ORIGINAL: Input should be a valid boolean")
+
+
 def test_an_empty_token_does_not_open_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPLAY_API_TOKEN", "")
     assert "REPLAY_API_TOKEN" in refusal(web_host="0.0.0.0")  # noqa: S104 - refused
