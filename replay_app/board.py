@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 REJECTED = "/rejected/"
 """Part of a rejection's key: replay_id, this text, partition-offset of the command."""
 MAX_REJECTIONS = 1000
+MAX_FORGOTTEN = 1000
+"""Sessions and rejections that are forgotten, and whose last change is still known."""
 RECONNECT_SECONDS = 1.0
 CAUGHT_UP_SECONDS = 30.0
 """Longest wait until the board has read a partition to its end."""
@@ -73,6 +75,10 @@ class Board:
         self.rejections: dict[str, Rejection] = {}
         self.is_complete = False
         """Whether the board has read all that was published before this worker's start."""
+        self.changes_so_far = 0
+        """How often a session or a rejection has changed since this worker's start."""
+        self._last_changes: dict[str, int] = {}
+        """By key of a session or a rejection: the number of its last change, in this order."""
         self._changed = asyncio.Condition()
         self._positions: dict[int, int] = {}
         self._reader: CompactedReader | None = None
@@ -132,6 +138,31 @@ class Board:
                 self._add_session(key, record.value)
         except ValueError as error:
             self._ignored.add(record.topic, record.partition, record.offset, error)
+        else:
+            self._note_change(key)
+
+    def _note_change(self, key: str) -> None:
+        self.changes_so_far += 1
+        self._last_changes.pop(key, None)
+        self._last_changes[key] = self.changes_so_far
+        if len(self._last_changes) > len(self.sessions) + len(self.rejections) + MAX_FORGOTTEN:
+            self._last_changes = {
+                one: number
+                for one, number in self._last_changes.items()
+                if one in self.sessions or one in self.rejections or one == key
+            }
+
+    def changed_since(self, number: int) -> list[str]:
+        """Return the keys that have changed after ``changes_so_far`` had this value, oldest first.
+
+        A key may belong to a session, to a rejection (`REJECTED`), or to one that is forgotten.
+        """
+        keys = []
+        for key, changed in reversed(self._last_changes.items()):
+            if changed <= number:
+                break
+            keys.append(key)
+        return keys[::-1]
 
     def _add_rejection(self, key: str, value: bytes | None) -> None:
         rejection = None if value is None else Rejection.model_validate_json(value)

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from replay_app.client import ENDED, SessionJson
 from replay_app.consumption import FINAL
 from replay_app.gates import REMEDIES
-from replay_app.sessions import COMPLETED
+from replay_app.states import COMPLETED
 from replay_app.terminal import amount, duration
 
 

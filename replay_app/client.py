@@ -18,8 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidSettings, ReplayError, Unavailable
-from replay_app.sessions import MAX_LISTED, TERMINAL
+from replay_app.sessions import MAX_LISTED
 from replay_app.settings import check_token, masked_uri
+from replay_app.states import TERMINAL
 
 REQUEST_SECONDS = 30.0
 """How long an answer may take; a plan counts events while the client waits."""

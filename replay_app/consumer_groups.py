@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaClient, TopicPartition
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
@@ -382,16 +382,44 @@ async def _assigned(
             topic
             for *_, assignment in members
             if protocol_type == CONSUMERS
-            for topic in assigned_topics(assignment)
+            for topic in assigned_partitions(assignment)
         )
         for _, group, _, protocol_type, _, members in answer.groups
     }
 
 
-def assigned_topics(assignment: bytes) -> tuple[str, ...]:
-    """Return the topics of a member's assignment; none if a stranger's assignor has written it."""
+def assigned_partitions(assignment: bytes) -> dict[str, tuple[int, ...]]:
+    """Return a member's partitions by topic; none if a stranger's assignor has written them."""
     try:
         decoded = ConsumerProtocolMemberAssignment.decode(assignment)
     except ValueError:
-        return ()
-    return tuple(topic for topic, _ in decoded.assignment or ())
+        return {}
+    return {topic: tuple(numbers) for topic, numbers in decoded.assignment or ()}
+
+
+class GroupMember(NamedTuple):
+    """A member of a consumer group, as the broker's answer has it."""
+
+    member_id: str
+    client_id: str
+    host: str
+    metadata: bytes
+    assignment: bytes
+
+
+async def group_members(client: AIOKafkaClient, group: str) -> list[GroupMember]:
+    """Return the members of a group; none if there is no such group.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        When the cluster does not tell.
+
+    """
+    node = await _coordinator(client, group)
+    answer = await client.send(node, _DescribeGroupsRequest([group]))
+    found: list[GroupMember] = []
+    for error_code, *_, members in answer.groups:
+        _require_success(error_code, group)
+        found += [GroupMember(*one) for one in members]
+    return found

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from replay_app.reports import GroupLook, Report, offsets_written
-from replay_app.sessions import COMPLETED, Consumption, Session
+from replay_app.sessions import Consumption, Session
+from replay_app.states import COMPLETED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

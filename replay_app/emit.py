@@ -32,6 +32,7 @@ from replay_app.reports import MAX_SHOWN_ID, NEXT_EVENT, shorten
 from replay_app.tally import Tally
 from replay_app.ties import tie_begin, tie_end
 from replay_app.transforms import run_in_thread
+from replay_app.waits import WaitClock
 
 if TYPE_CHECKING:
     from replay_app.budgets import ByteBudget
@@ -133,6 +134,7 @@ class EmitSlice:
         self._dues: list[float] = []
         """When the events of the present page are due, at their pace."""
         self._tally = Tally(progress_of(old))
+        self._clock = WaitClock(context.metrics)
         self._budget = budget
         self._sending: asyncio.Task[None] | None = None
         self._give_up_at = 0.0
@@ -181,6 +183,7 @@ class EmitSlice:
             raise
         if state != "live":
             await self._readers.drop(self._token.key)
+        self._tally.waits += self._clock.waits
         progress = self._tally.progress(state=state, error=error, reason=reason)
         return Emitted(
             progress,
@@ -210,7 +213,7 @@ class EmitSlice:
             if reader is None:
                 return "live", None, AWAITS_READER
             try:
-                with self._context.metrics.waiting("read"):
+                with self._clock.waiting("read"):
                     page = await reader.next(PAGE_WAIT_SECONDS)
             except TimeoutError:
                 return "live", None, None if self._events else AWAITS_STORE
@@ -458,7 +461,7 @@ class EmitSlice:
     async def _encode(self, encoder: PageEncoder, page: bytes) -> EncodedPage:
         """Encode a page in a thread. The loop sends the page before and reads the next page."""
         began = time.monotonic()
-        with self._context.metrics.waiting("encode"):
+        with self._clock.waiting("encode"):
             transforms = self._spec.transforms
             encode = functools.partial(encoder.encode, page, _now_ms())
             try:
@@ -607,7 +610,7 @@ class EmitSlice:
         sending, self._sending = self._sending, None
         began = time.monotonic()
         try:
-            with self._context.metrics.waiting("send"):
+            with self._clock.waiting("send"):
                 await asyncio.wait_for(sending, self._give_up_at - began)
         except TimeoutError as error:
             if time.monotonic() < self._give_up_at:  # the producer's own limit

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from replay_app.commands import Start
 from replay_app.exceptions import CommandConflict, ReplayFailed
 from replay_app.reports import few
-from replay_app.sessions import COMPLETED, TERMINAL, Session
+from replay_app.sessions import Session
+from replay_app.states import COMPLETED, TERMINAL
 
 UNKNOWN_SECONDS = 60.0
 """How long a replay waits for a replay that is not known. The command that starts the other one may

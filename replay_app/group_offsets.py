@@ -29,7 +29,7 @@ from replay_app.exceptions import CommandConflict, Unavailable, WrongUsage
 from replay_app.kafka_internals import close_client
 from replay_app.kafka_requests import EARLIEST, LATEST, list_offsets
 from replay_app.kafka_security import kafka_security
-from replay_app.sessions import TERMINAL
+from replay_app.states import TERMINAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

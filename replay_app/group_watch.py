@@ -26,7 +26,7 @@ from replay_app.consumption import (
 )
 from replay_app.exceptions import ReplayError, Unavailable
 from replay_app.reports import MAX_GROUP_REASON, GroupLook, Report, offsets_written, shorten
-from replay_app.sessions import COMPLETED
+from replay_app.states import COMPLETED
 from replay_app.transitions import on_look
 
 if TYPE_CHECKING:

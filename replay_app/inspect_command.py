@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from replay_app.arguments import AddCommand, positive
 from replay_app.commands import Filter, Start
 from replay_app.event_records import RecordMaker
+from replay_app.event_types import sample_events
 from replay_app.exceptions import ReplayError
 from replay_app.inspection import Inspection, inspect, settings_for, wanted_indexes
 from replay_app.pages import readable
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED = 0, 1
 SAMPLE_EVENTS = 500
-"""Random events of the sample. The first ones that the store finds come on top: neighbours in the
-store often share their aggregate."""
-FIRST_EVENTS = 100
+"""Random events of the sample. The first ones that the store finds come on top."""
 SHOWN_RECORDS = 3
 SHOWN_FIELDS = 40
 SHOWN_TYPES = 20
@@ -71,7 +70,9 @@ async def _look(settings: Settings, size: int) -> dict[str, Any]:
     try:
         await store.require_collection()
         kind = await store.identify()
-        raw = await _sample(store, size)
+        raw, missing = await sample_events(store, size, LOOK_SECONDS)
+        for note in missing:
+            say(f"note: {note}", error=True)
         indexes = await store.indexes()
         try:
             estimate: int | None = await store.estimate(LOOK_SECONDS)
@@ -116,17 +117,6 @@ async def _look(settings: Settings, size: int) -> dict[str, Any]:
             record.model_dump(mode="json") for record in _records(settings, seen.mapping, raw)
         ],
     }
-
-
-async def _sample(store: EventStore, size: int) -> list[bytes]:
-    """Return a bounded sample; at least the first events, if the store gives no random ones."""
-    found: dict[bytes, None] = {}
-    for stage in ({"$limit": FIRST_EVENTS}, {"$sample": {"size": size}}):
-        try:
-            found |= dict.fromkeys(await store.raw_documents([stage], LOOK_SECONDS))
-        except TimeLimitExceeded:
-            say(f"note: the store gives no {stage} within {LOOK_SECONDS:g} s", error=True)
-    return [*found]
 
 
 def _types(seen: Inspection) -> list[str]:

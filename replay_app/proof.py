@@ -15,9 +15,10 @@ from replay_app.client import Client, Refused, SessionJson
 from replay_app.exceptions import ReplayError, WrongUsage
 from replay_app.logs import silence_aiokafka
 from replay_app.receipts import receipt_document, receipt_markdown
-from replay_app.sessions import TERMINAL, decode_session
+from replay_app.sessions import decode_session
 from replay_app.settings import load_settings
 from replay_app.start_options import add_requested_by, user_name
+from replay_app.states import TERMINAL
 from replay_app.terminal import say, say_json, show_claims
 from replay_app.verify import obstacle, verify
 

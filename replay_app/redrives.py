@@ -19,10 +19,10 @@ from replay_app.exceptions import CommandConflict, ReplayError
 from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
 from replay_app.parking import parked_behind
-from replay_app.sessions import COMPLETED, TERMINAL
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
 from replay_app.start_options import add_requested_by, user_name
+from replay_app.states import COMPLETED, TERMINAL
 from replay_app.terminal import say, say_json
 
 DONE = 0

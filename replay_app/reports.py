@@ -98,6 +98,25 @@ class Failure(Record):
     reason: str
 
 
+WaitSeconds = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class Waits(Record):
+    """How long a shard has waited, in seconds. The waits run beside each other."""
+
+    store: WaitSeconds = 0.0
+    encoder: WaitSeconds = 0.0
+    broker: WaitSeconds = 0.0
+
+    def __add__(self, other: Waits) -> Waits:
+        """Return the sum, to the millisecond."""
+        return Waits(
+            store=round(self.store + other.store, 3),
+            encoder=round(self.encoder + other.encoder, 3),
+            broker=round(self.broker + other.broker, 3),
+        )
+
+
 class ShardProgress(Record):
     """How far one shard is."""
 
@@ -120,6 +139,8 @@ class ShardProgress(Record):
     offsets: Offsets = Field(default_factory=dict)
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_LISTED_FAILURES)] = ()
     """The first failures, at most MAX_LISTED_FAILURES."""
+    waits: Waits = Waits()
+    """For what the shard has waited, over all slices."""
     last_time: Moment | None = None
     """Time of the last event read. None if no event was read, or if that event has no time."""
     error: str | None = None

@@ -1,18 +1,14 @@
 """The session: the whole state of one replay, and the receipt at its end.
 
-::
-
-    pending -> planning -> [waiting] -> running -> completed | completed_with_errors | failed
-    running -> pausing -> paused -> running;  any but terminal -> [cancelling] -> cancelled
-
-`replay_app.transitions` has the rules that lead from state to state.
+`replay_app.states` has the states, `replay_app.transitions` the rules that lead from one to the
+next.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, computed_field
 
@@ -26,6 +22,7 @@ from replay_app.commands import (
     Verb,
     Verification,
 )
+from replay_app.history import MAX_CHANGES, Change
 from replay_app.records import MAX_LIST, MAX_SHARDS, Count, Counts, Moment, Record, Texts
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
@@ -42,43 +39,13 @@ from replay_app.reports import (
     bound_offsets,
     most_common,
 )
+from replay_app.series import Series
+from replay_app.states import COMPLETED, TERMINAL, VERBS_AT_THE_END, VERBS_OF_STATE, State
 
-State = Literal[
-    "pending",
-    "planning",
-    "waiting",
-    "running",
-    "pausing",
-    "paused",
-    "cancelling",
-    "cancelled",
-    "completed",
-    "completed_with_errors",
-    "failed",
-]
 MAX_LISTED = 1000
 """Replays that one answer of the API lists."""
-COMPLETED: frozenset[State] = frozenset({"completed", "completed_with_errors"})
-TERMINAL: frozenset[State] = COMPLETED | {"cancelled"}
-SETTLED: frozenset[State] = TERMINAL | {"failed", "paused"}
-"""States in which no worker has anything to do."""
-VERBS_OF_STATE: dict[State, tuple[Verb, ...]] = {
-    "pending": ("pause", "cancel", "release", "set-rate"),
-    "planning": ("pause", "cancel", "release", "set-rate"),
-    "waiting": ("pause", "cancel", "release", "set-rate"),
-    "running": ("pause", "cancel", "set-rate"),
-    "pausing": ("resume", "cancel", "set-rate"),
-    "paused": ("resume", "step", "cancel", "set-rate"),
-    "cancelling": (),
-    "cancelled": (),
-    "completed": (),
-    "completed_with_errors": (),
-    "failed": ("cancel", "retry", "set-rate"),
-}
-"""The commands that change a replay in each state. ``release`` only while it waits for others,
-``step`` only where it `can_step`."""
-VERBS_AT_THE_END: tuple[Verb, ...] = ("set-rate",)
-"""The commands that change a running replay whose last event is published."""
+ASIDE = frozenset({"history", "history_dropped", "series"})
+"""Members that the API answers at paths of their own, and leaves out of a session."""
 SHORT_LIST = 20
 """Names in the counts by type, and by topic, of a session that would be too large for a record.
 All shards together have this number of names."""
@@ -224,8 +191,18 @@ class Session(_SessionPart):
     """The newest verdict of `replay-app verify` that was noted."""
     speed_marks: Annotated[tuple[tuple[Moment, Count], ...], Field(max_length=2)] = ()
     """Up to two moments, and the events read until then. The speed counts from the older one."""
+    history: Annotated[tuple[Change, ...], Field(max_length=MAX_CHANGES)] = ()
+    """What has changed the replay, the oldest first. Not in the API's sessions: see `ASIDE`."""
+    history_dropped: Count = 0
+    """Changes that the history has lost: it keeps the first ones and the last ones."""
+    series: Series | None = None
+    """Counters and waits over time. Not in the API's sessions: see `ASIDE`."""
     events_per_second: float | None = None
     """Events read, averaged over the last seconds. None while nothing moves."""
+
+    def answer(self) -> str:
+        """Return the session in JSON as the API answers it."""
+        return self.model_dump_json(exclude=set(ASIDE))
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -475,6 +452,9 @@ def _strip(session: Session) -> Session:
             "plan": session.plan and session.plan.model_copy(update={"warnings": ()}),
             "shards": shards,
             "receipt": session.receipt and session.receipt.model_copy(update=no_failures),
+            "history": session.history[-1:],
+            "history_dropped": session.history_dropped + max(0, len(session.history) - 1),
+            "series": None,
             "warnings": session.warnings[-1:],  # of the shortened lists
             "error": session.error and session.error[:MAX_TEXT],
             "reason": session.reason and session.reason[:MAX_TEXT],

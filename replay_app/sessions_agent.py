@@ -25,16 +25,19 @@ from replay_app import crashpoints
 from replay_app.board import Rejection
 from replay_app.broker_errors import Kind, Refused, explain
 from replay_app.commands import parse_command, usable_replay_id
+from replay_app.course import note_course
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.publisher import BATCH_OVERHEAD, PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
 from replay_app.reports import MAX_INTERNAL_BYTES, Report, decode_report
-from replay_app.sessions import SETTLED, Session, decode_session, fit_record
+from replay_app.sessions import Session, decode_session, fit_record
+from replay_app.states import SETTLED
 from replay_app.topics import NOOP
 from replay_app.transitions import Step, on_command, on_look, on_nudge, on_report
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
+    from replay_app.commands import Command
     from replay_app.context import WorkerContext
 
     Decide = Callable[[Session | None, datetime], Step]
@@ -90,14 +93,19 @@ class SessionPartition:
         self._context.obstacles.pop(self._name, None)
 
     async def apply(
-        self, replay_id: str, decide: Decide, *, who: str | None = None, flush: bool = False
+        self,
+        replay_id: str,
+        decide: Decide,
+        *,
+        command: Command | None = None,
+        flush: bool = False,
     ) -> None:
         """Take one step of a session, and return when the step is durable.
 
-        ``who`` gave the command, for the log. ``flush`` publishes the session even if the step
-        changes nothing.
+        ``command`` is what the step carries out, for the history and the log. ``flush`` publishes
+        the session even if the step changes nothing.
         """
-        await self._durably(lambda: self._step(replay_id, decide, who=who, flush=flush))
+        await self._durably(lambda: self._step(replay_id, decide, command=command, flush=flush))
 
     async def reject(self, offset: int, replay_id: str, why: str, command: str | None) -> None:
         """Publish why a command changes nothing."""
@@ -202,9 +210,11 @@ class SessionPartition:
         await self._producer.discard()
         self._producer = self._producer.renewed()
 
-    async def _step(self, replay_id: str, decide: Decide, *, who: str | None, flush: bool) -> None:
-        before = self._take(replay_id)
-        step = decide(before, datetime.now(UTC))
+    async def _step(
+        self, replay_id: str, decide: Decide, *, command: Command | None, flush: bool
+    ) -> None:
+        before, now = self._take(replay_id), datetime.now(UTC)
+        step = decide(before, now)
         if not step.changed and not (flush and replay_id in self._unpublished):
             if before is not None and before.state not in SETTLED:
                 self._latest.setdefault(replay_id, before)
@@ -215,6 +225,8 @@ class SessionPartition:
         )
         crashpoints.reach("after-tokens")
         session, value = step.session, None
+        if session is not None:
+            session = note_course(before, session, command, now)
         since = time.monotonic() - self._published_at.get(replay_id, 0.0)
         is_due = step.urgent or flush or since >= PUBLISH_SECONDS
         if session is not None:
@@ -223,6 +235,7 @@ class SessionPartition:
             session, value = fit_record(session, self._max_bytes)
         if is_due:
             await self._publish(replay_id, value)
+            who = command.requested_by if command else None
             log_change(replay_id, before, session, who)
             self._published_at[replay_id] = time.monotonic()
             self._unpublished.discard(replay_id)
@@ -365,7 +378,7 @@ class SessionPartitions:
             await self._own(partition).apply(
                 replay_id,
                 lambda session, now: on_command(session, command, now),
-                who=command.requested_by,
+                command=command,
             )
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)

@@ -43,6 +43,7 @@ class Tally:
         self.by_topic = dict(base.by_topic)
         self.offsets: Offsets = {t: dict(partitions) for t, partitions in base.offsets.items()}
         self.failures = list(base.failures)
+        self.waits = base.waits
         self.last_time = base.last_time
 
     def add(self, page: EncodedPage, *, dry_run: bool, on_error: str) -> None:
@@ -94,6 +95,7 @@ class Tally:
             by_topic=self.by_topic,
             offsets=bound_offsets(self.offsets),
             failures=tuple(self.failures),
+            waits=self.waits,
             last_time=self.last_time,
             **update,
         )

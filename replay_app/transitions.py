@@ -40,15 +40,8 @@ from replay_app.reports import (
     changes_of,
     most_common,
 )
-from replay_app.sessions import (
-    COMPLETED,
-    TERMINAL,
-    Session,
-    Shard,
-    State,
-    make_receipt,
-    merge_offsets,
-)
+from replay_app.sessions import Session, Shard, make_receipt, merge_offsets
+from replay_app.states import COMPLETED, TERMINAL, State
 
 SPEED_WINDOW_SECONDS = 5.0
 """The speed is measured over the last one to two of these."""

@@ -21,7 +21,7 @@ from replay_app.comparison import (
     Expected,
     Found,
 )
-from replay_app.sessions import COMPLETED
+from replay_app.states import COMPLETED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

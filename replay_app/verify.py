@@ -22,8 +22,8 @@ from replay_app.exceptions import EventError, ReplayFailed
 from replay_app.id_texts import delivery_text
 from replay_app.published_records import PublishedRecords, Unverifiable
 from replay_app.queries import all_of, compile_filter
-from replay_app.sessions import COMPLETED
 from replay_app.sources import require_same_source, settings_for, source_of
+from replay_app.states import COMPLETED
 from replay_app.store import EventStore, TimeLimitExceeded
 from replay_app.stored_records import StoredRecords
 from replay_app.verdicts import Evidence, Verdict, judge, unverifiable

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from replay_app import crashpoints
@@ -39,6 +40,7 @@ from replay_app.refusals import Refusals
 from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, Report, shorten
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
+from replay_app.waits import WaitClock
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
@@ -87,6 +89,8 @@ class WorkPartition:
         self._last_slices = LastSlices(context.settings, context.describe)
         self._refusals: dict[str, Refusals] = {}
         """By token key: what the broker has refused of the shard."""
+        self._clocks: defaultdict[str, WaitClock] = defaultdict(lambda: WaitClock(context.metrics))
+        """By token key: the waits of the shard that its progress does not have yet."""
         self._opening: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -420,7 +424,9 @@ class WorkPartition:
         key = checkpoint.token.key
         began = time.monotonic()
         try:
-            with self.context.metrics.waiting("commit"):
+            is_emitting = checkpoint.token.kind == "emit" and checkpoint.report.is_live
+            clock = self._clocks[key] if is_emitting else self.context.metrics
+            with clock.waiting("commit"):
                 await self.producer.send(
                     self.context.topics.checkpoints.name,
                     partition=self.partition,
@@ -479,7 +485,7 @@ class WorkPartition:
         elif not checkpoint.report.is_waiting:
             await self._send_token(token)
         elif reader is not None:
-            self.delays.put_off(token, MAX_DELAY_SECONDS, self._first_page(reader))
+            self.delays.put_off(token, MAX_DELAY_SECONDS, self._first_page(token.key, reader))
         elif task is not None:
             self.delays.put_off(token, MAX_DELAY_SECONDS, asyncio.wait([task]))
         elif token.kind == "gate":
@@ -489,8 +495,8 @@ class WorkPartition:
         else:
             self.delays.put_off(token, self.delays.back_off(token.key))
 
-    async def _first_page(self, reader: PageReader) -> None:
-        with self.context.metrics.waiting("read"):
+    async def _first_page(self, key: str, reader: PageReader) -> None:
+        with self._clocks[key].waiting("read"):
             await reader.ready()
 
     # The kinds of slices
@@ -536,11 +542,14 @@ class WorkPartition:
             self.delays.reset(token.key)
             self.readers.wake_next()
         hidden = self.context.watch.hidden_records(session.replay_id, session.offsets)
+        progress = emitted.progress
+        if clock := self._clocks.pop(token.key, None):
+            progress = progress.model_copy(update={"waits": progress.waits + clock.waits})
         return Checkpoint.of_shard(
             token,
             origin,
             old,
-            emitted.progress,
+            progress,
             reason=hidden and consumers_wait(hidden),
             warnings=emitted.warnings,
             cursor=emitted.cursor,
@@ -566,6 +575,7 @@ class WorkPartition:
 
     async def _stop(self, token: Token, origin: Origin, old: Checkpoint | None) -> Checkpoint:
         await self.readers.drop(token.key)
+        self._clocks.pop(token.key, None)
         progress = progress_of(old)
         if progress.state != "done":
             progress = progress.model_copy(update={"state": "stopped", "reason": None})
@@ -583,4 +593,5 @@ class WorkPartition:
         )
         await self.producer.commit()
         self.checkpoints.remove(token.key)
+        self._clocks.pop(token.key, None)
         self._last_slices.forget(token.key)

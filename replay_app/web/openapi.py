@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from replay_app import __version__
-from replay_app.board import Rejection
 from replay_app.chains import MADE, MAX_REPLAYS
 from replay_app.commands import (
     CHOICE_RULE,
@@ -28,9 +27,14 @@ from replay_app.commands import (
     Start,
     Verification,
 )
+from replay_app.event_types import StoredTypes
 from replay_app.reports import OfferedPlan
-from replay_app.sessions import MAX_LISTED, Session, State
+from replay_app.sessions import ASIDE, MAX_LISTED, Session
+from replay_app.states import State
 from replay_app.web.access import OPEN_PATHS
+from replay_app.web.answers import History, Installation, ReplayList, ReplaySeries
+from replay_app.web.installation import SOURCE_MEMBERS
+from replay_app.web.lists import CURSOR, MAX_TEXT
 from replay_app.web.problems import CONTENT_TYPE
 
 EXCLUDABLE = ("store",)
@@ -112,14 +116,6 @@ class AppliedChain(BaseModel):
     replays: tuple[AppliedReplay, ...]
 
 
-class ReplayList(BaseModel):
-    """Replays and rejections, the newest first."""
-
-    replays: tuple[Session, ...]
-    rejections: tuple[Rejection, ...]
-    """Commands that the sessions agent refused."""
-
-
 class Health(BaseModel):
     """The worker is alive."""
 
@@ -197,6 +193,10 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
                 for model in (
                     Session,
                     ReplayList,
+                    History,
+                    ReplaySeries,
+                    Installation,
+                    StoredTypes,
                     OfferedPlan,
                     Accepted,
                     AppliedChain,
@@ -212,6 +212,7 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
     components: Schema = definitions["$defs"]
     start = components[schemas["Start"]["$ref"].rpartition("/")[2]]
     _tell_the_rules(start, components)
+    _set_aside(components[schemas["Session"]["$ref"].rpartition("/")[2]])
     noted = components[schemas["NewVerification"]["$ref"].rpartition("/")[2]]["properties"]
     verdict = components[noted["verification"]["$ref"].rpartition("/")[2]]["properties"]
     verdict["at"]["pattern"] = TIME_PATTERN
@@ -277,6 +278,13 @@ def _tell_the_rules(start: Schema, components: Schema) -> None:
     chosen["fields"]["propertyNames"] = {"pattern": rf"^{_PATH}(\.{_PATH})*$"}
     target = components[members["target"]["$ref"].rpartition("/")[2]]
     target["allOf"] = [_unless_null("topic", {"prefix": {"const": None}})]
+
+
+def _set_aside(session: Schema) -> None:
+    """Remove the members that have paths of their own."""
+    for name in ASIDE:
+        del session["properties"][name]
+    session["required"] = [name for name in session["required"] if name not in ASIDE]
 
 
 def _chain_of(start: Schema) -> Schema:
@@ -368,13 +376,18 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             {"type": "array", "items": {"type": "string", "enum": list(get_args(State))}},
         ),
         _parameter("chain", "query", {"type": "string", "pattern": _pattern(REPLAY_ID)}),
+        _parameter("text", "query", {"type": "string", "maxLength": MAX_TEXT}),
+        _parameter("since", "query", {"type": "string", "pattern": TIME_PATTERN}),
         _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}),
+        _parameter("cursor", "query", {"type": "string", "pattern": _pattern(CURSOR)}),
     ]
+    source = [_parameter(name, "query", {"type": "string"}) for name in SOURCE_MEMBERS]
     paths: Schema = {
         "/": {"get": _plain("The status page", "The page.", "text/html")},
         "/replays": {
             "get": {
-                "summary": "List the newest replays; the list may be a moment old",
+                "summary": "List replays, the newest first; the first page has all that have not "
+                "ended. The list may be a moment old",
                 "parameters": listed,
                 "responses": answers("The replays.", "ReplayList", 503)
                 | {"304": {"description": "The list has the ETag of If-None-Match."}},
@@ -413,6 +426,20 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 | problems(404, 503),
             },
         },
+        "/replays/{replay_id}/history": {
+            "parameters": one,
+            "get": {
+                "summary": "Get what has changed a replay",
+                "responses": answers("The changes.", "History", 404, 503),
+            },
+        },
+        "/replays/{replay_id}/series": {
+            "parameters": one,
+            "get": {
+                "summary": "Get a replay's counters and waits over time",
+                "responses": answers("The points.", "ReplaySeries", 404, 503),
+            },
+        },
         "/replays/{replay_id}/verification": {
             "parameters": one,
             "post": {
@@ -435,6 +462,32 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 "responses": answers(
                     "The missing replays are started.", "AppliedChain", 409, 422, 503, status=202
                 ),
+            }
+        },
+        "/events": {
+            "get": {
+                "summary": "Follow every replay; a client that comes back gets everything again",
+                "responses": {
+                    "200": _answer(
+                        "Server-sent events: hello, replay, ready, forgotten, rejection, workers.",
+                        {"type": "string"},
+                        "text/event-stream",
+                    )
+                }
+                | problems(503),
+            }
+        },
+        "/workers": {
+            "get": {
+                "summary": "List the workers, and what they work on",
+                "responses": answers("The workers.", "Installation"),
+            }
+        },
+        "/types": {
+            "get": {
+                "summary": "Look at some stored events: their types and fields",
+                "parameters": source,
+                "responses": answers("What the look has found.", "StoredTypes", 422, 503),
             }
         },
         "/healthz": {

@@ -1,23 +1,25 @@
-"""A replay as a stream of server-sent events."""
+"""Streams of server-sent events, and one replay as such a stream."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from replay_app.sessions import TERMINAL
+from replay_app.states import TERMINAL
 from replay_app.web.problems import Problem
 from replay_app.web.server import LIMITS, Limits
 from replay_app.web.shared import ApiView, Shared, require_session, require_usable, shared_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
+KEEPALIVE = ": still here\n\n"
+"""A comment: the client passes it over."""
 KEEPALIVE_SECONDS = 15.0
 """The longest silence on a stream of events."""
 GONE_SECONDS = 1.0
@@ -37,29 +39,47 @@ class Events(ApiView):
             session.revision
         ):
             return web.Response(status=HTTPStatus.NO_CONTENT)  # tells EventSource to stop
-        limits = request.app[LIMITS]
-        if shared.streams >= limits.streams:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{limits.streams} streams of events are open, as many as a worker has; "
-                f"ask GET /replays/{replay_id} instead, or another worker",
-            )
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        texts = _event_texts(shared, replay_id, request)
+        return await answer_stream(request, texts, f"ask GET /replays/{replay_id} instead")
+
+
+async def answer_stream(
+    request: web.Request, texts: AsyncGenerator[str], instead: str
+) -> web.StreamResponse:
+    """Answer with the texts as a stream of server-sent events.
+
+    ``instead`` tells a client what to do where too many streams are open.
+
+    Raises
+    ------
+    Problem
+        When the worker has as many streams as it may have (503).
+
+    """
+    shared, limits = shared_of(request), request.app[LIMITS]
+    if shared.streams >= limits.streams:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{limits.streams} streams of events are open, as many as a worker has; "
+            f"{instead}, or another worker",
         )
-        shared.streams += 1
-        try:
-            await response.prepare(request)
-            if request.method == "HEAD":
-                return response
-            # TimeoutError: the client does not read.
-            with suppress(ConnectionError, TimeoutError):
-                await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
-                async for text in _event_texts(shared, replay_id, request):
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+    )
+    shared.streams += 1
+    try:
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        # TimeoutError: the client does not read.
+        with suppress(ConnectionError, TimeoutError):
+            await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
+            async with aclosing(texts):
+                async for text in texts:
                     await _write(response, text, limits)
-        finally:
-            shared.streams -= 1
-        return response
+    finally:
+        shared.streams -= 1
+    return response
 
 
 async def _write(response: web.StreamResponse, text: str, limits: Limits) -> None:
@@ -67,7 +87,7 @@ async def _write(response: web.StreamResponse, text: str, limits: Limits) -> Non
         await response.write(text.encode())
 
 
-async def _event_texts(shared: Shared, replay_id: str, request: web.Request) -> AsyncIterator[str]:
+async def _event_texts(shared: Shared, replay_id: str, request: web.Request) -> AsyncGenerator[str]:
     changes = shared.context.board.changes(replay_id)
     stopping = asyncio.ensure_future(shared.stopping.wait())
     change = asyncio.ensure_future(anext(changes))
@@ -80,13 +100,13 @@ async def _event_texts(shared: Shared, replay_id: str, request: web.Request) -> 
             if not change.done():
                 if time.monotonic() - heard >= KEEPALIVE_SECONDS:
                     heard = time.monotonic()
-                    yield ": still here\n\n"
+                    yield KEEPALIVE
                 continue
             session = change.result()
             if session is None:  # the replay is forgotten
                 return
             heard = time.monotonic()
-            yield f"id: {session.revision}\ndata: {session.model_dump_json()}\n\n"
+            yield f"id: {session.revision}\ndata: {session.answer()}\n\n"
             if session.state in TERMINAL:
                 return
             change = asyncio.ensure_future(anext(changes))

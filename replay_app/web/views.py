@@ -9,13 +9,11 @@ mistakes at once. The sessions agent checks the command again, and the agent dec
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import faust
@@ -29,8 +27,6 @@ from replay_app.commands import (
     MAX_COMMAND_BYTES,
     PLAIN_VERBS,
     POSTED_VERBS,
-    REPLAY_ID,
-    REPLAY_ID_RULE,
     Command,
     Start,
     new_replay_id,
@@ -41,12 +37,17 @@ from replay_app.encoders import encoder_name
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.gates import require_possible
 from replay_app.offers import offer_plan
-from replay_app.sessions import MAX_LISTED, SETTLED, Session, State, decode_session
+from replay_app.sessions import Session, decode_session
+from replay_app.states import SETTLED
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
 from replay_app.web.access import STATIC_PREFIX
 from replay_app.web.chains import Chains
+from replay_app.web.course import HistoryView, SeriesView
+from replay_app.web.feed import Feed
+from replay_app.web.installation import LOOKS, Looks, Types, Workers
+from replay_app.web.lists import list_replays
 from replay_app.web.openapi import EXCLUDABLE, openapi
 from replay_app.web.problems import Problem
 from replay_app.web.server import LIMITS, Limits, add_security_headers, read_body
@@ -57,7 +58,6 @@ from replay_app.web.shared import (
     Shared,
     catch_up,
     json_answer,
-    require_every_session,
     require_session,
     require_usable,
     shared_of,
@@ -75,7 +75,6 @@ STATIC = Path(__file__).parent / "static"
 OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
 PRODUCE_SECONDS = 5.0
-DEFAULT_LIMIT = 100
 ROUTED = "Replay-Routed"
 """Header of a request from another worker: such a request is not passed on again, as two workers
 may name each other as the owner."""
@@ -86,6 +85,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     web_app: web.Application = app.web.web_app  # type: ignore[attr-defined]
     shared = web_app[SHARED] = Shared(app, context, table)
     web_app[LIMITS] = Limits.of_this_process()
+    web_app[LOOKS] = Looks(context)
 
     async def end_streams(_: web.Application) -> None:
         shared.stopping.set()
@@ -101,7 +101,12 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/replays")(Replays)
     app.page("/plans")(Plans)
     app.page("/chains")(Chains)
+    app.page("/events")(Feed)
+    app.page("/workers")(Workers)
+    app.page("/types")(Types)
     app.page("/replays/{replay_id}/events")(Events)
+    app.page("/replays/{replay_id}/history")(HistoryView)
+    app.page("/replays/{replay_id}/series")(SeriesView)
     app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(POSTED_VERBS)}}}")(Verbs)
     app.page("/replays/{replay_id}/verification")(Verifications)
     app.page(f"{STATIC_PREFIX}{{name}}")(Static)
@@ -236,33 +241,8 @@ class Replays(ApiView):
     """All replays."""
 
     async def get(self, request: web.Request) -> web.Response:
-        """List the newest replays and refused commands."""
-        shared = shared_of(request)
-        board = shared.context.board
-        states, chain, limit = _list_options(request)
-        if chain is not None:
-            # Of a chain, a part looks like the whole: as if the chain had ended already.
-            require_every_session(shared)
-        sessions = [
-            s
-            for s in board.sessions.values()
-            if (not states or s.state in states) and (chain is None or s.start.chain == chain)
-        ]
-        sessions.sort(key=lambda s: (s.created_at, s.replay_id), reverse=True)
-        rejections = sorted(board.rejections.values(), key=lambda r: r.at, reverse=True)
-        del sessions[limit:], rejections[limit:]
-        # The status page asks every second: an unchanged answer is not sent again.
-        versions = [(s.replay_id, s.revision, s.updated_at) for s in sessions]
-        # A new version may answer the same sessions with other members.
-        told = (__version__, versions, [r.key for r in rejections])
-        tag = hashlib.sha256(repr(told).encode()).hexdigest()
-        headers = {"ETag": f'"{tag}"'}
-        if any(etag.value == tag for etag in request.if_none_match or ()):
-            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-        replays = ",".join(s.model_dump_json() for s in sessions)
-        refused = ",".join(r.model_dump_json() for r in rejections)
-        body = f'{{"replays":[{replays}],"rejections":[{refused}]}}'
-        return web.Response(text=body, content_type="application/json", headers=headers)
+        """List the newest replays, those under way, and refused commands."""
+        return await list_replays(request)
 
     async def post(self, request: web.Request) -> web.Response:
         """Start a replay."""
@@ -317,7 +297,7 @@ async def _session_answer(shared: Shared, replay_id: str) -> web.Response:
     sending = shared.context.obstacles.get(OBSTACLE) or shared.context.outbox.obstacle
     if sending is not None and row.state not in SETTLED:
         row = row.model_copy(update={"reason": sending})  # it cannot be published now
-    return json_answer(row.model_dump_json())
+    return json_answer(row.answer())
 
 
 # Commands
@@ -390,25 +370,6 @@ def _judge(session: Session | None, command: Command) -> None:
 
 
 # The parts
-
-
-def _list_options(request: web.Request) -> tuple[set[str], str | None, int]:
-    """Read the parameters of a list: ``state``, which may be repeated, ``chain`` and ``limit``."""
-    states = set(request.query.getall("state", []))
-    unknown = states - set(get_args(State))
-    if unknown:
-        msg = f"state: {', '.join(sorted(unknown))} is not one of {', '.join(get_args(State))}"
-        raise InvalidCommand(msg)
-    text = request.query.get("limit", str(DEFAULT_LIMIT))
-    limit = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
-    if not 1 <= limit <= MAX_LISTED:
-        msg = f"limit: {text!r} is not a number from 1 to {MAX_LISTED}"
-        raise InvalidCommand(msg)
-    chain = request.query.get("chain")
-    if chain is not None and not REPLAY_ID.match(chain):
-        msg = f"chain: {chain!r:.160} is no chain's name: {REPLAY_ID_RULE}"
-        raise InvalidCommand(msg)
-    return states, chain, limit
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -23,8 +23,8 @@ from workers import Cluster, Worker
 
 from replay_app.demo.shop import seed_store
 from replay_app.demo.stack import EmbeddedServers, free_port
-from replay_app.sessions import COMPLETED
 from replay_app.settings import Settings
+from replay_app.states import COMPLETED
 
 REPLAYS = 3
 """Number of replays that run at each moment."""

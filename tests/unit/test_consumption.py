@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
 from replay_app.commands import Start
-from replay_app.consumer_groups import GroupFound, assigned_topics
+from replay_app.consumer_groups import GroupFound, assigned_partitions
 from replay_app.consumption import (
     CHECKED_SECONDS,
     NOT_WATCHED,
@@ -124,7 +124,7 @@ def test_the_lag_of_a_replay_that_published_nothing_is_zero() -> None:
 def test_an_assignment_that_cannot_be_read_names_no_topic(
     assignment: bytes, topics: tuple[str, ...]
 ) -> None:
-    assert assigned_topics(assignment) == topics
+    assert tuple(assigned_partitions(assignment)) == topics
 
 
 # Looks

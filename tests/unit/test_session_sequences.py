@@ -20,7 +20,8 @@ from replay_app.consumption import allowance
 from replay_app.delays import MAX_REQUEUES
 from replay_app.exceptions import CommandConflict
 from replay_app.reports import Counters, Plan, Report, ShardPlan, ShardProgress
-from replay_app.sessions import SETTLED, TERMINAL, Session
+from replay_app.sessions import Session
+from replay_app.states import SETTLED, TERMINAL
 from replay_app.transitions import on_command, on_nudge, on_report
 
 REPLAY = "r"

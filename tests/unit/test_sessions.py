@@ -43,7 +43,8 @@ from replay_app.reports import (
     ShardProgress,
     bound_offsets,
 )
-from replay_app.sessions import TERMINAL, Session, Shard, State, decode_session, fit_record
+from replay_app.sessions import Session, Shard, decode_session, fit_record
+from replay_app.states import TERMINAL, State
 from replay_app.transitions import (
     MAX_SILENCE_FACTOR,
     STOP_SLICE,

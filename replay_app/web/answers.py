@@ -1,0 +1,73 @@
+"""What the API answers, as models: the views fill them, the API's description shows them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from replay_app.board import Rejection
+from replay_app.history import Change
+from replay_app.members import Member
+from replay_app.sessions import Session
+
+
+class ReplayList(BaseModel):
+    """Replays and rejections, the newest first."""
+
+    replays: tuple[Session, ...]
+    rejections: tuple[Rejection, ...]
+    """Commands that the sessions agent refused."""
+    next: str | None
+    """The ``cursor`` of the next page; null on the last one."""
+    total: int
+    """All replays that the filters let through, on all pages."""
+
+
+class History(BaseModel):
+    """What has changed a replay, the oldest first."""
+
+    replay_id: str
+    changes: tuple[Change, ...]
+    dropped: int
+    """Changes that are lost: a session keeps the first ones and the last ones."""
+
+
+class SeriesPoint(BaseModel):
+    """What a replay had done at a moment, and for what its shards together had waited."""
+
+    at: datetime
+    read: int
+    published: int
+    store_seconds: float
+    encoder_seconds: float
+    broker_seconds: float
+
+
+class ReplaySeries(BaseModel):
+    """Counters and waits over time, the oldest point first. All values count from the begin."""
+
+    replay_id: str
+    points: tuple[SeriesPoint, ...]
+
+
+class Installation(BaseModel):
+    """The workers that work together, and what they work on."""
+
+    workers: tuple[Member, ...]
+    """Empty if the broker does not tell."""
+    trouble: str | None
+    """Why the broker does not tell of the workers."""
+    store: str
+    """Database and collection of the settings."""
+    cluster: str
+    """Addresses of the Kafka cluster of the commands."""
+    target_cluster: str
+    """Addresses of the cluster to which replays publish."""
+    version: str
+
+
+class Forgotten(BaseModel):
+    """A replay that the installation does not know any more."""
+
+    replay_id: str = Field(description="The id may be used again.")
