@@ -40,7 +40,8 @@ from replay_app.demo.stack import (
 )
 from replay_app.exceptions import ReplayError
 from replay_app.supervisor import COMMAND
-from replay_app.terminal import say, say_json, show_claims, show_progress
+from replay_app.terminal import say, say_json, show_claims
+from replay_app.watching import show_progress
 
 REPLAY_ID = "demo"
 SHOP_PARTITIONS = 3
@@ -267,8 +268,9 @@ def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
         "target": {"prefix": place.prefix or None},
     }
     asyncio.run(produce_command(place.stack.kafka, place.requests, body))
-    sessions = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
-    return deque(sessions, maxlen=1).pop() if as_json else show_progress(sessions)
+    replays = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
+    last = deque(replays, maxlen=1).pop() if as_json else show_progress(replays)
+    return last.members
 
 
 def prove(place: Place, worker: Worker) -> dict[str, Any]:
