@@ -2,7 +2,7 @@
 
 The projection in this example is the number of events of each aggregate::
 
-    replay-app start --replay-id rebuild-1 --control-records
+    replay-app start --replay-id rebuild-1 --all --control-records --to-original
     python examples/consume.py localhost:9092 shop.orders rebuild-1
 
 A real projection writes its rows and the state of the `ReplayReader` in one transaction of its

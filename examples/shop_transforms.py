@@ -4,7 +4,7 @@ Point the workers to them::
 
     export PYTHONPATH=examples
     export REPLAY_TRANSFORMS='{"upcast": "shop_transforms:upcast", "avro": "shop_transforms:avro"}'
-    replay-app start --event-type order_placed --transform upcast --transform avro
+    replay-app start --event-type order_placed --transform upcast --transform avro --prefix new.
 """
 
 from __future__ import annotations

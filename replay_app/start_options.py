@@ -22,7 +22,9 @@ from replay_app.exceptions import InvalidCommand, WrongUsage
 PARTS = ("filter", "source", "target")
 """Members of a start command that are objects."""
 _PLACE = re.compile(r"(^|; )([a-z_]+(?:\.[a-z_]+)?)((?:\.[^:;\s]+)?)(?=: )")
-"""Where a sentence of a refusal names a member."""
+"""Where a sentence of a refusal names a member, at its begin."""
+_ASIDE = re.compile(r"\(([a-z_]+(?:\.[a-z_]+)?)\)")
+"""Where a sentence names a member in parentheses, behind the value at fault."""
 _RULE_MEMBERS = (
     *("start", "end", "event_types", "exclude_event_types", "aggregate_ids", "event_ids"),
     *("fields", "topic", "topics", "prefix", "shards", "ordering", "speed", "max_gap_seconds"),
@@ -278,7 +280,7 @@ def naming_options(options: Namespace) -> Iterator[None]:
 
 
 def _named(text: str, options: Namespace) -> str:
-    """Put the option in the place of the member with which a sentence begins."""
+    """Put the option in the place of the member that a sentence names."""
 
     def name(found: re.Match[str]) -> str:
         member = found[2] if "." in found[2] else f"body.{found[2]}"
@@ -289,7 +291,11 @@ def _named(text: str, options: Namespace) -> str:
         shown = f" {inside}" if inside and not inside.isdecimal() else ""
         return f"{found[1]}{option_names()[member]}{shown}"
 
-    return _PLACE.sub(name, text)
+    def name_aside(found: re.Match[str]) -> str:
+        member = found[1] if "." in found[1] else f"body.{found[1]}"
+        return f"({option_names()[member]})" if member in vars(options) else found[0]
+
+    return _ASIDE.sub(name_aside, _PLACE.sub(name, text))
 
 
 def _named_rule(text: str, options: Namespace) -> str:

@@ -266,6 +266,7 @@ def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
         "reason": "to see that it works",
         "filter": {"start": JANUARY.isoformat(), "end": (JANUARY + MONTH).isoformat()},
         "target": {"prefix": place.prefix or None},
+        "to_original": not place.prefix,  # on the demo's own broker, they are nobody's live topics
     }
     asyncio.run(produce_command(place.stack.kafka, place.requests, body))
     replays = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
@@ -345,7 +346,8 @@ def next_steps(place: Place, worker: Worker) -> str:
     """Return commands to try while the demo keeps running."""
     variables = {**place.environment(), "REPLAY_URL": worker.url}
     exports = [f"  export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    to = f" --prefix {place.prefix}" if place.prefix else ""
+    target = f" --prefix {place.prefix}" if place.prefix else ""
+    to = target or " --to-original"
     when = f"--start {JANUARY:%Y-%m-%dT%H:%M:%SZ} --end {JANUARY + MONTH:%Y-%m-%dT%H:%M:%SZ}"
     return "\n".join(
         (
@@ -354,7 +356,7 @@ def next_steps(place: Place, worker: Worker) -> str:
             "In another terminal:",
             *exports,
             "  replay-app list",
-            f"  replay-app plan {when} --event-type order_placed{to}",
+            f"  replay-app plan {when} --event-type order_placed{target}",
             f"  replay-app start --replay-id slow {when} --rate 2000{to} --wait",
             "and while that runs, in a third one:",
             "  replay-app pause slow; replay-app resume slow; replay-app set-rate slow none",

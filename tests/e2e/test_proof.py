@@ -155,7 +155,7 @@ def test_what_cannot_be_verified_is_refused_before_anything_is_read(
     shop.command(slow, "cancel")
     shop.wait_for(slow, "cancelled")
     assert "is cancelled: only a completed replay" in replay_app("verify", slow, code=3)
-    assert "there is no replay" in replay_app("verify", "never", code=3)
+    assert "there is no replay" in replay_app("verify", "never", code=10)
     assert "choose one" in replay_app("receipt", dry, "--markdown", "--json", code=2)
 
 
