@@ -430,7 +430,7 @@ class Client:
         request = Request(self.url + path, data, headers, method=method)  # noqa: S310 - http(s), see __init__
         try:
             with urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310 - likewise
-                return dict(json.load(answer))
+                return _object(json.load(answer))
         except HTTPError as error:
             raise self._error(error.code, error.read()) from error
         except (OSError, HTTPException) as error:
@@ -439,7 +439,7 @@ class Client:
                 f"no worker answers at {self.url} ({reason}): start a worker with `replay-app "
                 "worker`, or name another address with --url or REPLAY_URL"
             ) from error
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ReplayError(
                 f"the server at {self.url} is not a replay worker: name a worker with --url or "
                 "REPLAY_URL"
@@ -463,6 +463,12 @@ class Client:
         if status == NOT_FOUND:
             reason = f"no replay worker answers at {self.url} (--url, REPLAY_URL): unknown path"
         return Refused(reason, status, problem.get("state"))
+
+
+def _object(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(found)  # noqa: TRY004 - as of what is no JSON at all
+    return found
 
 
 def body_of(start: Start) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def _grid(replays: Sequence[Replay], options: Namespace, width: int) -> Table:
     now = datetime.now(UTC)
     is_wide = options.output == "wide"
     names = WIDE_COLUMNS if is_wide else COLUMNS
-    rows = [_wide_cells(one, now) if is_wide else _cells(one, now) for one in replays]
+    cells_of = _wide_cells if is_wide else _cells
+    rows = [[*map(escaped, cells_of(one, now))] for one in replays]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     if not is_wide:
         over = sum(widths) + GAP * (len(widths) - 1) - width
@@ -208,11 +209,11 @@ def _grid(replays: Sequence[Replay], options: Namespace, width: int) -> Table:
     for name in names:
         grid.add_column(name, no_wrap=not is_wide, overflow="crop" if not is_wide else "fold")
     for replay, row in zip(replays, rows, strict=True):
-        texts = [Text(escaped(cell)) for cell in row]
-        texts[0] = Text(_cut_inside(escaped(row[0]), widths[0]))
+        texts = [Text(cell) for cell in row]
+        texts[0] = Text(_cut_inside(row[0], widths[0]))
         texts[1].stylize(STYLES.get(replay.state, ""))
         target = names.index("TARGET")
-        texts[target] = Text(cut(escaped(row[target]), widths[target]))
+        texts[target] = Text(cut(row[target], widths[target]))
         if row[target].startswith("LIVE"):
             texts[target].stylize("bold red")
         grid.add_row(*texts)

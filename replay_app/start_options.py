@@ -21,7 +21,7 @@ from replay_app.exceptions import InvalidCommand, WrongUsage
 
 PARTS = ("filter", "source", "target")
 """Members of a start command that are objects."""
-_PLACE = re.compile(r"(^|; )([a-z_]+(?:\.[a-z_]+)?)((?:\.[^:;\s]+)?)(?=: )")
+_PLACE = re.compile(r"(^|; )([a-z_]+(?:\.[^:;\s]+)?)(?=: )")
 """Where a sentence of a refusal names a member, at its begin."""
 _ASIDE = re.compile(r"\(([a-z_]+(?:\.[a-z_]+)?)\)")
 """Where a sentence names a member in parentheses, behind the value at fault."""
@@ -283,12 +283,13 @@ def _named(text: str, options: Namespace) -> str:
     """Put the option in the place of the member that a sentence names."""
 
     def name(found: re.Match[str]) -> str:
-        member = found[2] if "." in found[2] else f"body.{found[2]}"
+        first, *rest = found[2].split(".")
+        inside = rest[1:] if first in PARTS else rest
+        member = f"{first}.{rest[0]}" if first in PARTS and rest else f"body.{first}"
         if member not in vars(options):
             return found[0]
-        inside = found[3].removeprefix(".")
         # The number of a list's item says nothing where each item has an option of its own.
-        shown = f" {inside}" if inside and not inside.isdecimal() else ""
+        shown = "" if not inside or inside[0].isdecimal() else f" {'.'.join(inside)}"
         return f"{found[1]}{option_names()[member]}{shown}"
 
     def name_aside(found: re.Match[str]) -> str:
