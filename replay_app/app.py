@@ -106,7 +106,7 @@ def _limit_the_server(app: faust.App, context: WorkerContext) -> None:
     settings = context.settings
     server = HttpServer(
         web.web_app,
-        require_access(settings),
+        require_access(settings, context.tokens),
         context.metrics,
         settings.bind_host,
         settings.web_port,

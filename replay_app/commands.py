@@ -72,6 +72,11 @@ MAX_STEP = 1_000_000
 """Events of one step."""
 MAX_SKIPPED = 100
 """Events that the retries of one replay can skip by their ids."""
+NOT_TO_ORIGINAL = (
+    "no replay may publish to the original topics of events (REPLAY_ALLOW_ORIGINAL=false): name "
+    "target.prefix or target.topic"
+)
+"""Why a start is refused where the setting forbids the original topics."""
 CHOICE_RULE = 'name at least one condition, or ask for every event with {"all": true}'
 """What a start's filter must do. A body that has lost its filter must not replay everything."""
 MAX_SENTENCES = 20

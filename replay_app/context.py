@@ -20,6 +20,7 @@ from replay_app.sources import require_same_source, settings_for, source_of
 from replay_app.stable_offsets import ConsumerWatch
 from replay_app.store import EventStore
 from replay_app.store_health import StoreHealth
+from replay_app.tokens import Tokens
 from replay_app.topics import Topics
 
 TRANSACTION_SECONDS = TRANSACTION_TIMEOUT_MS / 1000 / 4
@@ -53,6 +54,7 @@ class WorkerContext:
     """The keys of unreadable checkpoints by owned partition; the work agent tells."""
     watch: ConsumerWatch = field(init=False)
     store_health: StoreHealth = field(init=False)
+    tokens: Tokens = field(init=False)
     _sources: dict[Source, Settings] = field(default_factory=dict)
     """What `reads` has found."""
     _destinations: dict[str, tuple[float, Destination]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class WorkerContext:
         """Make what needs the settings or the store."""
         self.watch = ConsumerWatch(self.settings)
         self.store_health = StoreHealth(self.store)
+        self.tokens = Tokens(self.settings)
         self.metrics.show_ignored(self.ignored.counts)
 
     def reads(self, start: Start) -> tuple[Settings, EventStore]:

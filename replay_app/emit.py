@@ -22,6 +22,7 @@ from replay_app.consumption import allowance as session_allowance
 from replay_app.destinations import batch_limits, grown_topics
 from replay_app.encoders import encode_spec, make_encoder
 from replay_app.exceptions import ReplayFailed, Unavailable
+from replay_app.handover import require_allowed
 from replay_app.pacing import Pace, allowance, charge, due
 from replay_app.pages import count_documents, event_times, people_json, split_page
 from replay_app.parking import MAX_PARKED, Parking, is_full
@@ -480,17 +481,27 @@ class EmitSlice:
         """Ask the broker for topics that the plan did not know, and encode the page again.
 
         If a topic does not exist, the page ends before the first event for the topic.
+
+        Raises
+        ------
+        ReplayFailed
+            When such a topic is a live topic, such as one that a transform names, and live topics
+            are forbidden.
+
         """
         # An encoder that stops at the first failure names one topic only.
-        names_all = make_encoder(self._never_stops(), self._settings.encoder)
+        settings = self._settings
+        names_all = make_encoder(self._never_stops(), settings.encoder)
         encoded = await self._encode(names_all, page)
         wanted = {f.missing_topic for f in encoded.failures if f.missing_topic}
+        plan, start = self._session.plan, self._session.start
+        require_allowed(settings, start, wanted, plan.handover if plan else ())
         found = await self._context.destinations(wanted)
         self._tally.by_topic |= dict.fromkeys(set(found) - set(self._tally.by_topic), 0)
         encoder = await self._make_encoder()
         encoded = await self._encode(encoder, page)
         missing = next((f for f in encoded.failures if f.missing_topic), None)
-        if missing is None or self._session.start.dry_run:
+        if missing is None or start.dry_run:
             return encoder, encoded
         before, _ = split_page(page, missing.index)
         encoded = await self._encode(encoder, before)

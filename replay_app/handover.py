@@ -24,7 +24,7 @@ from replay_app.commands import Target
 from replay_app.counts import topic_of_group
 from replay_app.destinations import MAX_NAMED_TOPICS, describe_all, name_topics
 from replay_app.events import EPOCH
-from replay_app.exceptions import EventError, ReplayError
+from replay_app.exceptions import EventError, ReplayError, ReplayFailed
 from replay_app.kafka_requests import EARLIEST, LATEST, list_offsets
 from replay_app.reports import (
     MAX_HANDOVER_PARTITIONS,
@@ -65,6 +65,25 @@ def live_topics(kinds: Iterable[tuple[Any, ...]], mapping: EventMapping) -> set[
         with contextlib.suppress(EventError):
             topics.add(topic_of_group(event_type, own_topic, mapping, Target()))
     return topics
+
+
+def require_allowed(
+    settings: Settings, start: Start, topics: Iterable[str], live: Iterable[str]
+) -> None:
+    """Raise `ReplayFailed` if destination topics are live topics, and the settings forbid these.
+
+    ``live`` are the live topics of the replay's events. On another cluster the same names are other
+    topics, and a dry run publishes nothing.
+    """
+    if settings.allow_original or start.dry_run or settings.target_bootstrap != settings.kafka:
+        return
+    forbidden = sorted(set(topics) & set(live))
+    if forbidden:
+        msg = (
+            f"the replay would publish to live topics of its events, {name_topics(forbidden)}, "
+            "which REPLAY_ALLOW_ORIGINAL=false forbids: start a replay with another target"
+        )
+        raise ReplayFailed(msg)
 
 
 def unknown_offsets(topics: Iterable[str], known: Handover) -> Handover:

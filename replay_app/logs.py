@@ -127,9 +127,14 @@ class Writer(logging.StreamHandler[Any]):
 
     def __init__(self, stream: Any, secrets: Iterable[str] = ()) -> None:
         super().__init__(stream)
+        self._forms: list[str] = []
+        self.hide(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Hide some more secrets from now on."""
         lines = {line for secret in secrets for line in secret.splitlines()}
         forms = {form for line in lines if len(line) >= MIN_SECRET for form in _forms(line)}
-        self._forms = sorted(forms, key=len, reverse=True)
+        self._forms = sorted(forms.union(self._forms), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with ``***`` for each secret."""
@@ -168,6 +173,14 @@ def configure_logging(level: str, form: LogFormat = "text", secrets: Iterable[st
     # An operator has no use for the libraries' everyday messages.
     for noisy in ("aiokafka", "faust", "mode", "pymongo", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def hide_secrets(secrets: Iterable[str]) -> None:
+    """Let no line of the log show these secrets from now on, if `configure_logging` was called."""
+    secrets = [*secrets]
+    for writer in logging.getLogger().handlers:
+        if isinstance(writer, Writer):
+            writer.hide(secrets)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
-from faust.assignor.client_assignment import ClientMetadata
 
 from replay_app.clusters import answers, connected
 from replay_app.consumer_groups import assigned_partitions, group_members
@@ -76,6 +75,9 @@ async def find_members(settings: Settings, work: str) -> tuple[Member, ...]:
 
 def _url(metadata: bytes) -> str | None:
     """Return the address in the metadata of Faust's assignor; None if they are not Faust's."""
+    # Imported here: Faust is large, and only a worker needs it.
+    from faust.assignor.client_assignment import ClientMetadata  # noqa: PLC0415
+
     try:
         faust_part = ConsumerProtocolMemberMetadata.decode(metadata).user_data
         return str(ClientMetadata.loads(faust_part).url)

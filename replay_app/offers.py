@@ -37,7 +37,9 @@ async def offer_plan(start: Start, context: WorkerContext) -> OfferedPlan:
 
     """
     settings, store = context.reads(start)
-    planner = Planner(start, settings, store, context.describe)
+    # A plan shows to which live topics a replay would go, also where no replay may go there.
+    shown = settings.model_copy(update={"allow_original": True})
+    planner = Planner(start, shown, store, context.describe)
     plan = await find_handover(settings, start, await planner.plan())
     warnings, readers = plan.warnings, None
     try:

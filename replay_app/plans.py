@@ -24,7 +24,7 @@ from replay_app.cuts import find_ranges
 from replay_app.destinations import MAX_NAMED_TOPICS, Destination, Preflight, Spans, name_topics
 from replay_app.events import event_time, is_text
 from replay_app.exceptions import EventError, ReplayFailed, Unavailable
-from replay_app.handover import live_topics, unknown_offsets
+from replay_app.handover import live_topics, require_allowed, unknown_offsets
 from replay_app.looks import LOOK_AROUND_SECONDS, known_topics, look
 from replay_app.queries import (
     Query,
@@ -111,7 +111,8 @@ class Planner:
         ReplayFailed
             When the replay cannot succeed: the event store or the mapping differs from the
             ``frozen`` plan, the collection or a destination topic is missing, a topic would refuse
-            the records, or the mapping fits no event.
+            the records, or the mapping fits no event. Or a destination is a live topic of the
+            events, and ``REPLAY_ALLOW_ORIGINAL`` forbids that.
         Unavailable
             When the store or the broker does not answer. A later plan may succeed.
 
@@ -147,6 +148,7 @@ class Planner:
             )
         if found.timed is not None or not at_once:  # else the look has checked what it could
             await self._require_fit(found.timed or {})
+        self._require_allowed(topics, found.timed or kinds or ())
         destinations, more = await self._require_topics(topics)
         preflight, spans = self._preflight(destinations), Spans()
         seconds = AT_ONCE_SECONDS if at_once else self._settings.plan_seconds
@@ -224,6 +226,11 @@ class Planner:
         """Return the live topics of the events. `find_handover` finds their offsets."""
         return unknown_offsets(live_topics(kinds, self._mapping), known.handover if known else {})
 
+    def _require_allowed(self, topics: Iterable[str], kinds: Iterable[tuple[Any, ...]]) -> None:
+        """Raise `ReplayFailed` if a destination is a forbidden live topic of these kinds."""
+        live = live_topics(kinds, self._mapping)
+        require_allowed(self._settings, self._start, topics, live)
+
     async def _dead_letters(self) -> str:
         """Return the id of the topic that takes the dead letters; empty without such a topic."""
         if self._start.on_error not in LETTERS:
@@ -264,6 +271,7 @@ class Planner:
             except TimeLimitExceeded:
                 warnings.append(_not_compared(settings.plan_seconds))
         try:
+            self._require_allowed(topics, found.timed or ())
             warnings += preflight.check(settings, spans)
         except ReplayFailed as error:
             warnings.append(str(error))
@@ -359,8 +367,11 @@ class Planner:
         return Counts(None, misfits=Counter() if leaves_out_untimed(start) else None)
 
     async def _look(self, timed: Query, *, at_once: bool) -> list[tuple[Any, ...]] | None:
-        """Return the kinds of events that `look` finds. A full plan needs no look: it counts."""
-        if not at_once:
+        """Return the kinds of events that `look` finds. A full plan needs no look: it counts.
+
+        But where live topics are forbidden, the look names some if the count takes too long.
+        """
+        if not at_once and (self._settings.allow_original or self._start.dry_run):
             return []
         return await look(self._start, self._mapping, self._store, self._checks, timed)
 

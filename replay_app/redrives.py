@@ -9,28 +9,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from replay_app.arguments import AddCommand, add_replay_id
 from replay_app.client import Client, NotFound, SessionJson
-from replay_app.commands import Source, Start
+from replay_app.commands import Source, Start, parse_command
 from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError
 from replay_app.exit_codes import DONE
 from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
 from replay_app.parking import parked_behind
-from replay_app.questions import require_original
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
-from replay_app.start_commands import REMEDY
 from replay_app.start_options import add_requested_by, user_name
 from replay_app.states import COMPLETED, TERMINAL
 from replay_app.terminal import say, say_json
 
 KEPT = (
     *("source", "target", "redact", "transforms", "check_schemas"),
-    *("ordering", "include_replayed", "consumers", "max_lag", "to_original"),
+    *("ordering", "include_replayed", "consumers", "max_lag"),
 )
 """Members of the start command that a redrive has, too."""
 
@@ -45,11 +45,6 @@ def add_redrive_command(add: AddCommand) -> None:
     add_replay_id(redrive)
     add_choice(redrive, "--reason")
     redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
-    redrive.add_argument(
-        "--to-original",
-        action="store_true",
-        help="publish to the events' original topics, if the first replay has no other target",
-    )
     add_requested_by(redrive, "requested_by", user_name())
 
 
@@ -84,16 +79,15 @@ def _redrive(options: argparse.Namespace) -> int:
         "on_error": "park" if _parks(session) else "dead-letter",
         "reason": f"redrive of {replay_id}",
         "dry_run": options.dry_run,
+        "to_original": _reaches_originals(start),
         **({"requested_by": options.requested_by} if options.requested_by else {}),
     }
     if options.dry_run:  # nothing is published that a group could read
         body = {one: value for one, value in body.items() if one not in {"consumers", "max_lag"}}
-    wanted_start = Start.model_validate(body)
-    if wanted_start.reaches_originals and not (wanted_start.to_original or options.to_original):
-        require_original(options, [name], (), REMEDY)
-    if wanted_start.reaches_originals:
-        wanted_start = wanted_start.model_copy(update={"to_original": True})
-    client.start(wanted_start)
+    command = parse_command(json.dumps(body).encode(), fixed={"command": "start"})
+    if not isinstance(command, Start):  # `command` is fixed above
+        raise TypeError(command)
+    client.start(command)
     if options.json:
         say_json({"replay_id": name, "event_ids": ids})
     else:
@@ -102,6 +96,12 @@ def _redrive(options: argparse.Namespace) -> int:
             f"replay-app watch {name}"
         )
     return DONE
+
+
+def _reaches_originals(start: Mapping[str, Any]) -> bool:
+    """Return whether a replay may publish to original topics: then its redrives may, too."""
+    target = start["target"]
+    return not (target.get("topic") or target.get("prefix"))
 
 
 def _parks(session: SessionJson) -> bool:

@@ -275,6 +275,8 @@ class Report(Record):
     epoch: Count = 0
     slice: Count = 0
     shard: ShardId = 0
+    worker: Annotated[str, Field(max_length=MAX_SHOWN_ID)] = ""
+    """The name of the worker that has sent the report. Reports of older versions have no name."""
     state: Literal["live", "done", "failed"] = "live"
     """State of a plan, count, gate or finish step. A shard has its state in ``progress``. Of a look
     at the consumers: ``done`` if the replay had completed before the look began."""

@@ -67,6 +67,8 @@ class Shard(_SessionPart):
     slice: Count = 0
     progress: ShardProgress = Field(default_factory=ShardProgress)
     """Without offsets: the session keeps them for all shards together."""
+    worker: str | None = None
+    """The worker that last reported on this shard. None: none has yet."""
     heard_at: Moment | None = None
     """When a worker last reported on this shard, or when the session last sent it a token."""
 

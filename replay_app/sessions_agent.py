@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from replay_app import crashpoints
 from replay_app.board import Rejection
 from replay_app.broker_errors import Kind, Refused, explain
-from replay_app.commands import parse_command, usable_replay_id
+from replay_app.commands import NOT_TO_ORIGINAL, Start, parse_command, usable_replay_id
 from replay_app.course import note_course
 from replay_app.exceptions import CommandConflict, InvalidCommand, Unavailable
 from replay_app.publisher import BATCH_OVERHEAD, PRODUCER_ERRORS, REOPEN_SECONDS, FencedProducer
@@ -374,12 +374,17 @@ class SessionPartitions:
             # A client with another partitioner sent the command to a wrong partition.
             await self._context.outbox.send(requests, replay_id, value or b"")
             return
+        allow_original = self._context.settings.allow_original
+
+        def decide(session: Session | None, now: datetime) -> Step:
+            # A start that comes again changes nothing, whatever the setting is by now.
+            start = command if isinstance(command, Start) and session is None else None
+            if start is not None and start.reaches_originals and not allow_original:
+                raise CommandConflict(NOT_TO_ORIGINAL)
+            return on_command(session, command, now)
+
         try:
-            await self._own(partition).apply(
-                replay_id,
-                lambda session, now: on_command(session, command, now),
-                command=command,
-            )
+            await self._own(partition).apply(replay_id, decide, command=command)
         except CommandConflict as error:
             logger.info("refused %s: %s", command.command, error)
             self._context.metrics.refused_commands.labels("conflict").inc()

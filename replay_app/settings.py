@@ -228,16 +228,31 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder for RocksDB, not shared by workers.")
     web_host: str = Field(
         "",
-        description="Address of the HTTP API; empty: 0.0.0.0 with a token, else 127.0.0.1.",
+        description="Address of the HTTP API; empty: 0.0.0.0 with tokens, else 127.0.0.1.",
     )
     web_port: int = Field(6066, ge=1, le=65535, description="Port of the HTTP API.")
     canonical_url: str = Field("", description="URL at which other workers reach this worker.")
     api_token: pydantic.SecretStr | None = Field(
         None,
-        description="Bearer token of the HTTP API; without a token the API binds to loopback only.",
+        description="Bearer token of the HTTP API; without tokens the API binds to loopback only.",
+    )
+    tokens_file: Path | None = Field(
+        None,
+        description="JSON file of further tokens, each with a name and a role; it is read again "
+        "when it changes.",
     )
     public_reads: bool = Field(
         default=False, description="Allow reads of the HTTP API without a token."
+    )
+    environment: str | None = Field(
+        None,
+        max_length=40,
+        description="Name of the environment that the page shows, such as `prod`.",
+    )
+    allow_original: bool = Field(
+        default=True,
+        description="Allow replays to the original topics of their events, which live consumers "
+        "read.",
     )
 
     # Speed and survival
@@ -310,6 +325,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("target_kafka", "target_kafka_security_protocol", "mappings", "schemas"),
+        *("tokens_file", "environment"),
         *(
             f"{cluster}_{name}"
             for cluster in ("kafka", "target_kafka")
@@ -346,6 +362,14 @@ class Settings(BaseSettings):
             check_token(token.get_secret_value())
         return token
 
+    @field_validator("environment")
+    @classmethod
+    def _require_printable(cls, name: str | None) -> str | None:
+        if name is not None and not name.isprintable():
+            msg = "has a line break or another control character; remove it"
+            raise ValueError(msg)
+        return name and name.strip()
+
     @field_validator("topics")
     @classmethod
     def _require_topic_names(cls, topics: dict[str, str]) -> dict[str, str]:
@@ -378,10 +402,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _require_loopback_without_token(self) -> Settings:
-        if self.api_token is None and self.web_host and not _is_loopback(self.web_host):
+        if not self.has_tokens and self.web_host and not _is_loopback(self.web_host):
             msg = (
                 f"REPLAY_WEB_HOST={self.web_host} would let anybody start replays: set "
-                "REPLAY_API_TOKEN, or bind to 127.0.0.1"
+                "REPLAY_TOKENS_FILE or REPLAY_API_TOKEN, or bind to 127.0.0.1"
             )
             raise ValueError(msg)
         return self
@@ -406,11 +430,16 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return self
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a request to the HTTP API needs a token."""
+        return self.api_token is not None or self.tokens_file is not None
+
     @cached_property
     def bind_host(self) -> str:
-        """The address that the HTTP API binds to. Without a token only this machine reaches it."""
-        everywhere = "0.0.0.0"  # noqa: S104 - only with a token
-        return self.web_host or ("127.0.0.1" if self.api_token is None else everywhere)
+        """The address that the HTTP API binds to. Without tokens only this machine reaches it."""
+        everywhere = "0.0.0.0"  # noqa: S104 - only with tokens
+        return self.web_host or (everywhere if self.has_tokens else "127.0.0.1")
 
     @cached_property
     def worker_name(self) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from replay_app.publisher import FencedProducer
     from replay_app.reports import Plan
     from replay_app.sessions import Session
+    from replay_app.settings import Settings
     from replay_app.stable_offsets import Hidden, LostMarkers
 
 PLAN_WAIT_SECONDS = 0.5
@@ -46,13 +47,13 @@ CONTROL_BATCH_BYTES = 4096
 """Room for a control record without a hand-over: the ids and names in its headers are shorter."""
 
 
-def counts_first(start: Start) -> bool:
+def counts_first(start: Start, settings: Settings) -> bool:
     """Return whether nothing may be published before every event is counted.
 
     Control records go to every partition, so all topics must be known, unless the command names
-    them all.
+    them all. Where live topics are forbidden, the count tells which topics are live.
     """
-    if start.preflight == "full":
+    if start.preflight == "full" or not (settings.allow_original or start.dry_run):
         return True
     wanted, target = start.filter.event_types, start.target
     names_all = target.topic or (wanted and set(wanted) <= set(target.topics))
@@ -105,7 +106,7 @@ class Steps:
         task = self._tasks.get(token.key)
         if task is None:
             task = self._tasks[token.key] = asyncio.create_task(self._make(session, token.kind))
-        counts = token.kind == "count" or counts_first(session.start)
+        counts = token.kind == "count" or counts_first(session.start, self._context.settings)
         await asyncio.wait([task], timeout=COUNT_WAIT_SECONDS if counts else PLAN_WAIT_SECONDS)
         if not task.done() or task.cancelled():  # `on_session` cancels the task
             reason = "counting the matching events" if counts else "looking at events and topics"
@@ -126,7 +127,7 @@ class Steps:
         else:
             made = await planner.plan(
                 plan,
-                at_once=not counts_first(session.start),
+                at_once=not counts_first(session.start, settings),
                 accept_changes=session.accepts_changes,
             )
         return await find_handover(settings, session.start, made, plan)

@@ -470,6 +470,7 @@ def _on_shard(session: Session, report: Report, number: int, now: datetime) -> S
         epoch=report.epoch,
         slice=report.slice,
         progress=_trim(progress, len(session.shards)),
+        worker=report.worker or old.worker,
         heard_at=now,
     )
     update: dict[str, Any] = {

@@ -37,7 +37,7 @@ from replay_app.installations import is_installation
 from replay_app.publisher import PRODUCER_ERRORS, BatchesRefused, FencedProducer
 from replay_app.readers import PageReader, Readers
 from replay_app.refusals import Refusals
-from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, Report, shorten
+from replay_app.reports import MAX_ERROR, MAX_INTERNAL_BYTES, MAX_SHOWN_ID, Report, shorten
 from replay_app.steps import Steps, consumers_wait
 from replay_app.transitions import first_tokens
 from replay_app.waits import WaitClock
@@ -450,6 +450,8 @@ class WorkPartition:
     async def _send_report(self, report: Report) -> None:
         """Send a report; a short report of the failure if the report is too large for its topic."""
         outbox, progress = self.context.outbox, self.context.topics.progress
+        name = shorten(self.context.settings.worker_name, MAX_SHOWN_ID)
+        report = report.model_copy(update={"worker": name})
         try:
             await outbox.send(progress, report.replay_id, report.encode())
         except ReplayFailed as error:

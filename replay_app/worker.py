@@ -26,6 +26,7 @@ from replay_app.brokers import prepare_topics
 from replay_app.encoders import encoder_name
 from replay_app.exceptions import ReplayError
 from replay_app.internals import check_versions, has_lost_membership
+from replay_app.tokens import Tokens
 from replay_app.topic_watch import TopicWatch
 from replay_app.transform_names import import_transforms
 
@@ -70,6 +71,7 @@ def run_worker(settings: Settings) -> int:
     check_versions()
     encoder_name(settings.encoder)  # raises if the encoder cannot be used
     import_transforms(settings)
+    Tokens(settings)  # raises if the file is wrong: before the broker is asked
     _require_free_port(settings)
     _require_folder(settings.data_dir)
     tune_memory()

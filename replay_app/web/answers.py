@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from replay_app.board import Rejection
 from replay_app.history import Change
 from replay_app.members import Member
 from replay_app.sessions import Session
+from replay_app.tokens import Role
 
 
 class ReplayList(BaseModel):
@@ -51,6 +52,16 @@ class ReplaySeries(BaseModel):
     points: tuple[SeriesPoint, ...]
 
 
+class You(BaseModel):
+    """Who asks, by the token."""
+
+    name: str | None
+    """Null: a token without a name, or no token."""
+    role: Role
+    target_prefixes: tuple[str, ...] | None
+    """With what the destinations of your replays begin. Null: with anything."""
+
+
 class Installation(BaseModel):
     """The workers that work together, and what they work on."""
 
@@ -65,9 +76,8 @@ class Installation(BaseModel):
     target_cluster: str
     """Addresses of the cluster to which replays publish."""
     version: str
-
-
-class Forgotten(BaseModel):
-    """A replay that the installation does not know any more."""
-
-    replay_id: str = Field(description="The id may be used again.")
+    environment: str | None
+    """The name of the environment (``REPLAY_ENVIRONMENT``)."""
+    allow_original: bool
+    """Whether replays may publish to the original topics of their events."""
+    you: You

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from replay_app import crashpoints
 from replay_app.chains import MAX_CHAIN_BYTES, Chain, differences, read_chain
 from replay_app.commands import first_of, read_members
 from replay_app.exceptions import Unavailable
+from replay_app.web.access import CALLER, require_consent, require_target
 from replay_app.web.problems import Problem
 from replay_app.web.server import read_body
 from replay_app.web.shared import ApiView, Shared, require_every_session, shared_of
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from replay_app.commands import Start
+    from replay_app.tokens import Caller
 
 CATCH_UP_SECONDS = 2.0
 """How long the board may take to read the newest sessions before a chain is compared with them."""
@@ -44,8 +47,11 @@ class Chains(ApiView):
         """
         body = await read_body(request, MAX_CHAIN_BYTES)
         # In a thread: a chain may have a thousand replays, and slices must go on meanwhile.
-        chain = await asyncio.to_thread(_read, body)
+        chain = await asyncio.to_thread(_read, body, request[CALLER])
         shared = shared_of(request)
+        for start in chain.starts:
+            require_target(request[CALLER], start)
+            require_consent(start, shared.context.settings)
         require_every_session(shared)
         await _catch_up(shared, chain)
         existed = _require_equal(shared, chain.starts, "nothing is sent, because")
@@ -55,8 +61,11 @@ class Chains(ApiView):
         return web.json_response(_answer(shared, chain, existed), status=HTTPStatus.ACCEPTED)
 
 
-def _read(body: bytes) -> Chain:
-    return read_chain(read_members(body, MAX_CHAIN_BYTES, "the chain"))
+def _read(body: bytes, caller: Caller) -> Chain:
+    """Return the chain, with start commands that the caller has signed."""
+    chain = read_chain(read_members(body, MAX_CHAIN_BYTES, "the chain"))
+    levels = tuple(tuple(map(caller.sign, level)) for level in chain.levels)
+    return replace(chain, levels=levels)
 
 
 async def _catch_up(shared: Shared, chain: Chain) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from replay_app.board import REJECTED
 from replay_app.states import TERMINAL
+from replay_app.web.access import CALLER
 from replay_app.web.installation import LOOKS
 from replay_app.web.shared import ApiView, shared_of
 from replay_app.web.streams import KEEPALIVE, KEEPALIVE_SECONDS, answer_stream
@@ -41,7 +42,7 @@ class Feed(ApiView):
 
 async def _messages(shared: Shared, request: web.Request) -> AsyncGenerator[str]:
     board, looks = shared.context.board, request.app[LOOKS]
-    installation = await looks.installation()
+    installation = await looks.installation(request[CALLER])
     yield message("hello", installation.model_dump_json())
     while not board.is_complete and not await _ends(shared, request):
         yield KEEPALIVE
@@ -57,7 +58,7 @@ async def _messages(shared: Shared, request: web.Request) -> AsyncGenerator[str]
             heard = time.monotonic()
             yield _change(shared, key)
         if time.monotonic() - asked >= WORKERS_SECONDS:
-            before, installation = installation, await looks.installation()
+            before, installation = installation, await looks.installation(request[CALLER])
             asked = time.monotonic()
             if installation != before:
                 yield message("workers", installation.model_dump_json())

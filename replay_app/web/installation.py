@@ -15,13 +15,15 @@ from replay_app.event_types import look_at_types
 from replay_app.exceptions import ReplayError
 from replay_app.members import find_members
 from replay_app.store import StoreUnavailable
-from replay_app.web.answers import Installation
+from replay_app.web.access import CALLER
+from replay_app.web.answers import Installation, You
 from replay_app.web.shared import ApiView, json_answer, shared_of
 
 if TYPE_CHECKING:
     from replay_app.context import WorkerContext
     from replay_app.event_types import StoredTypes
     from replay_app.members import Member
+    from replay_app.tokens import Caller
 
 FRESH_SECONDS = 2.0
 """How long an answer of the broker is given to further clients."""
@@ -45,7 +47,7 @@ class Looks:
         """By the body of a source: until when the look is fresh (monotonic seconds), and what the
         look has found."""
 
-    async def installation(self) -> Installation:
+    async def installation(self, caller: Caller) -> Installation:
         """Return the workers, and what they work on. A silent broker is a part of the answer."""
         async with self._members_lock:
             if time.monotonic() > self._members_until:
@@ -58,6 +60,9 @@ class Looks:
             cluster=settings.kafka,
             target_cluster=settings.target_bootstrap,
             version=__version__,
+            environment=settings.environment,
+            allow_original=settings.allow_original,
+            you=You(name=caller.name, role=caller.role, target_prefixes=caller.target_prefixes),
         )
 
     async def _find_members(self) -> None:
@@ -100,7 +105,7 @@ class Workers(ApiView):
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer with the workers of the installation, and with what they work on."""
-        installation = await request.app[LOOKS].installation()
+        installation = await request.app[LOOKS].installation(request[CALLER])
         return json_answer(installation.model_dump_json())
 
 

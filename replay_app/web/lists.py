@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 100
 MAX_TEXT = 200
 """Characters of a text that is searched."""
-CURSOR = re.compile(r"(\d{1,17})~(.{1,128})\Z", re.ASCII)
+CURSOR = re.compile(r"([0-9]{1,17})~([A-Za-z0-9][A-Za-z0-9._-]{0,127})\Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME: TypeAdapter[datetime] = TypeAdapter(Annotated[Time, Field()])
 
@@ -169,7 +169,7 @@ def _place(text: str | None) -> Place | None:
     if text is None:
         return None
     found = CURSOR.match(text)
-    if found is None or not REPLAY_ID.match(found[2]):
+    if found is None:
         msg = "cursor: take the member next of the page before, as it is"
         raise InvalidCommand(msg)
     return int(found[1]), found[2]

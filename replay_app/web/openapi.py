@@ -24,6 +24,7 @@ from replay_app.commands import (
     LeavesOut,
     Rate,
     ShortText,
+    Source,
     Start,
     Verification,
 )
@@ -31,7 +32,7 @@ from replay_app.event_types import StoredTypes
 from replay_app.reports import OfferedPlan
 from replay_app.sessions import ASIDE, MAX_LISTED, Session
 from replay_app.states import State
-from replay_app.web.access import OPEN_PATHS
+from replay_app.web.access import GUARDED_READS, OPEN_PATHS
 from replay_app.web.answers import History, Installation, ReplayList, ReplaySeries
 from replay_app.web.installation import SOURCE_MEMBERS
 from replay_app.web.lists import CURSOR, MAX_TEXT
@@ -49,7 +50,9 @@ class Requested(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    requested_by: ShortText | None = None
+    requested_by: ShortText | None = Field(
+        None, description="Who gives the command. The name of a token replaces it."
+    )
 
 
 class Retried(Requested):
@@ -151,13 +154,15 @@ class ProblemBody(BaseModel):
 _ERRORS = {
     400: "The request, its body or a parameter is wrong; the detail has a sentence for each fault.",
     401: "The bearer token is missing or wrong.",
-    403: "The request comes from a foreign web page or uses a foreign host name.",
+    403: "The request comes from a foreign web page or uses a foreign host name; or the token's "
+    "role, or its target prefixes, do not allow the command. The detail says which.",
     404: "The replay does not exist.",
     408: "The body did not come in time.",
     409: "The replay's state does not allow the command, or the id is used with another body.",
     413: "The body is too large.",
     414: "The first line of the request is too long.",
-    422: "The replay could not succeed; the detail says what is missing.",
+    422: "The replay could not succeed, or would publish to original topics without `to_original`, "
+    "or where nothing may; the detail says what is missing.",
     431: "The headers are too large, or too many.",
     500: "A fault of the worker; its log says more.",
     503: "The worker, the store or the broker is not ready; try again after Retry-After seconds.",
@@ -165,6 +170,11 @@ _ERRORS = {
 _ANYWHERE = (400, 403, 414, 431, 500)
 """What any request may be answered with."""
 _WITH_BODY = (408, 413)
+TO_ORIGINAL_RULE = (
+    "Consent to publish to the original topics of the events, which live consumers read. A start "
+    "needs it unless it is a dry run, or its target has a `topic` or a `prefix`. A chain may have "
+    "it in its `defaults`. With `REPLAY_ALLOW_ORIGINAL=false` such a start is refused all the same."
+)
 TIME_PATTERN = f"^(?!0000){WRITTEN_TIME.pattern}"
 _PATH = r"[^.$\u0000][^.\u0000]*"
 """A part of the dotted path of a field, as a pattern of JSON Schema."""
@@ -231,7 +241,8 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
         for method, operation in item.items():
             if method not in {"get", "post", "patch"}:
                 continue
-            is_open = path in OPEN_PATHS or (public_reads and method == "get")
+            is_public = public_reads and method == "get" and path not in GUARDED_READS
+            is_open = path in OPEN_PATHS or is_public
             operation["security"] = [{"bearer": []}] if token and not is_open else []
             also = [*_ANYWHERE, *([401] if token and not is_open else [])]
             also += _WITH_BODY if "requestBody" in operation else []
@@ -267,6 +278,7 @@ def _tell_the_rules(start: Schema, components: Schema) -> None:
         "anyOf": [replay_id, {"$ref": "#/components/schemas/Parent"}],
     }
     members["chain"]["anyOf"][0] |= replay_id
+    members["to_original"]["description"] = TO_ORIGINAL_RULE
     start["allOf"] = [
         _unless_null("shards", {"ordering": {"const": "aggregate"}}, required=["ordering"]),
         _unless_null("max_events", {"ordering": {"const": "global"}}),
@@ -377,11 +389,12 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         ),
         _parameter("chain", "query", {"type": "string", "pattern": _pattern(REPLAY_ID)}),
         _parameter("text", "query", {"type": "string", "maxLength": MAX_TEXT}),
-        _parameter("since", "query", {"type": "string", "pattern": TIME_PATTERN}),
+        _parameter("since", "query", {"type": "string", "format": "date-time"}),
         _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED}),
         _parameter("cursor", "query", {"type": "string", "pattern": _pattern(CURSOR)}),
     ]
-    source = [_parameter(name, "query", {"type": "string"}) for name in SOURCE_MEMBERS]
+    names = Source.model_json_schema()["properties"]
+    source = [_parameter(name, "query", _not_null(names[name])) for name in SOURCE_MEMBERS]
     paths: Schema = {
         "/": {"get": _plain("The status page", "The page.", "text/html")},
         "/replays": {
@@ -395,7 +408,7 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
             "post": {
                 "summary": "Start a replay; a second start with the same body changes nothing",
                 "requestBody": body("NewStart"),
-                "responses": accepted(),
+                "responses": accepted(422),
             },
         },
         "/replays/{replay_id}": {
@@ -544,6 +557,12 @@ def _plain(summary: str, description: str, content_type: str) -> Schema:
         "summary": summary,
         "responses": {"200": _answer(description, {"type": "string"}, content_type)},
     }
+
+
+def _not_null(schema: Schema) -> Schema:
+    """Return what a member may be apart from null."""
+    (found,) = [one for one in schema["anyOf"] if one["type"] != "null"]
+    return dict(found)
 
 
 def _parameter(name: str, where: str, schema: Schema) -> Schema:

@@ -42,7 +42,7 @@ from replay_app.states import SETTLED
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
-from replay_app.web.access import STATIC_PREFIX
+from replay_app.web.access import CALLER, STATIC_PREFIX, require_consent, require_target
 from replay_app.web.chains import Chains
 from replay_app.web.course import HistoryView, SeriesView
 from replay_app.web.feed import Feed
@@ -121,17 +121,14 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             if ROUTED in request.headers:
                 return await _session_answer(shared_of(request), replay_id)
             headers = {ROUTED: "1"}
-            settings = shared_of(request).context.settings
-            # The client's header is this token, or reads are public and the header is anything.
-            if settings.api_token is not None and not settings.public_reads:
-                headers["Authorization"] = f"Bearer {settings.api_token.get_secret_value()}"
+            if "Authorization" in request.headers:  # the owner has the same tokens
+                headers["Authorization"] = request.headers["Authorization"]
             try:
                 async with asyncio.timeout(OWNER_SECONDS):
                     routed: Any = self.routed
                     answer: web.StreamResponse = await routed(
                         request.clone(headers=headers), replay_id=replay_id
                     )
-                    return answer
             except (
                 TypeError,  # from Faust's router, before the worker has joined the group
                 NotReady,
@@ -144,6 +141,13 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
                     f"the worker that owns replay {replay_id!r} does not answer; another worker "
                     "takes over within seconds",
                 ) from error
+            if answer.status == HTTPStatus.UNAUTHORIZED:  # here the token is known
+                raise Problem(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"the worker that owns replay {replay_id!r} does not know this token yet: all "
+                    "workers need the same tokens",
+                )
+            return answer
 
         @app.table_route(table=table, match_info="replay_id")  # type: ignore[arg-type]
         async def routed(self, request: web.Request, replay_id: str) -> web.Response:
@@ -156,7 +160,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             command = await _read_command(
                 request, fixed={"command": "set-rate", "replay_id": replay_id}
             )
-            return await _accept(shared_of(request), command)
+            return await _accept(request, command)
 
 
 class StatusPage(ApiView):
@@ -209,8 +213,7 @@ class Ready(ApiView):
                 warnings.append(str(trouble))  # the first event creates the collection
             elif trouble is not None:
                 missing.append(str(trouble))
-        if unreadable := shared.unreadable():
-            warnings.append(unreadable)
+        warnings += filter(None, (shared.unreadable(), shared.context.tokens.trouble()))
         body: dict[str, Any] = {"status": "not ready" if missing else "ready", "missing": missing}
         if warnings:
             body["warnings"] = warnings
@@ -233,7 +236,7 @@ class Description(ApiView):
     async def get(self, request: web.Request) -> web.Response:
         """Answer with the OpenAPI document of this worker."""
         settings = shared_of(request).context.settings
-        document = openapi(token=settings.api_token is not None, public_reads=settings.public_reads)
+        document = openapi(token=settings.has_tokens, public_reads=settings.public_reads)
         return web.json_response(document)
 
 
@@ -246,7 +249,9 @@ class Replays(ApiView):
 
     async def post(self, request: web.Request) -> web.Response:
         """Start a replay."""
-        return await _accept(shared_of(request), await _read_start(request))
+        start = await _read_start(request)
+        require_consent(start, shared_of(request).context.settings)
+        return await _accept(request, start)
 
 
 class Plans(ApiView):
@@ -270,7 +275,7 @@ class Verbs(ApiView):
         """Pause, resume, step, cancel, retry or release."""
         require_usable(replay_id)
         command = await _read_command(request, fixed={"command": verb, "replay_id": replay_id})
-        return await _accept(shared_of(request), command)
+        return await _accept(request, command)
 
 
 class Verifications(ApiView):
@@ -280,7 +285,7 @@ class Verifications(ApiView):
         """Keep a verdict with a completed replay."""
         require_usable(replay_id)
         fixed = {"command": "note-verification", "replay_id": replay_id}
-        return await _accept(shared_of(request), await _read_command(request, fixed=fixed))
+        return await _accept(request, await _read_command(request, fixed=fixed))
 
 
 async def _session_answer(shared: Shared, replay_id: str) -> web.Response:
@@ -313,18 +318,23 @@ async def _read_start(request: web.Request) -> Start:
 
 
 async def _read_command(request: web.Request, **members: Mapping[str, Any]) -> Command:
-    """Read a command from the body. The body of a plain verb may be empty."""
+    """Read a command from the body, and sign it. The body of a plain verb may be empty."""
     body = await read_body(request, MAX_COMMAND_BYTES)
     verb = members.get("fixed", {}).get("command")
-    return parse_command(body or (b"{}" if verb in PLAIN_VERBS else b""), **members)
+    command = parse_command(body or (b"{}" if verb in PLAIN_VERBS else b""), **members)
+    return request[CALLER].sign(command)
 
 
-async def _accept(shared: Shared, command: Command) -> web.Response:
-    """Produce a command that the board's session allows, and answer with 202."""
-    context, replay_id = shared.context, command.replay_id
+async def _accept(request: web.Request, command: Command) -> web.Response:
+    """Produce a command that caller and session allow, and answer with 202."""
+    shared, replay_id = shared_of(request), command.replay_id
+    context = shared.context
     sessions = context.board.sessions
-    if not isinstance(command, Start):
-        await require_session(shared, replay_id)
+    if isinstance(command, Start):
+        start = command
+    else:
+        start = (await require_session(shared, replay_id)).start
+    require_target(request[CALLER], start)
     try:
         _judge(sessions.get(replay_id), command)
     except Problem:

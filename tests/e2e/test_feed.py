@@ -154,6 +154,7 @@ def test_history_and_series_tell_the_course_of_a_replay(shop: Cluster, worker: W
     assert points[-1]["read"] == session["counters"]["read"] == SHOP_EVENTS
     assert points[-1]["store_seconds"] > 0
     assert points[-1]["broker_seconds"] > 0
+    assert session["shards"][0]["worker"] == "worker-0"
     for path in ("history", "series"):
         assert worker.request("GET", f"/replays/no-such/{path}")[0] == 404
 
@@ -180,6 +181,8 @@ def test_workers_and_types_tell_what_there_is(shop: Cluster, worker: Worker) -> 
     assert one["partitions"] == int(shop.environment["REPLAY_PARTITIONS"])
     assert found["trouble"] is None
     assert found["store"] == f"{shop.name}.events"
+    assert (found["environment"], found["allow_original"]) == (None, True)
+    assert found["you"] == {"name": None, "role": "operate", "target_prefixes": None}
     types = worker.get("/types")
     assert types["looked_at"] > 0
     names = {kind["name"]: kind for kind in types["types"]}

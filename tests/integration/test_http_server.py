@@ -17,6 +17,7 @@ from secret_values import SECRET_TOKEN
 from replay_app.demo.stack import free_port
 from replay_app.metrics import Metrics
 from replay_app.settings import Settings
+from replay_app.tokens import Tokens
 from replay_app.web.access import require_access
 from replay_app.web.server import (
     LIMITS,
@@ -60,7 +61,11 @@ class Server:
         self.app.router.add_post("/replays", _echo)
         settings = Settings(api_token=SECRET_TOKEN, web_port=self.port)
         self.http = HttpServer(
-            self.app, require_access(settings), self.metrics, "127.0.0.1", self.port
+            self.app,
+            require_access(settings, Tokens(settings)),
+            self.metrics,
+            "127.0.0.1",
+            self.port,
         )
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

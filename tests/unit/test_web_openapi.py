@@ -15,7 +15,7 @@ from replay_app.chains import read_chain
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidCommand
 from replay_app.settings import Settings
-from replay_app.web.access import OPEN_PATHS
+from replay_app.web.access import GUARDED_READS, OPEN_PATHS
 from replay_app.web.openapi import openapi
 
 EVERY = {"all": True}
@@ -64,7 +64,8 @@ def test_a_start_over_http_needs_no_replay_id() -> None:
 def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) -> None:
     for path, item in openapi(**options)["paths"].items():
         for method in {"get", "post", "patch"} & set(item):
-            needs = method in guarded and path not in OPEN_PATHS
+            is_guarded = method in guarded or (bool(guarded) and path in GUARDED_READS)
+            needs = is_guarded and path not in OPEN_PATHS
             assert item[method]["security"] == ([{"bearer": []}] if needs else []), path
             assert ("401" in item[method]["responses"]) is needs, path
 
@@ -73,7 +74,7 @@ def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) 
     ("path", "method", "statuses"),
     [
         ("/replays", "get", "200 304 400 403 414 431 500 503"),
-        ("/replays", "post", "202 400 403 408 409 413 414 431 500 503"),
+        ("/replays", "post", "202 400 403 408 409 413 414 422 431 500 503"),
         ("/replays/{replay_id}", "get", "200 400 403 404 414 431 500 503"),
         ("/replays/{replay_id}", "patch", "202 400 403 404 408 409 413 414 431 500 503"),
         ("/replays/{replay_id}/pause", "post", "202 400 403 404 408 409 413 414 431 500 503"),
