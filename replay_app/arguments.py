@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import PARSER, Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -37,6 +37,23 @@ class PlainParser(ArgumentParser):
 
     Where a command, an option or a value is misspelt, the message names the nearest one.
     """
+
+    @property
+    def actions(self) -> list[Action]:
+        """The arguments and options of this parser."""
+        return self._actions
+
+    @property
+    def commands(self) -> dict[str, PlainParser]:
+        """The parser of each command, if this is the parser of a program."""
+        for one in self._actions:
+            if self.is_choice_of(one) and isinstance(one.choices, dict):
+                return one.choices
+        return {}
+
+    def is_choice_of(self, action: Action) -> bool:
+        """Return whether an action is the choice of a command."""
+        return action.nargs == PARSER
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

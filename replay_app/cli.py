@@ -166,7 +166,7 @@ def _demo(options: argparse.Namespace) -> int:
 # The parser
 
 
-def program_parser() -> argparse.ArgumentParser:
+def program_parser() -> PlainParser:
     """Return the parser of the whole program."""
     common = PlainParser(add_help=False, allow_abbrev=False)
     common.add_argument(

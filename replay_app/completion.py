@@ -8,12 +8,12 @@ behind an option's value (its issue 228), and argcomplete starts the program at 
 from __future__ import annotations
 
 import argparse
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from replay_app.arguments import LAST, AddCommand
+from replay_app.arguments import LAST, AddCommand, PlainParser
 from replay_app.exit_codes import DONE
 from replay_app.states import State
 
@@ -52,7 +52,7 @@ class _Command:
 
 
 def add_completion_command(
-    add: AddCommand, parent: ArgumentParser, parser_of: Callable[[], ArgumentParser]
+    add: AddCommand, parent: PlainParser, parser_of: Callable[[], PlainParser]
 ) -> None:
     """Add the command to the parser; ``parser_of`` makes the parser of the whole program."""
     command = add(
@@ -64,35 +64,28 @@ def add_completion_command(
     command.add_argument("shell", choices=list(SCRIPTS))
 
 
-def _completion(options: Namespace, parser: ArgumentParser) -> int:
+def _completion(options: Namespace, parser: PlainParser) -> int:
     print(script(options.shell, parser), end="")  # noqa: T201 - the output; a shell reads it
     return DONE
 
 
-def script(shell: str, parser: ArgumentParser) -> str:
+def script(shell: str, parser: PlainParser) -> str:
     """Return the completion script of a shell; ends with a line break."""
     return "\n".join(SCRIPTS[shell](list(_commands(parser)))) + "\n"
 
 
-def _commands(parser: ArgumentParser) -> Iterator[_Command]:
-    yield _command("", "", parser)
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            texts = {one.dest: one.help or "" for one in action._choices_actions}  # noqa: SLF001
-            for name, command in action.choices.items():
-                yield _command(name, texts[name], command)
+def _commands(parser: PlainParser) -> Iterator[_Command]:
+    yield _command("", parser)
+    for name, command in parser.commands.items():
+        yield _command(name, command)
 
 
-def _command(name: str, text: str, parser: ArgumentParser) -> _Command:
-    actions = [one for one in parser._actions if one.help != argparse.SUPPRESS]  # noqa: SLF001
-    positional = [
-        one
-        for one in actions
-        if not one.option_strings and not isinstance(one, argparse._SubParsersAction)  # noqa: SLF001
-    ]
+def _command(name: str, parser: PlainParser) -> _Command:
+    actions = [one for one in parser.actions if one.help != argparse.SUPPRESS]
+    positional = [one for one in actions if not (one.option_strings or parser.is_choice_of(one))]
     return _Command(
         name,
-        text,
+        (parser.description or "").removesuffix("."),
         tuple(map(_option, (one for one in actions if one.option_strings))),
         takes_replay=any(one.dest == "replay_id" for one in positional),
         takes_file=any(one.dest in FILES for one in positional),

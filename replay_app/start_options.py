@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from replay_app.arguments import TIME_HELP, moment, positive, positive_number, refuse
+from replay_app.arguments import TIME_HELP, PlainParser, moment, positive, positive_number, refuse
 from replay_app.client import Refused
 from replay_app.commands import Start, parse_command, read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
@@ -325,9 +325,9 @@ def _named_rule(text: str, options: Namespace) -> str:
 @cache
 def option_names() -> Mapping[str, str]:
     """Return the option of each member, such as ``--start`` of ``filter.start``."""
-    parser = ArgumentParser()
+    parser = PlainParser()
     add_start_options(parser)
-    return {one.dest: one.option_strings[0] for one in parser._actions if "." in one.dest}  # noqa: SLF001
+    return {one.dest: one.option_strings[0] for one in parser.actions if "." in one.dest}
 
 
 def _members_of_file(options: Namespace) -> dict[str, Any]:
