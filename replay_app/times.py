@@ -149,6 +149,12 @@ def local(text: str) -> str:
     return f"{_shown(text):%Y-%m-%d %H:%M:%S %Z}"
 
 
+def local_exact(text: str) -> str:
+    """Return a time as `local`, with its milliseconds, such as "2026-01-10 15:00:00.250 CET"."""
+    shown = _shown(text)
+    return f"{shown:%Y-%m-%d %H:%M:%S}.{shown.microsecond // 1000:03} {shown:%Z}"
+
+
 def local_minute(text: str) -> str:
     """Return a time of the API without seconds and zone, such as "2026-01-10 15:00"."""
     return f"{_shown(text):%Y-%m-%d %H:%M}"

@@ -169,6 +169,14 @@ def test_times_are_local_for_people_and_utc_for_programs(
     assert json.loads(answer)["created_at"].endswith("Z")
 
 
+def test_a_table_of_events_has_local_times(shop: Cluster, replay_app: CommandLine) -> None:
+    kind = unique_name("kind")
+    shop.insert(events_of(kind, 1))
+    replay_app.environment["TZ"] = "America/New_York"
+    with Terminal(replay_app, "events", "--event-type", kind) as screen:
+        assert "\n2026-01-31 19:00:00.000 EST " in screen.ends(0)
+
+
 def test_the_example_of_the_client_runs(
     shop: Cluster, replay_app: CommandLine, topic: str, tmp_path: Path
 ) -> None:

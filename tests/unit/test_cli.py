@@ -486,6 +486,32 @@ def test_a_command_that_is_too_large_is_refused_before_it_goes_to_kafka(
     assert f"at most {MAX_COMMAND_BYTES} are allowed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["pause", "@last"], ["GET /replays?limit=1", "POST /replays/r-9/pause"]),
+        (["set-rate", "@last", "5"], ["GET /replays?limit=1", "PATCH /replays/r-9"]),
+        (
+            ["start", "--all", "--prefix", "a.", "--after", "@last", "--after", "r-2"],
+            ["GET /replays?limit=1", "POST /replays"],
+        ),
+        (["pause", "r-1"], ["POST /replays/r-1/pause"]),
+    ],
+)
+def test_the_newest_replay_has_a_name_everywhere(
+    arguments: list[str], asked: list[str], serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replays = [session(start={"replay_id": one}) | {"replay_id": one} for one in ("r-9", "r-8")]
+    server = serve((200, {"replays": replays}), (202, {"replay_id": "r-9"}))
+    if "@last" not in arguments:
+        server.answers.pop(0)
+    assert run(arguments) == 0
+    assert [f"{method} {path}" for method, path, _, _ in server.asked] == asked
+    assert ("@last is r-9" in capsys.readouterr().err) is ("@last" in arguments)
+    if arguments[0] == "start":
+        assert server.asked[-1][2]["after"] == ["r-9", "r-2"]
+
+
 # Settings
 
 

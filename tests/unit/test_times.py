@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from replay_app.times import WrongTime, age, local, local_minute, parse_time, utc_text
+from replay_app.times import WrongTime, age, local, local_exact, local_minute, parse_time, utc_text
 
 NOW = datetime(2026, 3, 10, 12, 30, tzinfo=UTC)
 SetZone = Callable[[str], None]
@@ -124,6 +124,7 @@ def test_people_read_times_in_their_own_zone(
     zone(local_zone)
     assert local("2026-01-10T23:30:05.123Z") == shown
     assert local_minute("2026-01-10T23:30:05.123Z") == minute
+    assert local_exact("2026-01-10T23:30:05.123Z") == shown.replace(":05 ", ":05.123 ")
 
 
 def test_the_ends_of_the_calendar_can_be_shown(zone: SetZone) -> None:
