@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from replay_app.client import ENDED, SessionJson
+from replay_app.answers import SessionJson
+from replay_app.client import ENDED
 from replay_app.terminal import cut, duration
 from replay_app.times import local, local_minute, zone_of
 

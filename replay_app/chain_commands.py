@@ -15,11 +15,12 @@ from rich.live import Live
 from rich.text import Text
 
 from replay_app.accounts import plan_account, progress_line
+from replay_app.answers import SessionJson
 from replay_app.arguments import AddCommand, add_replay_id
 from replay_app.chain_files import read_chain_file
 from replay_app.chain_tree import has_succeeded, is_over, parents_first, tree_lines
 from replay_app.chains import Chain
-from replay_app.client import ENDED, Client, NotFound, Refused, SessionJson
+from replay_app.client import ENDED, Client, NotFound, Refused
 from replay_app.exceptions import Unavailable, WrongUsage
 from replay_app.exit_codes import DONE, FAILED, REFUSED
 from replay_app.logs import escaped

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from replay_app.answers import Replay
 from replay_app.arguments import TIME_HELP, AddCommand, moment, positive, state
-from replay_app.client import Client, Replay
+from replay_app.client import Client
 from replay_app.exceptions import Unavailable
 from replay_app.exit_codes import DONE
 from replay_app.logs import escaped

@@ -9,8 +9,9 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from replay_app.answers import SessionJson
 from replay_app.arguments import AddCommand, add_replay_id
-from replay_app.client import Client, Refused, SessionJson
+from replay_app.client import Client, Refused
 from replay_app.exceptions import ReplayError, WrongUsage
 from replay_app.exit_codes import DIFFERENT, DONE, STORE_CHANGED, UNVERIFIABLE
 from replay_app.logs import silence_aiokafka

@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from replay_app.answers import SessionJson
 from replay_app.arguments import AddCommand, add_replay_id
-from replay_app.client import Client, NotFound, SessionJson
+from replay_app.client import Client, NotFound
 from replay_app.commands import Source, Start, parse_command
 from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from replay_app.accounts import plan_account
+from replay_app.answers import PlannedReplay
 from replay_app.arguments import AddCommand
-from replay_app.client import Client, PlannedReplay, Refused, body_of, produce_command
+from replay_app.client import Client, Refused, body_of, produce_command
 from replay_app.commands import Start, new_replay_id, parse_command
 from replay_app.exceptions import ReplayError
 from replay_app.exit_codes import DONE

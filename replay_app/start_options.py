@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -18,19 +17,7 @@ from replay_app.arguments import TIME_HELP, PlainParser, moment, positive, posit
 from replay_app.client import Refused
 from replay_app.commands import Start, parse_command, read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
-
-PARTS = ("filter", "source", "target")
-"""Members of a start command that are objects."""
-_PLACE = re.compile(r"(^|; )([a-z_]+(?:\.[^:;\s]+)?)(?=: )")
-"""Where a sentence of a refusal names a member, at its begin."""
-_ASIDE = re.compile(r"\(([a-z_]+(?:\.[a-z_]+)?)\)")
-"""Where a sentence names a member in parentheses, behind the value at fault."""
-_RULE_MEMBERS = (
-    *("start", "end", "event_types", "exclude_event_types", "aggregate_ids", "event_ids"),
-    *("fields", "topic", "topics", "prefix", "shards", "ordering", "speed", "max_gap_seconds"),
-    *("max_events", "max_lag", "consumers", "control_records", "transforms"),
-)
-"""Members that the rules about several members name, in the middle of a sentence."""
+from replay_app.option_names import PARTS, OptionNames
 
 
 class _Options:
@@ -271,55 +258,12 @@ def naming_options(options: Namespace) -> Iterator[None]:
     """
     try:
         yield
-    except InvalidCommand as error:
-        error.args = (_named_rule(_named(str(error), options), options),)
+    except (InvalidCommand, Refused) as error:
+        names = OptionNames(option_names(), vars(options).keys(), _members_of_file(options))
+        text = names.in_refusal(str(error))
+        # Sentences of the worker may have the same words in another meaning.
+        error.args = (names.in_rule(text) if isinstance(error, InvalidCommand) else text,)
         raise
-    except Refused as error:
-        error.args = (_named(str(error), options),)
-        raise
-
-
-def _named(text: str, options: Namespace) -> str:
-    """Put the option in the place of the member that a sentence names."""
-
-    def name(found: re.Match[str]) -> str:
-        first, *rest = found[2].split(".")
-        inside = rest[1:] if first in PARTS else rest
-        member = f"{first}.{rest[0]}" if first in PARTS and rest else f"body.{first}"
-        if member not in vars(options):
-            return found[0]
-        # The number of a list's item says nothing where each item has an option of its own.
-        shown = "" if not inside or inside[0].isdecimal() else f" {'.'.join(inside)}"
-        return f"{found[1]}{option_names()[member]}{shown}"
-
-    def name_aside(found: re.Match[str]) -> str:
-        member = found[1] if "." in found[1] else f"body.{found[1]}"
-        return f"({option_names()[member]})" if member in vars(options) else found[0]
-
-    return _ASIDE.sub(name_aside, _PLACE.sub(name, text))
-
-
-def _named_rule(text: str, options: Namespace) -> str:
-    """Put options in the place of the members that a rule about several members names."""
-    part, colon, rule = text.partition(": ")
-    if not (colon and part in PARTS):
-        part, (rule, *more) = "body", text.split(": ", 1)
-    else:
-        more = []
-    if part == "body" and rule.startswith("--"):
-        return text  # about one member, which has its name
-    in_file = _members_of_file(options)
-    known = {member.partition(".")[2]: option for member, option in option_names().items()}
-
-    def name(found: re.Match[str]) -> str:
-        word = found[0]
-        holder = in_file if part == "body" else in_file.get(part, {})
-        places = [f"{one}.{word}" for one in ("body", *PARTS)]
-        is_given = any(place in vars(options) for place in places)
-        return word if word in holder and not is_given else known[word]
-
-    rule = re.sub(rf"(?<![-\w'\"])(?:{'|'.join(_RULE_MEMBERS)})(?![\w'\"])", name, rule)
-    return ": ".join([rule, *more])
 
 
 @cache

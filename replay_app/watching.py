@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from replay_app.accounts import amounts, is_dry_run, progress_line, replayable
+from replay_app.answers import Replay, SessionJson
 from replay_app.arguments import positive_number
 from replay_app.chains import differences
-from replay_app.client import ENDED, FOLLOW_PATIENCE_SECONDS, Client, Refused, Replay, SessionJson
+from replay_app.client import ENDED, FOLLOW_PATIENCE_SECONDS, Client, Refused
 from replay_app.commands import Start
 from replay_app.exit_codes import (
     CANCELLED,

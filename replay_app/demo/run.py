@@ -29,7 +29,8 @@ import pymongo
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
-from replay_app.client import Client, SessionJson, produce_command
+from replay_app.answers import SessionJson
+from replay_app.client import Client, produce_command
 from replay_app.demo.shop import JANUARY, MONTH, SHOP_TOPICS, seed_store
 from replay_app.demo.stack import (
     EnvironmentServers,

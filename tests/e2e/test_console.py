@@ -51,9 +51,10 @@ def test_a_person_sees_the_plan_starts_watches_and_interrupts(
 
     with Terminal(replay_app, "list", "--watch", "--state", "running") as screen:
         screen.until(replay_id).until("running")
+        drawn = screen.shown  # before the terminal shows the ^C itself
         screen.type("\x03")
-        shown = screen.ends(0)
-    lines = [line for line in shown.splitlines() if line.startswith(replay_id)]
+        screen.ends(0)
+    lines = [line for line in drawn.splitlines() if line.startswith(replay_id)]
     assert lines
     assert max(map(len, lines)) <= COLUMNS
     assert f"{replay_id}  running" in lines[0]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from canned import Serve, session
 
-from replay_app.client import Client, NotFound, Refused, Replay, body_of
+from replay_app.answers import Replay
+from replay_app.client import Client, NotFound, Refused, body_of
 from replay_app.commands import Filter, Parent, Start, Target
 from replay_app.exceptions import ReplayError
 

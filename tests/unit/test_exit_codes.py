@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from canned import Serve, session
 
+from replay_app.answers import Replay
 from replay_app.cli import run
-from replay_app.client import Replay
 from replay_app.exit_codes import EXIT_CODES
 from replay_app.proof import CODES
 from replay_app.watching import exit_code

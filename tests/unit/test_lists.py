@@ -11,8 +11,8 @@ import pytest
 from canned import Serve, session
 from rich.cells import cell_len
 
+from replay_app.answers import Replay
 from replay_app.cli import run
-from replay_app.client import Replay
 from replay_app.lists import target_text
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
