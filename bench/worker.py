@@ -21,6 +21,7 @@ from support import consumer_from_start
 from workers import Worker
 
 from replay_app.client import Client
+from replay_app.commands import Start
 from replay_app.demo.stack import EmbeddedServers, free_port, outside_environment
 from replay_app.partitioner import partition_of
 
@@ -88,7 +89,8 @@ class Workers:
 
     def start(self, replay_id: str, **body: Any) -> None:
         """Send one start command over HTTP."""
-        self._client.start({"replay_id": replay_id, "filter": {"all": True}, **body})
+        members = {"replay_id": replay_id, "filter": {"all": True}, **body}
+        self._client.start(Start.model_validate(members))
 
     def cancel(self, replay_id: str) -> None:
         """Cancel a replay; `completed` then waits for its end."""

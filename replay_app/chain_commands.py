@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from replay_app.accounts import plan_account, progress_line
+from replay_app.answers import SessionJson
+from replay_app.arguments import AddCommand, add_replay_id
 from replay_app.chain_files import read_chain_file
 from replay_app.chain_tree import has_succeeded, is_over, parents_first, tree_lines
 from replay_app.chains import Chain
-from replay_app.client import ENDED, NOT_FOUND, Client, Refused, SessionJson
+from replay_app.client import ENDED, Client, NotFound, Refused
 from replay_app.exceptions import Unavailable, WrongUsage
+from replay_app.exit_codes import DONE, FAILED, REFUSED
 from replay_app.logs import escaped
+from replay_app.questions import can_ask, require_original
 from replay_app.start_options import add_requested_by, user_name
-from replay_app.terminal import plan_account, progress_line, say, say_json, table
+from replay_app.terminal import say, say_json, table
+from replay_app.watching import add_patience
 
 CHAIN_VERBS = ("pause", "resume", "cancel")
 """The verbs that the command line also takes for a chain."""
@@ -29,26 +36,44 @@ CHILDREN_FIRST = ("pause", "cancel")
 POLL_SECONDS = 0.5
 
 
-def add_apply_options(parser: ArgumentParser) -> None:
-    """Add the arguments of ``apply``."""
-    parser.add_argument("file", metavar="FILE", help="the chain as YAML, - for standard input")
-    parser.add_argument("--plan", action="store_true", help="only show what each replay would do")
-    parser.add_argument("--wait", action="store_true", help="show the chain until its end")
-    add_requested_by(parser, "requested_by", None)
+def add_chain_commands(add: AddCommand) -> None:
+    """Add the commands to the parser."""
+    apply = add("apply", _apply, "Start what of a chain file is not started yet")
+    apply.add_argument("file", metavar="FILE", help="the chain as YAML, - for standard input")
+    apply.add_argument("--plan", action="store_true", help="only show what each replay would do")
+    apply.add_argument("--wait", action="store_true", help="show the chain until its end")
+    apply.add_argument(
+        "--to-original",
+        action="store_true",
+        help="publish to the events' original topics, where a replay of the chain has no target",
+    )
+    add_requested_by(apply, "requested_by", None)
+    add_patience(apply)
+    chain = add("chain", _chain, "Show the replays of a chain as a tree")
+    chain.add_argument("name", metavar="NAME", help="the chain's name")
+    chain.add_argument("--watch", action="store_true", help="until nothing moves any more")
+    add_patience(chain)
 
 
-def add_chain_options(parser: ArgumentParser) -> None:
-    """Add the arguments of ``chain``."""
-    parser.add_argument("name", metavar="NAME", help="the chain's name")
-    parser.add_argument("--watch", action="store_true", help="until nothing moves any more")
+def _apply(options: Namespace) -> int:
+    succeeded = apply_file(Client.of_settings(options.url), options)
+    return DONE if succeeded else REFUSED if options.plan else FAILED
+
+
+def _chain(options: Namespace) -> int:
+    client = Client.of_settings(options.url)
+    if options.watch:
+        return DONE if watch_chain(client, options.name, options) else FAILED
+    show_chain(client, options)
+    return DONE
 
 
 def add_replay_or_chain(parser: ArgumentParser, verb: str) -> None:
     """Add the argument that says what a verb is for."""
     if verb not in CHAIN_VERBS:
-        parser.add_argument("replay_id")
+        add_replay_id(parser)
         return
-    parser.add_argument("replay_id", nargs="?")
+    add_replay_id(parser, nargs="?")
     parser.add_argument("--chain", metavar="NAME", help="every replay of this chain")
 
 
@@ -72,19 +97,48 @@ def apply_file(client: Client, options: Namespace) -> bool:
         defaults["requested_by"] = options.requested_by
     elif not defaults.get("requested_by") and (user := user_name()):
         defaults["requested_by"] = user
-    answer = client.apply({**members, "defaults": defaults})
+    replays = _with_consent(client, chain, members["replays"], options)
+    answer = client.apply({**members, "defaults": defaults, "replays": replays})
     if options.wait:
         applied = frozenset(start.replay_id for start in chain.starts)
         return watch_chain(client, chain.name, options, applied)
     if options.json:
-        say_json(answer)
+        say_json(answer.members)
     else:
         table(
             ("REPLAY", "OUTCOME", "STATE"),
-            ((one["replay_id"], one["outcome"], one["state"] or "") for one in answer["replays"]),
+            ((one.replay_id, one.outcome, one.state or "") for one in answer.replays),
         )
         say(f"see: replay-app chain {chain.name} --watch")
     return True
+
+
+def _with_consent(
+    client: Client, chain: Chain, replays: Mapping[str, Any], options: Namespace
+) -> dict[str, Any]:
+    """Return the replays of the file, with the consent to publish to original topics if needed.
+
+    Raises
+    ------
+    WrongUsage
+        A replay needs the consent, and nobody can be asked.
+    NotConfirmed
+        The answer is not yes.
+
+    """
+    needy = [one for one in chain.starts if one.reaches_originals and not one.to_original]
+    if needy and not options.to_original:
+        topics: dict[str, None] = {}
+        for start in needy if can_ask(options) else ():
+            with suppress(Refused):  # a replay that waits for others may have no plan yet
+                topics |= dict.fromkeys(client.plan(start).live_topics)
+        remedy = "to do so, add --to-original, or to_original: true to the replay in the file"
+        require_original(options, [one.replay_id for one in needy], list(topics), remedy)
+    short = {one.replay_id.removeprefix(f"{chain.name}.") for one in needy}
+    return {
+        name: {**(written or {}), "to_original": True} if name in short else written
+        for name, written in replays.items()
+    }
 
 
 def _read(file: str) -> bytes:
@@ -98,9 +152,9 @@ def _plan(client: Client, chain: Chain, *, as_json: bool) -> bool:
     """Show what each replay would do; a replay that could not succeed does not hide the others."""
     plans: list[dict[str, Any]] = []
     for start in chain.starts:
-        body = start.model_dump(mode="json", exclude_unset=True)
         try:
-            plans.append({"replay_id": start.replay_id, "plan": client.plan(body)})
+            plan = client.plan(start).members
+            plans.append({"replay_id": start.replay_id, "plan": plan})
         except Refused as error:
             plans.append({"replay_id": start.replay_id, "error": str(error)})
     if as_json:
@@ -114,16 +168,13 @@ def _plan(client: Client, chain: Chain, *, as_json: bool) -> bool:
     return all("plan" in one for one in plans)
 
 
-def show_chain(client: Client, options: Namespace) -> bool:
-    """Show a chain once, or until nothing of it moves any more; return whether all is well."""
-    if options.watch:
-        return watch_chain(client, options.name, options)
+def show_chain(client: Client, options: Namespace) -> None:
+    """Show a chain once."""
     sessions = sessions_of(client, options.name)
     if options.json:
         say_json({"chain": options.name, "replays": parents_first(sessions)})
     else:
         say(*tree_lines(options.name, sessions))
-    return True
 
 
 def sessions_of(
@@ -131,15 +182,15 @@ def sessions_of(
 ) -> list[SessionJson]:
     """Return the sessions of a chain.
 
-    Raises `Unavailable` while one of the ``applied`` replays has no session, and `Refused` if there
-    is no session at all.
+    Raises `Unavailable` while one of the ``applied`` replays has no session, and `NotFound` if
+    there is no session at all.
     """
-    sessions: list[SessionJson] = client.sessions(chain=name)["replays"]
+    sessions = [replay.members for replay in client.chain(name)]
     if applied - {session["replay_id"] for session in sessions}:
         msg = f"the worker does not know every replay of chain {name!r} yet"
         raise Unavailable(msg)
     if not sessions:
-        raise Refused(f"there is no chain {name!r}; see: replay-app list", NOT_FOUND)
+        raise NotFound(f"there is no chain {name!r}; see: replay-app list")
     return sessions
 
 
@@ -159,8 +210,12 @@ def watch_chain(
     else:
         found = _print_lines(name, found)
     sessions: list[SessionJson] = []
-    for sessions in found:  # noqa: B007 - the last ones count
-        pass
+    try:
+        for sessions in found:  # noqa: B007 - the last ones count
+            pass
+    except KeyboardInterrupt:
+        say(f"chain {name} goes on; to follow it: replay-app chain {name} --watch", error=True)
+        raise
     return has_succeeded(sessions)
 
 

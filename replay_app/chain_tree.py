@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from replay_app.client import ENDED, SessionJson
+from replay_app.accounts import amount
+from replay_app.answers import SessionJson
+from replay_app.client import ENDED
 from replay_app.consumption import FINAL
 from replay_app.gates import REMEDIES
 from replay_app.states import COMPLETED
-from replay_app.terminal import amount, duration
+from replay_app.terminal import duration
 
 
 def parents_first(sessions: Sequence[SessionJson]) -> list[SessionJson]:

@@ -22,6 +22,7 @@ from replay_app.sources import settings_for
 from replay_app.start_options import add_event_options, start_of
 from replay_app.store import EventStore
 from replay_app.terminal import cut, say
+from replay_app.times import local_exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ LINE_BEGIN = b'{"event_id":'
 """How each line begins."""
 TAIL_BYTES = 64 << 20
 """Most bytes of a line. A stored event has 16 MiB at most."""
-COLUMNS = (("TIME", 24), ("TYPE", 24), ("KEY", 24), ("EVENT ID", 26))
+COLUMNS = (("TIME", 28), ("TYPE", 24), ("KEY", 24), ("EVENT ID", 26))
 """The columns of the table, and their widths. The value takes the rest of the line."""
 
 
@@ -227,7 +228,8 @@ class _Table:
             shown = "(no value)" if record.value is None else record.value.decode(errors="replace")
             if record.error is not None:
                 shown = f"cannot be replayed: {record.error}"
-            say(_row([record.time, record.event_type, key, event_id], shown))
+            time = local_exact(record.time) if record.time else ""
+            say(_row([time, record.event_type, key, event_id], shown))
 
 
 def _row(cells: Sequence[str], last: str) -> str:

@@ -396,3 +396,12 @@ def _require_range(
         more = len(lost) - MAX_NAMED_TOPICS
         named = "; ".join(lost[:MAX_NAMED_TOPICS]) + (f"; and {more} more" if more > 0 else "")
         raise CommandConflict(f"{named}. Consumers would miss records: start a new replay")
+
+
+def offsets_shown(now: int | None, then: int) -> tuple[str, str, str]:
+    """Return two offsets of a consumer group, and what a change from one to the other means."""
+    if now is None:
+        return "none", f"{then:,}", ""
+    change = then - now
+    words = "unchanged" if not change else "read again" if change < 0 else "skipped"
+    return f"{now:,}", f"{then:,}", f"{abs(change):,} {words}" if change else words

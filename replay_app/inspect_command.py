@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from replay_app.accounts import sample_lines
 from replay_app.arguments import AddCommand, positive
 from replay_app.commands import Filter, Start
 from replay_app.event_records import RecordMaker
@@ -19,7 +20,7 @@ from replay_app.reports import few
 from replay_app.settings import load_settings
 from replay_app.store import EventStore, TimeLimitExceeded, index_serves
 from replay_app.store_checks import LOOK_SECONDS
-from replay_app.terminal import cut, sample_lines, say, say_json, table
+from replay_app.terminal import cut, say, say_json, table
 
 if TYPE_CHECKING:
     from replay_app.events import EventMapping

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from replay_app.arguments import AddCommand
+from replay_app.arguments import AddCommand, add_replay_id
 from replay_app.commands import Source
 from replay_app.dead_letters import LetterGroup, discard_letters, find_dead_letters
 from replay_app.exceptions import ReplayError, WrongUsage
@@ -32,7 +32,7 @@ def add_letters_command(add: AddCommand, parent: Any) -> None:
         "List the dead letters of a replay by reason and type",
         parent,
     )
-    letters.add_argument("replay_id")
+    add_replay_id(letters)
     _add_mapping(letters)
     letters.add_argument(
         "--ids", action="store_true", help="print the ids of the events only, one in each line"
@@ -48,7 +48,7 @@ def add_letters_command(add: AddCommand, parent: Any) -> None:
         "Say of dead letters that nobody needs their events any more, and why",
         parent,
     )
-    discard.add_argument("replay_id")
+    add_replay_id(discard)
     _add_mapping(discard)
     discard.add_argument("--reason", required=True, metavar="TEXT", help="why nobody needs them")
     add_choice(discard)

@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from replay_app.arguments import AddCommand
-from replay_app.client import Client, Refused, SessionJson
+from replay_app.answers import SessionJson
+from replay_app.arguments import AddCommand, add_replay_id
+from replay_app.client import Client, Refused
 from replay_app.exceptions import ReplayError, WrongUsage
+from replay_app.exit_codes import DIFFERENT, DONE, STORE_CHANGED, UNVERIFIABLE
 from replay_app.logs import silence_aiokafka
 from replay_app.receipts import receipt_document, receipt_markdown
 from replay_app.sessions import decode_session
@@ -25,8 +26,12 @@ from replay_app.verify import obstacle, verify
 if TYPE_CHECKING:
     from replay_app.verdicts import Verdict
 
-DONE = 0
-CODES = {"equal": DONE, "different": 5, "store-changed": 6, "unverifiable": 7}
+CODES = {
+    "equal": DONE,
+    "different": DIFFERENT,
+    "store-changed": STORE_CHANGED,
+    "unverifiable": UNVERIFIABLE,
+}
 """The exit code of each verdict."""
 WORDS = {
     "equal": "the topics hold exactly what the replay must have published",
@@ -34,31 +39,31 @@ WORDS = {
     "store-changed": "the topics hold what the receipt counts, and the store has changed since",
     "unverifiable": "cannot be verified",
 }
-MakeClient = Callable[[argparse.Namespace], Client]
 
 
-def add_proof_commands(add: AddCommand, client_of: MakeClient) -> None:
+def add_proof_commands(add: AddCommand) -> None:
     """Add the commands to the parser."""
     verifying = add(
         "verify",
-        lambda options: _verify(options, client_of(options)),
+        _verify,
         "Compare the topics of a completed replay with the store, record by record",
     )
-    verifying.add_argument("replay_id")
+    add_replay_id(verifying)
     add_requested_by(verifying, "requested_by", user_name())
     receipt = add(
         "receipt",
-        lambda options: _receipt(options, client_of(options)),
+        _receipt,
         "Print the receipt of an ended replay as a document to keep",
     )
-    receipt.add_argument("replay_id")
+    add_replay_id(receipt)
     receipt.add_argument(
         "--markdown", action="store_true", help="print Markdown, as without --json"
     )
 
 
-def _verify(options: argparse.Namespace, client: Client) -> int:
-    found = client.session(options.replay_id)
+def _verify(options: argparse.Namespace) -> int:
+    client = Client.of_settings(options.url)
+    found = client.replay(options.replay_id).members
     session = decode_session(json.dumps(found).encode())
     if session is None or (why := obstacle(session)) is not None:
         raise Refused(why or "there is no such session", HTTPStatus.CONFLICT, found["state"])
@@ -79,9 +84,8 @@ def _show_progress(records: int) -> None:
 
 def _note(options: argparse.Namespace, client: Client, verdict: Verdict) -> bool:
     """Keep the verdict with the replay; return whether a worker has taken it."""
-    body = verdict.verification.model_dump(mode="json", exclude_defaults=True)
     try:
-        client.note_verification(options.replay_id, body, options.requested_by)
+        client.note_verification(options.replay_id, verdict.verification, options.requested_by)
     except ReplayError as error:
         say(f"warning: the verdict is not kept with the replay: {error}", error=True)
         return False
@@ -118,10 +122,10 @@ def _show(replay_id: str, verdict: Verdict) -> None:
     say(f"{replay_id}: {WORDS[found.verdict]} ({speed}).")
 
 
-def _receipt(options: argparse.Namespace, client: Client) -> int:
+def _receipt(options: argparse.Namespace) -> int:
     if options.json and options.markdown:
         raise WrongUsage("--markdown and --json are two forms: choose one")
-    session = client.session(options.replay_id)
+    session = Client.of_settings(options.url).replay(options.replay_id).members
     if session["state"] not in TERMINAL or session["receipt"] is None:
         raise Refused(
             f"replay {options.replay_id!r} is {session['state']}: a replay has its receipt when "

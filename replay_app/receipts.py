@@ -13,7 +13,7 @@ from replay_app.verdicts import FAULTS, STORE_CHANGES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from replay_app.client import SessionJson
+    from replay_app.answers import SessionJson
 
 MAX_ROWS = 5000
 """Rows of one table. A session lists no more partitions."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from replay_app.arguments import AddCommand
-from replay_app.client import NOT_FOUND, Client, Refused, SessionJson
-from replay_app.commands import Source
+from replay_app.answers import SessionJson
+from replay_app.arguments import AddCommand, add_replay_id
+from replay_app.client import Client, NotFound
+from replay_app.commands import Source, Start, parse_command
 from replay_app.dead_letters import LetterGroup, find_dead_letters
 from replay_app.exceptions import CommandConflict, ReplayError
+from replay_app.exit_codes import DONE
 from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
 from replay_app.parking import parked_behind
@@ -26,7 +29,6 @@ from replay_app.start_options import add_requested_by, user_name
 from replay_app.states import COMPLETED, TERMINAL
 from replay_app.terminal import say, say_json
 
-DONE = 0
 KEPT = (
     *("source", "target", "redact", "transforms", "check_schemas"),
     *("ordering", "include_replayed", "consumers", "max_lag"),
@@ -34,23 +36,24 @@ KEPT = (
 """Members of the start command that a redrive has, too."""
 
 
-def add_redrive_command(add: AddCommand, client_of: Callable[[argparse.Namespace], Client]) -> None:
+def add_redrive_command(add: AddCommand) -> None:
     """Add the command to the parser."""
     redrive = add(
         "redrive",
-        lambda options: _redrive(options, client_of(options)),
+        _redrive,
         "Replay the events that a replay has dead-lettered, after they are mended in the store",
     )
-    redrive.add_argument("replay_id")
+    add_replay_id(redrive)
     add_choice(redrive, "--reason")
     redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
     add_requested_by(redrive, "requested_by", user_name())
 
 
-def _redrive(options: argparse.Namespace, client: Client) -> int:
+def _redrive(options: argparse.Namespace) -> int:
     silence_aiokafka()
     replay_id = options.replay_id
-    session = client.session(replay_id)
+    client = Client.of_settings(options.url)
+    session = client.replay(replay_id).members
     start = session["start"]
     if session["state"] not in TERMINAL:
         msg = (
@@ -82,7 +85,10 @@ def _redrive(options: argparse.Namespace, client: Client) -> int:
     }
     if options.dry_run:  # nothing is published that a group could read
         body = {one: value for one, value in body.items() if one not in {"consumers", "max_lag"}}
-    client.start(body)
+    command = parse_command(json.dumps(body).encode(), fixed={"command": "start"})
+    if not isinstance(command, Start):  # `command` is fixed above
+        raise TypeError(command)
+    client.start(command)
     if options.json:
         say_json({"replay_id": name, "event_ids": ids})
     else:
@@ -182,10 +188,8 @@ def _redrives(client: Client, replay_id: str) -> Iterator[SessionJson]:
     """Yield the redrives of a replay that there are, the oldest first."""
     for number in itertools.count(1):
         try:
-            yield client.session(_name(replay_id, number))
-        except Refused as error:
-            if error.status != NOT_FOUND:
-                raise
+            yield client.replay(_name(replay_id, number)).members
+        except NotFound:
             return
 
 

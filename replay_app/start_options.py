@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from replay_app.arguments import positive, positive_number, refuse
+from replay_app.arguments import TIME_HELP, PlainParser, moment, positive, positive_number, refuse
+from replay_app.client import Refused
 from replay_app.commands import Start, parse_command, read_members
 from replay_app.exceptions import InvalidCommand, WrongUsage
-
-PARTS = ("filter", "source", "target")
-"""Members of a start command that are objects."""
+from replay_app.option_names import PARTS, OptionNames
 
 
 class _Options:
@@ -50,8 +53,9 @@ def add_event_options(parser: ArgumentParser, number: str) -> None:
 def _add_filter_options(parser: ArgumentParser, number: str) -> None:
     group = _Options(parser, "which events; an event must meet every condition")
     add, add_many, add_switch = group.add, group.add_many, group.add_switch
-    add("--start", "filter.start", "from this time, such as 2026-01-01T00:00:00Z", metavar="TIME")
-    add("--end", "filter.end", "before this time (default: now)", metavar="TIME")
+    time = {"metavar": "TIME", "type": moment}
+    add("--start", "filter.start", f"from this time: {TIME_HELP}", **time)
+    add("--end", "filter.end", "before this time (default: now)", **time)
     add_many("--event-type", "filter.event_types", "only this type", metavar="TYPE")
     add_many("--exclude-event-type", "filter.exclude_event_types", "not this type", metavar="TYPE")
     add_many("--aggregate-id", "filter.aggregate_ids", "only this aggregate", metavar="ID")
@@ -205,7 +209,7 @@ def start_body(options: Namespace) -> dict[str, Any]:
         The file cannot be read or does not contain a command, or nothing says which events.
 
     """
-    body = {"command": "start", **({} if options.file is None else _read_file(options.file))}
+    body = {"command": "start", **_members_of_file(options)}
     if not getattr(options, "body.requested_by", None):
         vars(options).pop("body.requested_by", None)  # an empty name, such as an unset $USER
     body.setdefault("requested_by", user_name())
@@ -228,6 +232,8 @@ def start_body(options: Namespace) -> dict[str, Any]:
 def start_of(options: Namespace, **defaults: Any) -> Start:
     """Return the start command of the options; ``defaults`` are members that they may leave out.
 
+    The message of an error names the option, where the member comes from an option.
+
     Raises
     ------
     WrongUsage
@@ -236,10 +242,46 @@ def start_of(options: Namespace, **defaults: Any) -> Start:
         A member is wrong.
 
     """
-    command = parse_command(json.dumps(start_body(options)).encode(), defaults=defaults)
+    body = json.dumps(start_body(options)).encode()
+    with naming_options(options):
+        command = parse_command(body, defaults=defaults)
     if not isinstance(command, Start):  # these options have no --file with another command
         raise TypeError(command)
     return command
+
+
+@contextlib.contextmanager
+def naming_options(options: Namespace) -> Iterator[None]:
+    """Let refusals within this context name options in the place of members.
+
+    A member of the ``--file`` keeps its name.
+    """
+    try:
+        yield
+    except (InvalidCommand, Refused) as error:
+        names = OptionNames(option_names(), vars(options).keys(), _members_of_file(options))
+        text = names.in_refusal(str(error))
+        # Sentences of the worker may have the same words in another meaning.
+        error.args = (names.in_rule(text) if isinstance(error, InvalidCommand) else text,)
+        raise
+
+
+@cache
+def option_names() -> Mapping[str, str]:
+    """Return the option of each member, such as ``--start`` of ``filter.start``."""
+    parser = PlainParser()
+    add_start_options(parser)
+    return {one.dest: one.option_strings[0] for one in parser.actions if "." in one.dest}
+
+
+def _members_of_file(options: Namespace) -> dict[str, Any]:
+    """Return the members of ``--file``; standard input is read once."""
+    if options.file is None:
+        return {}
+    if not hasattr(options, "members_of_file"):
+        options.members_of_file = _read_file(options.file)
+    members: dict[str, Any] = deepcopy(options.members_of_file)
+    return members
 
 
 def _read_file(file: str) -> dict[str, Any]:

@@ -380,9 +380,9 @@ def follow_chain(shop: Shop, tell: Callable[[str], None]) -> bool:
 def progress(shop: Shop, replay_id: str) -> tuple[int, int] | None:
     """Return the published and the matching events; None while they are not known."""
     with suppress(ReplayError):
-        session = Client(shop.worker.url).session(replay_id)
-        if session["matched"]:
-            return session["counters"]["published"], session["matched"]
+        replay = Client(shop.worker.url).replay(replay_id)
+        if replay.matched:
+            return replay.counters.published, replay.matched
     return None
 
 

@@ -29,7 +29,8 @@ import pymongo
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
-from replay_app.client import Client, SessionJson, produce_command
+from replay_app.answers import SessionJson
+from replay_app.client import Client, produce_command
 from replay_app.demo.shop import JANUARY, MONTH, SHOP_TOPICS, seed_store
 from replay_app.demo.stack import (
     EnvironmentServers,
@@ -40,7 +41,8 @@ from replay_app.demo.stack import (
 )
 from replay_app.exceptions import ReplayError
 from replay_app.supervisor import COMMAND
-from replay_app.terminal import say, say_json, show_claims, show_progress
+from replay_app.terminal import say, say_json, show_claims
+from replay_app.watching import show_progress
 
 REPLAY_ID = "demo"
 SHOP_PARTITIONS = 3
@@ -268,8 +270,9 @@ def replay(place: Place, worker: Worker, *, as_json: bool) -> SessionJson:
         "to_original": not place.prefix,  # nobody else reads the topics of the demo's own broker
     }
     asyncio.run(produce_command(place.stack.kafka, place.requests, body))
-    sessions = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
-    return deque(sessions, maxlen=1).pop() if as_json else show_progress(sessions)
+    replays = Client(worker.url).follow(REPLAY_ID, just_started=True, on_trouble=worker.check)
+    last = deque(replays, maxlen=1).pop() if as_json else show_progress(replays)
+    return last.members
 
 
 def prove(place: Place, worker: Worker) -> dict[str, Any]:
@@ -353,7 +356,7 @@ def next_steps(place: Place, worker: Worker) -> str:
             "In another terminal:",
             *exports,
             "  replay-app list",
-            f"  replay-app plan {when} --event-type order_placed{to}",
+            f"  replay-app plan {when} --event-type order_placed{target}",
             f"  replay-app start --replay-id slow {when} --rate 2000{to} --wait",
             "and while that runs, in a third one:",
             "  replay-app pause slow; replay-app resume slow; replay-app set-rate slow none",

@@ -244,7 +244,7 @@ def test_a_chain_grows_and_a_changed_replay_stops_the_whole_of_it(
     found = worker.get(f"/replays?chain={chain.name}")["replays"]
     assert [one["replay_id"] for one in found] == [chain.id_of("second"), chain.id_of("first")]
     assert worker.request("GET", "/replays?chain=a%20b")[0] == 400
-    assert "there is no chain" in replay_app("chain", unique_name("no"), code=3)
+    assert "there is no chain" in replay_app("chain", unique_name("no"), code=10)
 
 
 def test_a_whole_chain_is_paused_resumed_and_cancelled(

@@ -63,16 +63,26 @@ def test_a_replay_is_planned_started_watched_and_shown(
         assert told in account
     assert "verbs now" not in account  # nothing changes a completed replay
     heading, line = replay_app("list").splitlines()
-    assert heading.split()[:2] == ["REPLAY", "STATE"]
-    assert line.split()[:2] == ["r", "completed"]
+    assert heading.split() == ["REPLAY", "STATE", "DRY", "DONE", "TARGET", "AGE"]
+    assert line.split()[:4] == ["r", "completed", "100%", f"{cluster.target_prefix}*"]
+    assert replay_app("list", "-o", "name", "--since", "1d", "--text", "ORDERS") == "r\n"
+    assert replay_app("list", "-o", "name", "--since", "0s") == ""
+    assert "ana" in replay_app("list", "-o", "wide")
     (empty,) = replay_app("list", "--state", "failed").splitlines()
     assert empty.split() == heading.split()
     assert [s["replay_id"] for s in json.loads(replay_app("list", "--json"))["replays"]] == ["r"]
 
-    for arguments in (["status", "x"], ["watch", "x"], ["pause", "x"], ["cancel", "r"]):
-        replay_app(*arguments, code=3)
-    refusal = replay_app("start", *to, "--start", "yesterday", code=3)
-    assert "filter.start: a time is written as" in refusal
+    for arguments in (["status", "x"], ["watch", "x"], ["pause", "x"], ["open", "x"]):
+        replay_app(*arguments, code=10)
+    replay_app("cancel", "r", code=3)
+    until = ("plan", *to, "--event-type", "order_placed", "--until-event-id", "none")
+    assert "there is no event 'none' (--until-event-id)" in replay_app(*until, code=3)
+
+    said = replay_app("describe", "@last").splitlines()
+    assert said[0] == "@last is r"
+    assert any("start by ana -> " in line for line in said[said.index("History") :])
+    history = json.loads(replay_app("describe", "r", "--json"))["history"]
+    assert history["changes"][0]["command"] == "start"
 
 
 def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
@@ -92,7 +102,7 @@ def test_a_replay_is_paused_sped_up_resumed_and_cancelled(
     cancelled = json.loads(replay_app(*start, "--rate", "10", "--json"))["replay_id"]
     cluster.wait_for(cancelled, "running")
     replay_app("cancel", cancelled)
-    assert "cancelled" in replay_app("watch", cancelled, code=1)
+    assert "cancelled" in replay_app("watch", cancelled, code=9)
 
 
 def test_a_command_on_kafka_that_fails_says_why_and_is_retried(
@@ -154,7 +164,8 @@ def test_a_replay_is_followed_step_by_step_and_goes_on_without_an_event(
 
 def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_path: Path) -> None:
     replay_app = CommandLine(cluster.environment, tmp_path)
-    assert "replay-app topics --create" in replay_app("start", "--all", "--kafka", code=1)
+    start = ("start", "--all", "--kafka", "--to-original")
+    assert "replay-app topics --create" in replay_app(*start, code=1)
     before = json.loads(replay_app("topics", "--json"))
     assert not any(topic["exists"] for topic in before)
     shown = replay_app("topics", "--create")
@@ -162,14 +173,18 @@ def test_topics_are_listed_and_created_without_a_worker(cluster: Cluster, tmp_pa
     after = json.loads(replay_app("topics", "--json"))
     assert all(topic["exists"] for topic in after)
     assert len(before) == len(after) == len(Topics.__dataclass_fields__)
-    answer = json.loads(replay_app("start", "--all", "--kafka", "--json", "--replay-id", "r"))
+    answer = json.loads(replay_app(*start, "--json", "--replay-id", "r"))
     assert answer["topic"] == f"{cluster.prefix}requests"
 
 
 def test_without_a_broker_each_command_says_so_in_one_line(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     replay_app = CommandLine({"REPLAY_KAFKA": address}, tmp_path)
-    for arguments in (["topics"], ["start", "--all", "--kafka"]):
+    for arguments in (
+        ["topics"],
+        ["start", "--all", "--kafka", "--prefix", "a."],
+        ["pause", "r", "--kafka"],
+    ):
         (line,) = replay_app(*arguments, code=1).splitlines()
         assert line.startswith(f"error: Kafka at {address} (REPLAY_KAFKA) cannot be reached")
 

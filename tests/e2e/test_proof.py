@@ -29,6 +29,7 @@ from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, events_of
 from replay_app.exceptions import Unavailable
 from replay_app.sessions import Session, decode_session
 from replay_app.settings import Settings, load_settings
+from replay_app.times import local
 from replay_app.verdicts import FAULTS, STORE_CHANGES, Verdict
 from replay_app.verify import verify
 
@@ -118,7 +119,7 @@ def test_a_replay_is_proved_the_verdict_is_kept_and_the_receipt_tells_it(
     newer = wait_until(lambda: shop.session(replay_id)["verification"]["at"] > noted["at"], 30)
     assert newer
     after = shop.session(replay_id)
-    assert f"verified      equal, at {after['verification']['at']}" in replay_app(
+    assert f"verified      equal, at {local(after['verification']['at'])}" in replay_app(
         "status", replay_id
     )
     changed = {"verification", "updated_at", "revision"}
@@ -155,7 +156,7 @@ def test_what_cannot_be_verified_is_refused_before_anything_is_read(
     shop.command(slow, "cancel")
     shop.wait_for(slow, "cancelled")
     assert "is cancelled: only a completed replay" in replay_app("verify", slow, code=3)
-    assert "there is no replay" in replay_app("verify", "never", code=3)
+    assert "there is no replay" in replay_app("verify", "never", code=10)
     assert "choose one" in replay_app("receipt", dry, "--markdown", "--json", code=2)
 
 

@@ -5,41 +5,32 @@ from __future__ import annotations
 import io
 import json
 import os
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic_settings import BaseSettings
+from canned import Serve, session
 from secret_values import MARK, SECRET_TOKEN, SECRET_WORD
 
-from replay_app import client, terminal
-from replay_app.cli import EXIT_CODES, NONE_REPLAYED, _parser, run
-from replay_app.commands import MAX_COMMAND_BYTES, command_of, parse_command
-from replay_app.exceptions import InvalidCommand, InvalidSettings
-from replay_app.proof import CODES
+from replay_app import accounts, client, terminal
+from replay_app.cli import program_parser, run
+from replay_app.commands import MAX_COMMAND_BYTES, command_of
+from replay_app.exceptions import InvalidSettings
+from replay_app.exit_codes import EXIT_CODES
 from replay_app.settings import Settings, load_settings
 from replay_app.start_options import start_body
 from replay_app.store import EventStore
+from replay_app.times import local
+from replay_app.watching import warnings_at_the_end
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # no .env
-    for name in (*Settings.model_fields, "url"):
-        monkeypatch.delenv(f"REPLAY_{name.upper()}", raising=False)
-    monkeypatch.setenv("USER", "ana")
-    monkeypatch.setenv("LOGNAME", "ana")
-
-
 def body_of(*arguments: str) -> dict[str, Any]:
-    return start_body(_parser().parse_args(["start", *arguments]))
+    return start_body(program_parser().parse_args(["start", *arguments]))
 
 
 # The body of a start
@@ -132,9 +123,9 @@ def test_options_go_over_the_body_of_a_file(
         "command": "start",
         "requested_by": "eva",
         "rate": 7.0,
-        "filter": {"event_types": ["a"], "end": "y"},
+        "filter": {"event_types": ["a"], "end": "2026-01-01T00:00:00Z"},
     }
-    options = ("--rate", "7", "--end", "y")
+    options = ("--rate", "7", "--end", "2026-01-01 UTC")
     assert body_of("--file", str(file), *options) == expected
     stdin = io.TextIOWrapper(io.BytesIO(json.dumps(body).encode()))
     monkeypatch.setattr("sys.stdin", stdin)
@@ -174,14 +165,25 @@ def test_a_useless_file_is_wrong_usage(
     ("arguments", "words"),
     [
         ([], "COMMAND is missing; see: replay-app --help"),
-        (["replay"], "not 'replay'; see: replay-app --help"),
+        (["replay"], "there is no command 'replay'; did you mean"),
+        (["strat"], "there is no command 'strat'; did you mean start? See: replay-app --help"),
+        (["completly"], "there is no command 'completly'; did you mean completion?"),
+        (["--jsn", "list"], "--jsn is unknown; did you mean --json? See: replay-app --help"),
+        (["list", "--state", "runing"], "not 'runing'; did you mean running? See: replay-app list"),
+        (["list", "--state", "x"], "--state takes one of pending, planning, waiting, running,"),
+        (["list", "--since", "soon"], "--since takes a time such as 2026-01-10, "),
+        (["start", "--start", "2026-01-10 14:00 Nowhere"], "--start names the time zone 'Nowhere'"),
         (["status"], "replay_id is missing; see: replay-app status --help"),
         (["start", "--rate", "0"], "--rate takes a positive number, not '0'"),
         (["start", "--rate", "inf"], "--rate takes a positive number, not 'inf'"),
         (["start", "--rate", "fast"], "--rate takes a positive number, not 'fast'"),
         (["start", "--rate"], "--rate needs a value"),
         (["start", "--dry-run=yes"], "--dry-run takes no value, but has 'yes'"),
-        (["start", "--event-typ", "a"], "--event-typ a is unknown"),
+        (
+            ["start", "--event-typ", "a"],
+            "is unknown; did you mean --event-type? See: replay-app start",
+        ),
+        (["start", "--xyzzy"], "--xyzzy is unknown; see: replay-app start --help"),
         (["start", "--max-events", "-1"], "--max-events takes a positive whole number, not '-1'"),
         (["start", "--max-lag", "0"], "--max-lag takes a positive whole number, not '0'"),
         (["start", "--shards", "1.5"], "--shards takes a positive whole number, not '1.5'"),
@@ -214,10 +216,9 @@ def test_the_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         run(["--help"])
     assert ended.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert EXIT_CODES in shown
-    for code in (0, 1, 2, 3, NONE_REPLAYED, 130, *CODES.values()):
-        assert f" {code} " in EXIT_CODES
+    shown = capsys.readouterr().out.splitlines()
+    for code, meaning in EXIT_CODES.items():
+        assert f"  {code:>3}  {meaning}" in shown
 
 
 @pytest.mark.parametrize(
@@ -257,83 +258,18 @@ def test_json_goes_before_and_after_the_command(
 # Against a server
 
 
-class Canned(BaseHTTPRequestHandler):
-    """Gives the answers of a list, the last one for ever, and keeps what was asked."""
-
-    answers: list[tuple[int, Any]]
-    asked: list[tuple[str, str, Any, str | None]]
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.asked.append(
-            (
-                self.command,
-                self.path,
-                json.loads(body) if body else None,
-                self.headers.get("Authorization"),
-            )
-        )
-        status, answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_PATCH = _answer  # noqa: N815 - names that http.server looks for
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - inherited
-        """Write nothing."""
-
-
-Serve = Callable[..., type[Canned]]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Start a server with answers; the command line is pointed at it."""
-    started: list[ThreadingHTTPServer] = []
-
-    def start(*answers: tuple[int, Any]) -> type[Canned]:
-        canned = type("Answers", (Canned,), {"answers": list(answers), "asked": []})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), canned)
-        started.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
-        monkeypatch.setenv("REPLAY_URL", f"http://127.0.0.1:{server.server_port}")
-        return canned
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
-
-
-def session(state: str = "running", **facts: Any) -> dict[str, Any]:
-    return {
-        "replay_id": "r-1",
-        "state": state,
-        "stalled": False,
-        "reason": None,
-        "error": None,
-        "matched": 1000,
-        "percent": 50.0,
-        "eta_seconds": None,
-        "events_per_second": None,
-        "counters": {"read": 500, "published": 500, "skipped": 0, "dead_lettered": 0},
-        **facts,
-    }
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 422])
-def test_a_refusal_ends_with_3_and_its_reason(
-    status: int, serve: Serve, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, 3), (401, 3), (403, 3), (404, 10), (409, 3), (422, 3)]
+)
+def test_a_refusal_ends_with_its_code_and_its_reason(
+    status: int, code: int, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve((status, {"status": status, "detail": "it is completed", "state": "completed"}))
-    assert run(["pause", "r-1", "--json"]) == 3
+    assert run(["pause", "r-1", "--json"]) == code
     shown = capsys.readouterr()
     answer = json.loads(shown.out)
     assert "it is completed" in answer["error"]
-    assert (answer["status"], answer["state"]) == (status, "completed")
+    assert (answer["status"], answer["state"]) == (status, None if code == 10 else "completed")
     assert "error: it is completed" in shown.err
 
 
@@ -394,7 +330,7 @@ def test_a_start_that_meets_a_worker_that_is_not_ready_is_sent_again_under_the_s
 ) -> None:
     monkeypatch.setattr(client, "ASK_AGAIN_SECONDS", 0.01)
     server = serve((503, {"detail": "rebalancing"}), (202, {"replay_id": "x"}))
-    assert run(["start", "--name", "Orders", "--all"]) == 0
+    assert run(["start", "--name", "Orders", "--all", "--prefix", "a."]) == 0
     first, second = (body for _, _, body, _ in server.asked)
     assert first == second
     assert first["replay_id"].startswith("orders-")
@@ -417,7 +353,7 @@ def test_a_proxy_of_the_environment_is_used_unless_the_host_is_excepted(
 
 @pytest.mark.parametrize(
     ("state", "code"),
-    [("completed", 0), ("completed_with_errors", 0), ("cancelled", 1), ("failed", 1)],
+    [("completed", 0), ("completed_with_errors", 8), ("cancelled", 9), ("failed", 1)],
 )
 def test_watching_ends_as_the_replay_does(
     state: str, code: int, serve: Serve, capsys: pytest.CaptureFixture[str]
@@ -441,7 +377,7 @@ def test_watching_ends_as_the_replay_does(
 
 
 @pytest.mark.parametrize("is_dry", [False, True])
-@pytest.mark.parametrize(("good", "code", "how_many"), [(0, 4, "all events"), (1, 0, "some")])
+@pytest.mark.parametrize(("good", "code", "how_many"), [(0, 4, "all events"), (1, 8, "some")])
 def test_a_replay_of_which_every_event_failed_has_its_own_exit_code(
     is_dry: bool,
     good: int,
@@ -479,7 +415,7 @@ def test_a_replay_of_which_every_event_failed_has_its_own_exit_code(
     ],
 )
 def test_the_remedy_of_a_failed_replay_is_said_once(error: str, said: str) -> None:
-    assert list(terminal.warnings_at_the_end(session("failed", error=error))) == [f"error: {said}"]
+    assert list(warnings_at_the_end(session("failed", error=error))) == [f"error: {said}"]
 
 
 def test_watching_in_json_prints_each_change_as_a_line(
@@ -502,7 +438,7 @@ def test_watching_gives_up_when_no_worker_answers_for_long(
 
 def test_watching_an_unknown_replay_is_refused_at_once(serve: Serve) -> None:
     serve((404, {"detail": "there is no replay 'r-1'"}))
-    assert run(["watch", "r-1"]) == 3
+    assert run(["watch", "r-1"]) == 10
 
 
 def test_a_start_waits_until_the_replay_is_taken_up(serve: Serve) -> None:
@@ -511,13 +447,14 @@ def test_a_start_waits_until_the_replay_is_taken_up(serve: Serve) -> None:
         "replay_id": "r-1",
         "requested_by": "ana",
         "filter": {"all": True},
+        "target": {"prefix": "a."},
     }
     serve(
         (202, {"replay_id": "r-1"}),
         (404, {"detail": "there is no replay 'r-1'"}),
         (200, session("completed", start=start)),
     )
-    assert run(["start", "--replay-id", "r-1", "--all", "--wait"]) == 0
+    assert run(["start", "--replay-id", "r-1", "--all", "--prefix", "a.", "--wait"]) == 0
 
 
 def test_a_start_does_not_wait_for_another_replay_of_the_same_name(
@@ -525,15 +462,15 @@ def test_a_start_does_not_wait_for_another_replay_of_the_same_name(
 ) -> None:
     other = {"command": "start", "replay_id": "r-1", "requested_by": "ana", "rate": 7}
     serve((202, {"replay_id": "r-1"}), (200, session("completed", start=other)))
-    assert run(["start", "--replay-id", "r-1", "--all", "--wait"]) == 3
+    assert run(["start", "--replay-id", "r-1", "--all", "--prefix", "a.", "--wait"]) == 3
     assert "exists with another body" in capsys.readouterr().err
 
 
 def test_a_malformed_command_is_refused_before_it_goes_to_kafka(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["start", "--kafka", "--start", "2026-01-01T00:00:00"]) == 3
-    assert "filter.start: a time needs a timezone" in capsys.readouterr().err
+    assert run(["start", "--kafka", "--all", "--name", ""]) == 3
+    assert "--name: String should have at least 1 character" in capsys.readouterr().err
 
 
 def test_a_command_that_is_too_large_is_refused_before_it_goes_to_kafka(
@@ -544,8 +481,35 @@ def test_a_command_that_is_too_large_is_refused_before_it_goes_to_kafka(
     body = json.dumps({"filter": {"event_ids": ids}}, ensure_ascii=False)
     assert len(body.encode()) < MAX_COMMAND_BYTES
     (tmp_path / "body.json").write_text(body)
-    assert run(["start", "--kafka", "--file", str(tmp_path / "body.json")]) == 3
+    file = str(tmp_path / "body.json")
+    assert run(["start", "--kafka", "--file", file, "--to-original"]) == 3
     assert f"at most {MAX_COMMAND_BYTES} are allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["pause", "@last"], ["GET /replays?limit=1", "POST /replays/r-9/pause"]),
+        (["set-rate", "@last", "5"], ["GET /replays?limit=1", "PATCH /replays/r-9"]),
+        (
+            ["start", "--all", "--prefix", "a.", "--after", "@last", "--after", "r-2"],
+            ["GET /replays?limit=1", "POST /replays"],
+        ),
+        (["pause", "r-1"], ["POST /replays/r-1/pause"]),
+    ],
+)
+def test_the_newest_replay_has_a_name_everywhere(
+    arguments: list[str], asked: list[str], serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replays = [session(start={"replay_id": one}) | {"replay_id": one} for one in ("r-9", "r-8")]
+    server = serve((200, {"replays": replays}), (202, {"replay_id": "r-9"}))
+    if "@last" not in arguments:
+        server.answers.pop(0)
+    assert run(arguments) == 0
+    assert [f"{method} {path}" for method, path, _, _ in server.asked] == asked
+    assert ("@last is r-9" in capsys.readouterr().err) is ("@last" in arguments)
+    if arguments[0] == "start":
+        assert server.asked[-1][2]["after"] == ["r-9", "r-2"]
 
 
 # Settings
@@ -655,24 +619,10 @@ def test_a_wrong_address_or_token_is_refused_without_its_secret(
     ],
 )
 def test_a_time_that_no_calendar_has_is_refused_by_name(
-    way: list[str],
-    option: str,
-    time: str,
-    serve: Serve,
-    capsys: pytest.CaptureFixture[str],
+    way: list[str], option: str, time: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    member = f"filter.{option.removeprefix('--')}"
-    serve((400, {"detail": refused_by_a_worker({member.removeprefix("filter."): time})}))
-    assert run(["start", "--event-type", "a", option, time, *way]) == 3
-    said = capsys.readouterr().err
-    assert f"{member}: the time lies outside the years 1 to 9999 in UTC; for no limit" in said
-
-
-def refused_by_a_worker(filter_: dict[str, str]) -> str:
-    body = {"replay_id": "r", "command": "start", "filter": filter_}
-    with pytest.raises(InvalidCommand) as refused:
-        parse_command(json.dumps(body).encode())
-    return str(refused.value)
+    assert run(["start", "--event-type", "a", option, time, *way]) == 2
+    assert f"{option} {time!r} lies outside the years 1 to 9999" in capsys.readouterr().err
 
 
 def test_a_token_may_have_any_letters(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,10 +634,41 @@ def test_a_token_may_have_any_letters(serve: Serve, monkeypatch: pytest.MonkeyPa
     assert header.encode("latin-1").decode() == f"Bearer {SECRET_TOKEN}-ü"
 
 
-def test_the_endpoint_is_read_from_a_file_too(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("REPLAY_URL=http://there\nREPLAY_API_TOKEN=t\n")
-    endpoint: BaseSettings = client.Endpoint()
-    assert endpoint.model_dump()["url"] == "http://there"
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "http://127.0.0.1:6066"),
+        ({"REPLAY_WEB_PORT": "7077"}, "http://127.0.0.1:7077"),
+        ({"REPLAY_WEB_PORT": "7077", "REPLAY_URL": "http://there"}, "http://there"),
+        ({"REPLAY_WEB_HOST": "10.0.0.5"}, "http://10.0.0.5:6066"),
+        ({"REPLAY_WEB_HOST": "0.0.0.0"}, "http://127.0.0.1:6066"),  # noqa: S104 - an example
+        ({"REPLAY_WEB_HOST": "::1"}, "http://[::1]:6066"),
+        ({"REPLAY_WEB_PORT": "tcp://10.0.0.7:80"}, "http://127.0.0.1:6066"),  # a Service's link
+    ],
+)
+@pytest.mark.parametrize("way", ["environment", "file"])
+def test_the_address_follows_the_settings_of_the_worker(
+    way: str,
+    variables: dict[str, str],
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if way == "file":
+        (tmp_path / ".env").write_text("".join(f"{k}={v}\n" for k, v in variables.items()))
+    else:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    assert client.Client.of_settings().url == address
+    assert client.Client.of_settings("http://other/").url == "http://other"
+
+
+def test_a_port_that_is_no_number_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REPLAY_WEB_PORT", "web")
+    assert run(["list"]) == 2
+    assert "REPLAY_WEB_PORT" in capsys.readouterr().err
 
 
 # What people see
@@ -745,20 +726,27 @@ def test_an_account_tells_how_far_each_consumer_group_has_read() -> None:
         "c": consumption(consumed_at="2026-01-02T00:00:00Z", lag=0),
         "d": consumption(state="unseen", lag=None, reason="no right", is_awaited=False),
     }
-    lines = terminal.consumer_lines(session(start={"consumers": [*"abcd"]}, consumption=known))
+    lines = accounts.consumer_lines(session(start={"consumers": [*"abcd"]}, consumption=known))
     assert [" ".join(line.split()) for line in lines] == [
         "a not looked at yet",
         "b active, 1,234 records behind",
-        "c has read all since 2026-01-02T00:00:00Z",
+        f"c has read all since {local('2026-01-02T00:00:00Z')}",
         "d not seen yet, lag unknown, no right, max_lag does not wait for the group",
     ]
 
 
 def test_a_plan_names_the_groups_that_get_its_events() -> None:
-    plan = {"matched": 1, "end": "", "by_type": {}, "by_topic": {}, "shards": [], "warnings": []}
+    plan = {
+        "matched": 1,
+        "end": "2026-01-01T00:00:00Z",
+        "by_type": {},
+        "by_topic": {},
+        "shards": [],
+        "warnings": [],
+    }
     reader = {"state": "empty", "lag": None, "topics": ["orders", "payments"]}
-    assert "groups" not in "\n".join(terminal.plan_account({**plan, "consumers": None}))
-    title, line = terminal.plan_account({**plan, "consumers": {"view": reader}})[-2:]
+    assert "groups" not in "\n".join(accounts.plan_account({**plan, "consumers": None}))
+    title, line = accounts.plan_account({**plan, "consumers": {"view": reader}})[-2:]
     assert title == "Consumer groups that will get these events"
     assert " ".join(line.split()) == "view no members, nothing committed: orders, payments"
 
@@ -782,7 +770,7 @@ def test_no_line_of_an_account_is_written_by_a_stranger(
         reason=evil,
         attempt=1,
     ) | dict.fromkeys(("plan", "receipt", "rate", "created_at", "started_at", "ended_at"))
-    terminal.say(*terminal.account(shown))
+    terminal.say(*accounts.account(shown))
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if r"x\nr-1 completed" in line]) == 7
     assert [line for line in lines if line.startswith("r-1 completed")] == []
@@ -793,7 +781,7 @@ def test_no_line_of_an_account_is_written_by_a_stranger(
 
 CHAIN = """\
 chain: shop
-defaults: {filter: {all: true}}
+defaults: {filter: {all: true}, target: {prefix: a.}}
 replays:
   customers: {after: [orders]}
   orders: {}
@@ -826,7 +814,11 @@ def test_a_chain_is_applied_as_its_file_has_it_by_whoever_applies_it(
     assert (method, path) == ("POST", "/chains")
     assert body == {
         "chain": "shop",
-        "defaults": {"filter": {"all": True}, "requested_by": name},
+        "defaults": {
+            "filter": {"all": True},
+            "target": {"prefix": "a."},
+            "requested_by": name,
+        },
         "replays": {"customers": {"after": ["orders"]}, "orders": {}},
     }
     assert "shop.orders  started" in capsys.readouterr().out
@@ -849,8 +841,8 @@ def test_a_replay_that_cannot_be_planned_does_not_hide_the_plans_of_the_others(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = {
-        "matched": 5, "end": "2026-01-01", "by_type": {}, "by_topic": {}, "shards": [],
-        "warnings": [],
+        "matched": 5, "end": "2026-01-01T00:00:00Z", "by_type": {}, "by_topic": {}, "shards": [],
+        "partitions": {}, "warnings": [],
     }  # fmt: skip
     server = serve((422, {"detail": "missing destination topics: x"}), (200, plan))
     file = tmp_path / "shop.yaml"
@@ -866,10 +858,8 @@ def test_a_replay_that_cannot_be_planned_does_not_hide_the_plans_of_the_others(
 def of_chain(short: str, state: str, *after: str, **facts: Any) -> dict[str, Any]:
     members = {
         "replay_id": f"shop.{short}",
-        "created_at": "2026-01-01T00:00:00Z",
         "started_at": None if state == "waiting" else "2026-01-01T00:00:00Z",
-        "plan": {},
-        "start": {"after": [f"shop.{one}" for one in after], "consumers": []},
+        "start": {"replay_id": f"shop.{short}", "after": [f"shop.{one}" for one in after]},
     }
     verbs = {"running": ["pause", "cancel"], "waiting": ["pause", "cancel"]}
     return session(state, verbs=verbs.get(state, []), **members, **facts)
@@ -886,7 +876,7 @@ def test_the_children_of_a_chain_are_paused_before_their_parents(
     ]
     server = serve(
         (200, {"replays": replays}),
-        (202, {}),
+        (202, {"replay_id": "shop.customers"}),
         (409, {"detail": "cannot pause: it is completed", "state": "completed"}),
         (409, {"detail": "cannot pause: it is cancelling", "state": "cancelling"}),
     )
@@ -970,5 +960,5 @@ def test_a_chain_that_nobody_knows_is_refused(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve((200, {"replays": []}))
-    assert run(["chain", "shop"]) == 3
+    assert run(["chain", "shop"]) == 10
     assert "there is no chain 'shop'" in capsys.readouterr().err

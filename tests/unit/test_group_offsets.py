@@ -9,8 +9,7 @@ import pytest
 
 from replay_app.cli import run
 from replay_app.exceptions import CommandConflict, WrongUsage
-from replay_app.group_offsets import Wanted, require_group, wanted_offsets
-from replay_app.terminal import offsets_shown
+from replay_app.group_offsets import Wanted, offsets_shown, require_group, wanted_offsets
 
 
 def session(**fields: Any) -> dict[str, Any]:
