@@ -347,7 +347,8 @@ def next_steps(place: Place, worker: Worker) -> str:
     """Return commands to try while the demo keeps running."""
     variables = {**place.environment(), "REPLAY_URL": worker.url}
     exports = [f"  export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    to = f" --prefix {place.prefix}" if place.prefix else " --to-original"
+    target = f" --prefix {place.prefix}" if place.prefix else ""
+    to = target or " --to-original"
     when = f"--start {JANUARY:%Y-%m-%dT%H:%M:%SZ} --end {JANUARY + MONTH:%Y-%m-%dT%H:%M:%SZ}"
     return "\n".join(
         (

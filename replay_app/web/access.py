@@ -45,7 +45,7 @@ def require_access(settings: Settings, tokens: Tokens) -> Middleware:
         if not tokens.are_required:
             _require_own_host(request, hosts)
         _require_own_page(request)
-        caller = _find_caller(request, tokens, public_reads=settings.public_reads)
+        caller = find_caller(request, tokens, public_reads=settings.public_reads)
         _require_role(request, caller)
         request[CALLER] = caller
         return await handler(request)
@@ -82,7 +82,15 @@ def require_consent(start: Start, settings: Settings) -> None:
         )
 
 
-def _find_caller(request: web.Request, tokens: Tokens, *, public_reads: bool) -> Caller:
+def is_still_allowed(request: web.Request, tokens: Tokens, *, public_reads: bool) -> bool:
+    """Whether a request that was let in has the same caller now: the tokens may have changed."""
+    try:
+        return find_caller(request, tokens, public_reads=public_reads) == request[CALLER]
+    except Problem:
+        return False
+
+
+def find_caller(request: web.Request, tokens: Tokens, *, public_reads: bool) -> Caller:
     """Return who asks. Raises `Problem` (401) for what needs another token."""
     if not tokens.are_required:
         return _ANYBODY

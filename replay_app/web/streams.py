@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from replay_app.states import TERMINAL
+from replay_app.web.access import is_still_allowed
 from replay_app.web.problems import Problem
 from replay_app.web.server import LIMITS, Limits
 from replay_app.web.shared import ApiView, Shared, require_session, require_usable, shared_of
@@ -48,7 +49,8 @@ async def answer_stream(
 ) -> web.StreamResponse:
     """Answer with the texts as a stream of server-sent events.
 
-    ``instead`` tells a client what to do where too many streams are open.
+    ``instead`` tells a client what to do where too many streams are open. The stream ends, without
+    one more text, when the client's token is not in force any more.
 
     Raises
     ------
@@ -76,6 +78,10 @@ async def answer_stream(
             await _write(response, f"retry: {RECONNECT_MS}\n\n", limits)
             async with aclosing(texts):
                 async for text in texts:
+                    context = shared.context
+                    is_public = context.settings.public_reads
+                    if not is_still_allowed(request, context.tokens, public_reads=is_public):
+                        break  # the client comes back, and hears why
                     await _write(response, text, limits)
     finally:
         shared.streams -= 1
