@@ -53,6 +53,16 @@ def require_access(settings: Settings, tokens: Tokens) -> Middleware:
     return check
 
 
+def passed_on(request: web.Request) -> dict[str, str]:
+    """Return the header by which the next worker knows the caller, too.
+
+    A header that opens nothing is not passed on: it may hold anything.
+    """
+    if request[CALLER] is _ANYBODY or request[CALLER] is _READER:
+        return {}
+    return {"Authorization": request.headers["Authorization"]}
+
+
 def require_target(caller: Caller, start: Start) -> None:
     """Refuse a start, or a command for what it has started, beyond the caller's targets (403)."""
     fault = caller.fault_of(start)

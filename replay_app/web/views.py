@@ -42,7 +42,7 @@ from replay_app.states import SETTLED
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
-from replay_app.web.access import CALLER, STATIC_PREFIX, require_consent, require_target
+from replay_app.web.access import CALLER, STATIC_PREFIX, passed_on, require_consent, require_target
 from replay_app.web.chains import Chains
 from replay_app.web.course import HistoryView, SeriesView
 from replay_app.web.feed import Feed
@@ -120,9 +120,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             require_usable(replay_id)
             if ROUTED in request.headers:
                 return await _session_answer(shared_of(request), replay_id)
-            headers = {ROUTED: "1"}
-            if "Authorization" in request.headers:  # the owner has the same tokens
-                headers["Authorization"] = request.headers["Authorization"]
+            headers = {ROUTED: "1", **passed_on(request)}
             try:
                 async with asyncio.timeout(OWNER_SECONDS):
                     routed: Any = self.routed

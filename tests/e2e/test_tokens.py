@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Regex
+from command_line import CommandLine
 from secret_values import MARK
 from support import create_topics, read_topic, unique_name, wait_until
 from workers import Cluster, events_of
@@ -42,7 +44,7 @@ class Installation:
 
     def write(self, **tokens: str) -> None:
         """Write the file; ``tokens`` replace those of the same name."""
-        entries = [
+        entries: list[dict[str, Any]] = [
             {"name": "ana", "token": ANA, "role": "operate", "target_prefixes": [self.prefix]},
             {"name": "boss", "token": BOSS, "role": "operate"},
             {"name": "wall", "token": WALL, "role": "read"},
@@ -225,6 +227,28 @@ def test_original_topics_need_a_consent_over_http(installation: Installation) ->
     assert {one["outcome"] for one in answer["replays"]} == {"existed"}
     records = read_topic(installation.cluster.stack.kafka, [live])
     assert len(records) == 4 * EVENTS
+
+
+def test_a_redrive_goes_where_its_replay_went_and_has_its_consent(
+    installation: Installation, tmp_path: Path
+) -> None:
+    cluster, kind = installation.cluster, unique_name("buried")
+    create_topics(cluster.stack.kafka, {kind: 1})
+    events = events_of(kind, EVENTS)
+    events[1]["body"] = Regex("^x")
+    cluster.insert(events)
+    body = installation.body(filter={"event_types": [kind]}, target={}, on_error="dead-letter")
+    replay_id = body["replay_id"]
+    cluster.command(**body)  # a record needs no consent
+    installation.wait_for(replay_id, "completed_with_errors")
+    with cluster.store() as collection:
+        collection.update_one({"event_id": f"{kind}-1"}, {"$set": {"body": "x"}})
+    client = {"REPLAY_URL": installation.workers[0].url, "REPLAY_API_TOKEN": BOSS}
+    replay_app = CommandLine({**cluster.environment, **client}, tmp_path)
+    replay_app("redrive", replay_id)
+    session = installation.wait_for(f"{replay_id}.redrive-1", "completed")
+    assert session["start"]["requested_by"] == "boss"
+    assert len(read_topic(cluster.stack.kafka, [kind])) == EVENTS
 
 
 def test_two_workers_with_a_file_answer_for_each_others_replays(

@@ -18,6 +18,7 @@ from replay_app.tokens import Caller, Tokens
 from replay_app.web.access import (
     CALLER,
     READS,
+    passed_on,
     require_access,
     require_consent,
     require_target,
@@ -174,6 +175,15 @@ async def test_every_request_has_its_caller(
     assert await _caller("GET", "/replays", headers, public_reads=True, **file) == caller
 
 
+@pytest.mark.parametrize("odd", ["Bearer wrong", "Basic x", "odd"])
+async def test_only_a_header_that_opens_something_is_passed_on(
+    file: dict[str, Any], odd: str
+) -> None:
+    assert await _passed_on(OPERATE, **file) == OPERATE
+    assert await _passed_on({"Authorization": odd}, public_reads=True, **file) == {}
+    assert await _passed_on({"Authorization": odd}) == {}
+
+
 async def test_without_tokens_everybody_on_the_machine_may_operate() -> None:
     assert await _caller("GET", "/replays") == Caller()
 
@@ -213,24 +223,30 @@ def test_a_target_beyond_the_prefixes_is_refused_with_the_reason() -> None:
         assert words in refused.value.detail
 
 
+async def _passed_on(headers: dict[str, str], **settings: Any) -> dict[str, str]:
+    seen: list[web.Request] = []
+    assert await _status("GET", "/replays/r", headers, seen, **settings) == 200
+    return passed_on(seen[0])
+
+
 async def _caller(
     method: str, path: str, headers: dict[str, str] | None = None, **settings: Any
 ) -> Caller:
-    seen: list[Caller] = []
+    seen: list[web.Request] = []
     assert await _status(method, path, headers, seen, **settings) == 200
-    return seen[0]
+    return seen[0][CALLER]
 
 
 async def _status(
     method: str,
     path: str,
     headers: dict[str, str] | None = None,
-    seen: list[Caller] | None = None,
+    seen: list[web.Request] | None = None,
     **settings: Any,
 ) -> int:
     async def view(request: web.Request) -> web.StreamResponse:
         if seen is not None:
-            seen.append(request[CALLER])
+            seen.append(request)
         return web.Response()
 
     request = make_mocked_request(method, path, {"Host": "localhost:6066", **(headers or {})})
