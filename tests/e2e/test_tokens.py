@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bson import Regex
 from command_line import CommandLine
+from feeds import Feed
 from secret_values import MARK
 from support import create_topics, read_topic, unique_name, wait_until
 from workers import Cluster, events_of
@@ -303,6 +304,24 @@ def test_a_changed_file_counts_without_a_restart_and_a_broken_one_does_not(
         log = worker.log.read_text()
         assert log.count("the tokens before stay in force") == 1
         assert MARK not in log
+
+
+def test_a_feed_ends_when_its_token_is_gone(installation: Installation) -> None:
+    feed = Feed(installation.workers[0], {"Authorization": f"Bearer {WALL}"})
+    try:
+        first = feed.until("ready")
+        assert first[0][1]["you"] == {"name": "wall", "role": "read", "target_prefixes": None}
+        installation.write(wall=NEW)
+        wait_until(lambda: installation.ask(WALL, "GET", "/replays")[0] == 401, 10)
+        _, answer = installation.start(BOSS)
+        # No message about the new replay: nothing is told once the token is gone.
+        assert [
+            data for _, data in feed.messages() if data["replay_id"] == answer["replay_id"]
+        ] == []
+    finally:
+        feed.close()
+        installation.write()
+        wait_until(lambda: installation.ask(WALL, "GET", "/replays")[0] == 200, 10)
 
 
 def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> None:
