@@ -246,8 +246,20 @@ class Session(_SessionPart):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the end at the present speed. None while unknown."""
-        if self.matched is None or not self.events_per_second or self.state != "running":
+        """Seconds to the end at the present speed. None while unknown.
+
+        A replay that keeps the pace of its events comes in bursts: its time left is that of the
+        events, if the command says where they end, and if no gap is cut.
+        """
+        if self.state != "running":
+            return None
+        start, position = self.start, self.position
+        if start.speed is not None:
+            if position is None or start.filter.end is None or start.max_gap_seconds is not None:
+                return None
+            left = position.end - position.time
+            return round(max(0.0, left.total_seconds()) / start.speed, 1)
+        if self.matched is None or not self.events_per_second:
             return None
         return round(max(0, self.matched - self.counters.read) / self.events_per_second, 1)
 

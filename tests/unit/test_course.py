@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replay_app.commands import Command, Pause, Retry, SetRate, Start, StepOn
+from replay_app.commands import Command, Filter, Pause, Retry, SetRate, Start, StepOn
 from replay_app.course import note_course
 from replay_app.history import KEPT_FIRST, MAX_CHANGES, MAX_DETAIL
 from replay_app.reports import Counters, Plan, ShardProgress, Waits
@@ -152,3 +152,32 @@ def test_the_answer_of_a_session_leaves_the_course_out() -> None:
     answer = note_course(None, session(), None, T0).answer()
     assert "history" not in answer
     assert "series" not in answer
+
+
+@pytest.mark.parametrize(
+    ("members", "seconds"),
+    [
+        ({"speed": 60.0}, 120.0),
+        ({"speed": 60.0, "max_gap_seconds": 1.0}, None),
+        ({"speed": 60.0, "filter": Filter(start=at(0))}, None),
+        ({}, 45.0),
+    ],
+)
+def test_the_time_left_is_that_of_the_pace_where_the_events_set_the_pace(
+    members: dict[str, Any], seconds: float | None
+) -> None:
+    wanted = {"filter": Filter(end=at(10_800))} | members
+    now = session(
+        100,
+        start=Start(replay_id=REPLAY, **wanted),
+        plan=Plan(end=at(10_800), matched=1000),
+        shards=(
+            Shard(
+                progress=ShardProgress(
+                    counters=Counters(read=100, published=100), last_time=at(3600)
+                )
+            ),
+        ),
+        events_per_second=20.0,
+    )
+    assert now.eta_seconds == seconds
