@@ -10,6 +10,7 @@ from yarl import URL
 
 from replay_app.commands import NOT_TO_ORIGINAL
 from replay_app.tokens import Caller
+from replay_app.web.console import PAGES, STATIC_PREFIX, wants_frame
 from replay_app.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from replay_app.settings import Settings
     from replay_app.tokens import Tokens
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
-"""Paths without data: the probes, the frame of the page, the API's description."""
-STATIC_PREFIX = "/static/"
+OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/openapi.json"})
+"""Paths without data: the probes, the frame of the console, the API's description."""
 READS = frozenset({"GET", "HEAD"})
 GUARDED_READS = frozenset({"/types"})
 """Reads that need a token also where reads are public: they show values of stored events."""
@@ -122,7 +122,7 @@ def _is_open(request: web.Request, *, public_reads: bool) -> bool:
         return False
     if request.path in OPEN_PATHS or request.path.startswith(STATIC_PREFIX):
         return True
-    return public_reads and request.path not in GUARDED_READS
+    return wants_frame(request) or (public_reads and request.path not in GUARDED_READS)
 
 
 def _require_role(request: web.Request, caller: Caller) -> None:

@@ -34,6 +34,7 @@ from replay_app.sessions import ASIDE, MAX_LISTED, Session
 from replay_app.states import State
 from replay_app.web.access import GUARDED_READS, OPEN_PATHS
 from replay_app.web.answers import History, Installation, ReplayList, ReplaySeries
+from replay_app.web.console import PAGES
 from replay_app.web.installation import SOURCE_MEMBERS
 from replay_app.web.lists import CURSOR, MAX_TEXT
 from replay_app.web.problems import CONTENT_TYPE
@@ -396,7 +397,10 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
     names = Source.model_json_schema()["properties"]
     source = [_parameter(name, "query", _not_null(names[name])) for name in SOURCE_MEMBERS]
     paths: Schema = {
-        "/": {"get": _plain("The status page", "The page.", "text/html")},
+        **{
+            path: {"get": _plain("The console", "The frame of the console.", "text/html")}
+            for path in PAGES
+        },
         "/replays": {
             "get": {
                 "summary": "List replays, the newest first; the first page has all that have not "
@@ -414,8 +418,8 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
         "/replays/{replay_id}": {
             "parameters": one,
             "get": {
-                "summary": "Get a replay",
-                "responses": answers("The session.", "Session", 404, 503),
+                "summary": "Get a replay; as HTML, its page in the console",
+                "responses": _also_html(answers("The session.", "Session", 404, 503)),
             },
             "patch": {
                 "summary": VERBS["set-rate"],
@@ -544,6 +548,12 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
 
 def _answer(description: str, schema: Schema, content_type: str = JSON) -> Schema:
     return {"description": description, "content": {content_type: {"schema": schema}}}
+
+
+def _also_html(answers: Schema) -> Schema:
+    """Add the console's frame to the answers of a path that a browser may open."""
+    answers["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
+    return answers
 
 
 def _event(session: Schema) -> Schema:

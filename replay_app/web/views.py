@@ -12,7 +12,6 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -42,8 +41,9 @@ from replay_app.states import SETTLED
 from replay_app.store import NoCollection, StoreUnavailable
 from replay_app.topic_watch import OBSTACLE
 from replay_app.transitions import on_command
-from replay_app.web.access import CALLER, STATIC_PREFIX, passed_on, require_consent, require_target
+from replay_app.web.access import CALLER, passed_on, require_consent, require_target
 from replay_app.web.chains import Chains
+from replay_app.web.console import FILES, PAGES, STATIC_PREFIX, frame_answer, wants_frame
 from replay_app.web.course import HistoryView, SeriesView
 from replay_app.web.feed import Feed
 from replay_app.web.installation import LOOKS, Looks, Types, Workers
@@ -71,7 +71,6 @@ if TYPE_CHECKING:
 
     from replay_app.board import Board
 
-STATIC = Path(__file__).parent / "static"
 OWNER_SECONDS = 5.0
 """How long the owner of a replay may take to answer."""
 PRODUCE_SECONDS = 5.0
@@ -93,7 +92,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     web_app.on_response_prepare.append(_add_headers)
     web_app.on_shutdown.append(end_streams)
 
-    app.page("/")(StatusPage)
+    _add_console(app)
     app.page("/healthz")(Health)
     app.page("/readyz")(Ready)
     app.page("/metrics")(Metrics)
@@ -109,14 +108,15 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/replays/{replay_id}/series")(SeriesView)
     app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(POSTED_VERBS)}}}")(Verbs)
     app.page("/replays/{replay_id}/verification")(Verifications)
-    app.page(f"{STATIC_PREFIX}{{name}}")(Static)
 
     @app.page("/replays/{replay_id}")
     class Replay(ApiView):
         """One replay."""
 
         async def get(self, request: web.Request, replay_id: str) -> web.StreamResponse:
-            """Answer with the session, from the worker that owns the replay."""
+            """Answer with the session, from the owner; with the console's frame in a browser."""
+            if wants_frame(request):
+                return frame_answer(request)
             require_usable(replay_id)
             if ROUTED in request.headers:
                 return await _session_answer(shared_of(request), replay_id)
@@ -161,24 +161,28 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
             return await _accept(request, command)
 
 
-class StatusPage(ApiView):
-    """The status page."""
+def _add_console(app: faust.App) -> None:
+    for path in PAGES:
+        app.page(path)(Console)
+    app.page(f"{STATIC_PREFIX}{{name}}")(Static)
 
-    async def get(self, _: web.Request) -> web.FileResponse:
-        """Answer with the page; the page fetches the data itself."""
-        return web.FileResponse(STATIC / "index.html")
+
+class Console(ApiView):
+    """The console; an address of one of its pages."""
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer with the frame; its modules fetch the data."""
+        return frame_answer(request)
 
 
 class Static(ApiView):
-    """The files of the status page, and nothing else: no name from outside reaches the disk."""
-
-    files = frozenset({"app.js", "icon.svg", "style.css"})
+    """The files of the console, and nothing else."""
 
     async def get(self, _: web.Request, name: str) -> web.FileResponse:
         """Answer with a file."""
-        if name not in self.files:
+        if name not in FILES:
             raise web.HTTPNotFound
-        return web.FileResponse(STATIC / name)
+        return web.FileResponse(FILES[name])
 
 
 class Health(ApiView):

@@ -43,7 +43,7 @@ async def test_the_token_lets_in(method: str) -> None:
     assert await _status(method, "/replays", {"Authorization": RIGHT}, **TOKEN) == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/openapi.json", "/static/app.js"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/openapi.json", "/static/main.js"])
 async def test_probes_and_the_page_need_no_token(path: str) -> None:
     assert await _status("GET", path, **TOKEN) == 200
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from replay_app.app import create_app
 from replay_app.settings import Settings
-from replay_app.web.views import STATIC, Static
 
 
 def test_a_replay_is_routed_by_the_bytes_that_its_records_have_as_key() -> None:
@@ -16,7 +15,3 @@ def test_a_replay_is_routed_by_the_bytes_that_its_records_have_as_key() -> None:
 def test_the_table_has_as_many_partitions_as_the_topics() -> None:
     app = create_app(Settings(partitions=5))
     assert app.tables["sessions"].partitions == 5
-
-
-def test_every_file_of_the_page_is_served() -> None:
-    assert Static.files | {"index.html"} == {path.name for path in STATIC.iterdir()}
