@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from console import chromium, opened, wait_until_live
+from playwright.sync_api import Browser, Page
 from secret_values import SECRET_WORD
 from workers import SHOP_EVENTS, Cluster, Worker
 
@@ -80,3 +82,18 @@ def shop(
 def worker(shop: Cluster) -> Worker:
     """The shop's worker."""
     return shop.workers[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser. Not for the whole session: Playwright would hold the event loop of other tests."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, worker: Worker) -> Iterator[Page]:
+    """The console of the shop's worker, which must stay without a single error."""
+    with opened(browser, worker.url) as page:
+        wait_until_live(page)
+        yield page

@@ -95,7 +95,7 @@ def test_streams_have_a_limit_and_leave_room_for_other_requests(
     shop.wait_for(replay_id, "cancelled")
 
 
-PATHS = ("/", "/replays", "/replays/x", "/replays/x/events", "/readyz", "/static/app.js", "/plans")
+PATHS = ("/", "/replays", "/replays/x", "/replays/x/events", "/readyz", "/static/main.js", "/plans")
 HEADERS = (
     *("Range: bytes=abc", "Range: bytes=9-1", "Range: bytes=-99999999999999999999"),
     *("Range: pages=1", "If-Range: odd", "If-Match: odd", "If-Modified-Since: odd"),

@@ -239,7 +239,7 @@ def test_probes_and_the_description_answer(worker: Worker) -> None:
 
 
 def test_every_answer_forbids_foreign_scripts(worker: Worker) -> None:
-    for path in ("/", "/replays", "/static/app.js", "/replays/unknown"):
+    for path in ("/", "/replays", "/static/main.js", "/replays/unknown"):
         connection = _connection(worker)
         connection.request("GET", path)
         headers = connection.getresponse().headers
