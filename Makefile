@@ -36,7 +36,7 @@ STORE_CARGO := cargo $(shell printf '%s\n' $(STORE_RUST) $(or $(RUST_FOUND),0) |
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-rebuild stack check test coverage lint native-test format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
+.PHONY: help demo demo-rebuild stack check test coverage screenshots lint native-test format native fuzz chaos chaos-quick figures bench bench-quick lock browser no-rust no-nightly clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ test:  ## Lint, run every test, and fuzz the native encoder for a minute of proc
 
 coverage: browser $(NATIVE)  ## Run every test, and show which lines none of them reaches; slower
 	$(PYTEST) --cov
+
+screenshots: browser $(NATIVE)  ## Take the pictures of the console in docs/images
+	PYTHONPATH=tests $(BIN)/python tests/screenshots.py
 
 lint: $(INSTALLED)  ## Check style, types and formatting
 	$(BIN)/ruff check .
