@@ -95,6 +95,7 @@ def fill_in(page: Page) -> None:
     page.get_by_label("order_paid").check()
     page.get_by_label("Name", exact=True).fill("Orders since the tenth")
     expect(page.locator(".sample").first).to_be_visible(timeout=WAIT_MS)
+    page.get_by_role("heading", level=1).focus()
 
 
 def wait_for_charts(page: Page) -> None:
