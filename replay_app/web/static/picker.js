@@ -21,7 +21,7 @@ export class Picker {
     this.input.addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
       event.preventDefault(); // it would send the form
-      if (!this.#add.hidden) this.#take();
+      if (this.input.value.trim()) this.#take();
     });
     this.#add.addEventListener("click", () => this.#take());
     this.element = h("div", { class: "picker" }, h("label", { for: id }, label), this.input, this.#add, this.#list, this.#none);
@@ -29,7 +29,7 @@ export class Picker {
 
   #take() {
     const name = this.input.value.trim();
-    this.#options.set(name, "typed");
+    if (!this.#options.has(name)) this.#options.set(name, "typed");
     this.chosen.add(name);
     this.input.value = "";
     this.input.focus();
