@@ -79,6 +79,8 @@ class Board:
         """How often a session or a rejection has changed since this worker's start."""
         self._last_changes: dict[str, int] = {}
         """By key of a session or a rejection: the number of its last change, in this order."""
+        self._dropped_change = 0
+        """The number of the last change of a forgotten key that is not known any more."""
         self._changed = asyncio.Condition()
         self._positions: dict[int, int] = {}
         self._reader: CompactedReader | None = None
@@ -146,17 +148,22 @@ class Board:
         self._last_changes.pop(key, None)
         self._last_changes[key] = self.changes_so_far
         if len(self._last_changes) > len(self.sessions) + len(self.rejections) + MAX_FORGOTTEN:
-            self._last_changes = {
-                one: number
-                for one, number in self._last_changes.items()
-                if one in self.sessions or one in self.rejections or one == key
-            }
+            forgotten = [
+                one
+                for one in self._last_changes
+                if one not in self.sessions and one not in self.rejections
+            ]
+            for one in forgotten[: len(forgotten) - MAX_FORGOTTEN // 2]:
+                self._dropped_change = self._last_changes.pop(one)
 
-    def changed_since(self, number: int) -> list[str]:
+    def changed_since(self, number: int) -> list[str] | None:
         """Return the keys that have changed after ``changes_so_far`` had this value, oldest first.
 
         A key may belong to a session, to a rejection (`REJECTED`), or to one that is forgotten.
+        None: too many were forgotten since, and which ones is not known any more.
         """
+        if number < self._dropped_change:
+            return None
         keys = []
         for key, changed in reversed(self._last_changes.items()):
             if changed <= number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from replay_app.commands import Command, NoteVerification, Retry, Start, StepOn
-from replay_app.history import MAX_DETAIL, Change, add_change
+from replay_app.history import MAX_BY, MAX_DETAIL, Change, add_change
 from replay_app.reports import shorten
 from replay_app.series import add_point
 
@@ -37,7 +37,7 @@ def _with_change(session: Session, command: Command | None, now: datetime) -> Se
     change = Change(
         at=now,
         command=command and command.command,
-        by=command and command.requested_by,
+        by=shorten(command.requested_by, MAX_BY) if command and command.requested_by else None,
         state=session.state,
         rate=session.rate,
         detail=shorten(_detail(session, command), MAX_DETAIL) or None,

@@ -1,8 +1,8 @@
 """The series of a replay: its counters and its waits over time, enough for a chart.
 
 A session keeps the points as one short text, because each worker holds thousands of sessions in
-memory. When the text has too many points, every second one goes, and the next ones come half as
-often: the points always span the whole replay.
+memory. When the text has too many points, every second one goes: the points always span the whole
+replay.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import ConfigDict, Field
 
 from replay_app.records import Moment, Record
-from replay_app.reports import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from replay_app.reports import Counters
+    from replay_app.reports import Counters, Waits
 
 MAX_POINTS = 120
-FIRST_GAP_SECONDS = 1.0
-"""Least time between two points of a new series."""
+FIRST_GAP_MS = 1000
+"""Least time between two points of a short replay. In a long one, the least time is its length
+so far by half of MAX_POINTS. A change of the state is a point whenever it comes."""
+MAX_NUMBER = 2**53
+_POINT = r"\d{1,16}( \d{1,16}){5}"
 MEMBERS = ("ms", "read", "published", "store_ms", "encoder_ms", "broker_ms")
 """The numbers of a point, in their order. The first one counts from the series' begin."""
 
@@ -33,9 +35,7 @@ class Series(Record):
     model_config = ConfigDict(extra="ignore")  # a newer version may have written more members
 
     begin: Moment
-    gap_seconds: Annotated[float, Field(gt=0, le=1e9)] = FIRST_GAP_SECONDS
-    """Least time between two points."""
-    text: Annotated[str, Field(max_length=20_000, pattern=r"^(\d{1,16}( \d{1,16}){5}(;|$))*$")] = ""
+    text: Annotated[str, Field(max_length=20_000, pattern=f"^({_POINT}(;{_POINT})*)?$")] = ""
     """Points, with semicolons between them. A point has the numbers of `MEMBERS`."""
 
 
@@ -76,18 +76,24 @@ def add_point(
     """
     series = series or Series(begin=now)
     points = list(_numbers(series.text)) if series.text else []
-    ms = max(0, round((now - series.begin).total_seconds() * 1000))
-    if points and not must and ms - points[-1][0] < series.gap_seconds * 1000:
+    last = points[-1][0] if points else 0
+    # The clock of another worker may be behind.
+    ms = max(last, round((now - series.begin).total_seconds() * 1000))
+    gap_ms = max(FIRST_GAP_MS, 2 * ms // MAX_POINTS)
+    if points and not must and ms - last < gap_ms:
         return series
-    total = sum(waits, Waits())
-    seconds = (total.store, total.encoder, total.broker)
-    points.append((ms, counters.read, counters.published, *(round(1000 * one) for one in seconds)))
-    gap = series.gap_seconds
-    while len(points) > MAX_POINTS:
+    each = [*waits]
+    seconds = (
+        sum(one.store for one in each),
+        sum(one.encoder for one in each),
+        sum(one.broker for one in each),
+    )
+    numbers = (ms, counters.read, counters.published, *(round(1000 * one) for one in seconds))
+    points.append(tuple(min(one, MAX_NUMBER) for one in numbers))
+    if len(points) > MAX_POINTS:
         points = [*points[:-1:2], points[-1]]
-        gap *= 2
     text = ";".join(" ".join(map(str, one)) for one in points)
-    return series.model_copy(update={"text": text, "gap_seconds": gap})
+    return series.model_copy(update={"text": text})
 
 
 def _numbers(text: str) -> Iterable[tuple[int, ...]]:

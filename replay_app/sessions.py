@@ -22,7 +22,7 @@ from replay_app.commands import (
     Verb,
     Verification,
 )
-from replay_app.history import MAX_CHANGES, Change
+from replay_app.history import MAX_CHANGES, ChangeText, few_changes
 from replay_app.records import MAX_LIST, MAX_SHARDS, Count, Counts, Moment, Record, Texts
 from replay_app.reports import (
     MAX_INTERNAL_BYTES,
@@ -193,7 +193,7 @@ class Session(_SessionPart):
     """The newest verdict of `replay-app verify` that was noted."""
     speed_marks: Annotated[tuple[tuple[Moment, Count], ...], Field(max_length=2)] = ()
     """Up to two moments, and the events read until then. The speed counts from the older one."""
-    history: Annotated[tuple[Change, ...], Field(max_length=MAX_CHANGES)] = ()
+    history: Annotated[tuple[ChangeText, ...], Field(max_length=MAX_CHANGES)] = ()
     """What has changed the replay, the oldest first. Not in the API's sessions: see `ASIDE`."""
     history_dropped: Count = 0
     """Changes that the history has lost: it keeps the first ones and the last ones."""
@@ -416,12 +416,20 @@ def fit_record(session: Session, max_bytes: int = MAX_INTERNAL_BYTES) -> tuple[S
     session that is too large even without its lists has failed; its record may still be too large.
     """
     record = session.encode()
-    for make_smaller in (_shorten, _strip, lambda s: _fail_for_size(s, max_bytes)):
+    for make_smaller in (_shorten_course, _shorten, _strip, lambda s: _fail_for_size(s, max_bytes)):
         if len(record) <= max_bytes:
             break
         session = make_smaller(session)
         record = session.encode()
     return session, record
+
+
+def _shorten_course(session: Session) -> Session:
+    """Return the session with a short history and no series: nothing depends on them."""
+    history = few_changes(session.history)
+    dropped = session.history_dropped + len(session.history) - len(history)
+    update = {"history": history, "history_dropped": dropped, "series": None}
+    return session.model_copy(update=update)
 
 
 def _shorten(session: Session, names: int = SHORT_LIST) -> Session:
@@ -466,9 +474,6 @@ def _strip(session: Session) -> Session:
             "plan": session.plan and session.plan.model_copy(update={"warnings": ()}),
             "shards": shards,
             "receipt": session.receipt and session.receipt.model_copy(update=no_failures),
-            "history": session.history[-1:],
-            "history_dropped": session.history_dropped + max(0, len(session.history) - 1),
-            "series": None,
             "warnings": session.warnings[-1:],  # of the shortened lists
             "error": session.error and session.error[:MAX_TEXT],
             "reason": session.reason and session.reason[:MAX_TEXT],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from replay_app.history import changes_of
 from replay_app.series import points_of
 from replay_app.web.answers import History, ReplaySeries, SeriesPoint
 from replay_app.web.shared import ApiView, json_answer, require_session, require_usable, shared_of
@@ -20,7 +21,9 @@ class HistoryView(ApiView):
         require_usable(replay_id)
         session = await require_session(shared_of(request), replay_id)
         answer = History(
-            replay_id=replay_id, changes=session.history, dropped=session.history_dropped
+            replay_id=replay_id,
+            changes=changes_of(session.history),
+            dropped=session.history_dropped,
         )
         return json_answer(answer.model_dump_json())
 

@@ -20,7 +20,7 @@ from replay_app.web.shared import ApiView, shared_of
 from replay_app.web.streams import KEEPALIVE, KEEPALIVE_SECONDS, answer_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from aiohttp import web
 
@@ -44,16 +44,19 @@ async def _messages(shared: Shared, request: web.Request) -> AsyncGenerator[str]
     board, looks = shared.context.board, request.app[LOOKS]
     installation = await looks.installation(request[CALLER])
     yield message("hello", installation.model_dump_json())
-    while not board.is_complete and not await _ends(shared, request):
+    while not board.is_complete:
+        if await _ends(shared, request):
+            return
         yield KEEPALIVE
     seen = board.changes_so_far
-    for session in list(board.sessions.values()):
-        if session.state not in TERMINAL:
-            yield message("replay", session.answer())
+    for text in _under_way(shared):
+        yield text
     yield message("ready", "{}")
     heard = asked = time.monotonic()
     while not await _ends(shared, request):
         keys, seen = board.changed_since(seen), board.changes_so_far
+        if keys is None:
+            return  # the client comes back, and gets everything
         for key in keys:
             heard = time.monotonic()
             yield _change(shared, key)
@@ -65,6 +68,15 @@ async def _messages(shared: Shared, request: web.Request) -> AsyncGenerator[str]
         if time.monotonic() - heard >= KEEPALIVE_SECONDS:
             heard = time.monotonic()
             yield KEEPALIVE
+
+
+def _under_way(shared: Shared) -> Iterator[str]:
+    """Yield each replay that has not ended, as it is when the client takes the message."""
+    sessions = shared.context.board.sessions
+    for replay_id in list(sessions):
+        session = sessions.get(replay_id)
+        if session is not None and session.state not in TERMINAL:
+            yield message("replay", shared.answer_of(session))
 
 
 async def _ends(shared: Shared, request: web.Request) -> bool:
@@ -82,7 +94,7 @@ def _change(shared: Shared, key: str) -> str:
     if rejection := board.rejections.get(key):
         return message("rejection", rejection.model_dump_json())
     if session := board.sessions.get(key):
-        return message("replay", session.answer())
+        return message("replay", shared.answer_of(session))
     if REJECTED in key:  # too many rejections: the oldest one is gone
         return KEEPALIVE
     return message("forgotten", json.dumps({"replay_id": key}))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 100
 MAX_TEXT = 200
 """Characters of a text that is searched."""
-CURSOR = re.compile(r"([0-9]{1,17})~([A-Za-z0-9][A-Za-z0-9._-]{0,127})\Z")
+CURSOR = re.compile(r"([0-9]{1,17})~([A-Za-z0-9][A-Za-z0-9._-]{0,127})~([0-9]{1,17})\Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME: TypeAdapter[datetime] = TypeAdapter(Annotated[Time, Field()])
 
@@ -44,11 +44,14 @@ class ListQuery:
     text: str
     since: datetime | None
     limit: int
-    cursor: Place | None
+    before: Place | None
+    """Behind which replay the page begins. None: it is the first page."""
+    as_of: datetime
+    """When the first page was asked for. It had each replay that had not ended then."""
 
     @classmethod
-    def of(cls, request: web.Request) -> Self:
-        """Read the parameters of a request.
+    def of(cls, request: web.Request, now: datetime) -> Self:
+        """Read the parameters of a request that has come at this time.
 
         Raises
         ------
@@ -69,13 +72,15 @@ class ListQuery:
         if len(text) > MAX_TEXT:
             msg = f"text: at most {MAX_TEXT} characters are searched"
             raise InvalidCommand(msg)
+        before, as_of = _cursor(query.get("cursor"), now)
         return cls(
             states=states,
             chain=chain,
             text=text.casefold(),
             since=_time(query.get("since")),
             limit=_limit(query.get("limit", str(DEFAULT_LIMIT))),
-            cursor=_place(query.get("cursor")),
+            before=before,
+            as_of=as_of,
         )
 
     def takes(self, session: Session) -> bool:
@@ -91,27 +96,31 @@ class ListQuery:
         """Return a page, newest first, the cursor of the next one, and how many there are in all.
 
         The first page has every replay that has not ended, beyond the limit. Later pages leave
-        these out.
+        these out, also when they have ended meanwhile.
         """
         every = sorted(filter(self.takes, sessions), key=_place_of, reverse=True)
-        rest = every
-        if self.cursor is not None:
-            before = self.cursor
-            rest = [one for one in every if _place_of(one) < before and one.state in TERMINAL]
+        rest, before = every, self.before
+        if before is not None:
+            rest = [one for one in every if _place_of(one) < before and self._had_ended(one)]
         page, left = rest[: self.limit], rest[self.limit :]
-        ended = [one for one in left if one.state in TERMINAL]
         following = None
-        if page and ended:
-            following = "{}~{}".format(*_place_of(page[-1]))
-        if self.cursor is None:
-            page += [one for one in left if one.state not in TERMINAL]
+        if page and any(map(self._had_ended, left)):
+            following = "{}~{}~{}".format(*_place_of(page[-1]), _microseconds(self.as_of))
+        if before is None:
+            page += [one for one in left if not self._had_ended(one)]
         return page, following, len(every)
+
+    def _had_ended(self, session: Session) -> bool:
+        """Whether a replay had ended when the first page was asked for."""
+        if session.state not in TERMINAL:
+            return False
+        return session.ended_at is None or session.ended_at <= self.as_of
 
 
 async def list_replays(request: web.Request) -> web.Response:
     """Answer with a page of replays, and with the newest refused commands."""
     shared = shared_of(request)
-    board, query = shared.context.board, ListQuery.of(request)
+    board, query = shared.context.board, ListQuery.of(request, datetime.now(UTC))
     if query.chain is not None:
         # Of a chain, a part looks like the whole: as if the chain had ended already.
         require_every_session(shared)
@@ -133,8 +142,11 @@ async def list_replays(request: web.Request) -> web.Response:
 
 
 def _place_of(session: Session) -> Place:
-    since = session.created_at - _EPOCH
-    return since // datetime.resolution, session.replay_id
+    return _microseconds(session.created_at), session.replay_id
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // datetime.resolution
 
 
 def _texts(session: Session) -> Iterable[str]:
@@ -165,11 +177,13 @@ def _time(text: str | None) -> datetime | None:
         raise InvalidCommand(msg) from error
 
 
-def _place(text: str | None) -> Place | None:
+def _cursor(text: str | None, now: datetime) -> tuple[Place | None, datetime]:
+    """Return behind which replay a page begins, and when the first page was asked for."""
     if text is None:
-        return None
+        return None, now
     found = CURSOR.match(text)
     if found is None:
         msg = "cursor: take the member next of the page before, as it is"
         raise InvalidCommand(msg)
-    return int(found[1]), found[2]
+    as_of = min(_EPOCH + int(found[3]) * datetime.resolution, now)
+    return (int(found[1]), found[2]), as_of

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BOARD_SECONDS = 1.0
 """How long an answer waits until the board has the newest session."""
+MAX_ANSWERS = 500
+"""Sessions whose answers are remembered."""
 MAX_NAMED = 10
 """Unreadable checkpoints that `/readyz` names."""
 BEING_READ = "the sessions on the status topic are being read"
@@ -38,6 +40,8 @@ class Shared:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     streams: int = 0
     """Streams of events that are open now."""
+    _answers: dict[str, tuple[Session, str]] = field(default_factory=dict)
+    """By replay: a session, and the session as the API answers it."""
 
     def missing(self) -> list[str]:
         """Return what the worker waits for, in words; nothing if the worker is ready."""
@@ -49,6 +53,17 @@ class Shared:
         if not self.context.board.is_complete:
             missing.append(BEING_READ)
         return missing
+
+    def answer_of(self, session: Session) -> str:
+        """Return the session as the API answers it. Many streams ask for the same one."""
+        known = self._answers.get(session.replay_id)
+        if known is not None and known[0] is session:
+            return known[1]
+        if len(self._answers) >= MAX_ANSWERS:
+            self._answers.clear()
+        answer = session.answer()
+        self._answers[session.replay_id] = session, answer
+        return answer
 
     def obstacles(self) -> list[str]:
         """Return what holds the worker's partitions up, in words."""

@@ -9,7 +9,7 @@ import pytest
 
 from replay_app.commands import Command, Filter, Pause, Retry, SetRate, Start, StepOn
 from replay_app.course import note_course
-from replay_app.history import KEPT_FIRST, MAX_CHANGES, MAX_DETAIL
+from replay_app.history import KEPT_FIRST, MAX_CHANGES, MAX_DETAIL, changes_of
 from replay_app.reports import Counters, Plan, ShardProgress, Waits
 from replay_app.series import MAX_POINTS, points_of
 from replay_app.sessions import Session, Shard, decode_session, fit_record
@@ -47,7 +47,7 @@ def grown(steps: int, gap: float = 1.0) -> Session:
 
 def test_a_change_of_the_state_is_noted_with_its_reason() -> None:
     after = note_course(session(), session(state="failed", error="no topic"), None, at(5))
-    (change,) = after.history
+    (change,) = changes_of(after.history)
     assert (change.at, change.command, change.by) == (at(5), None, None)
     assert (change.state, change.detail) == ("failed", "no topic")
 
@@ -77,14 +77,14 @@ def test_counters_alone_are_no_change() -> None:
 )
 def test_a_command_is_noted_with_who_gave_it(command: Command, detail: str | None) -> None:
     after = note_course(session(), session(rate=5.0), command, at(1))
-    (change,) = after.history
+    (change,) = changes_of(after.history)
     assert (change.command, change.by, change.rate) == (command.command, "ana", 5.0)
     assert change.detail == detail
 
 
 def test_a_long_detail_is_cut() -> None:
     after = note_course(session(), session(state="failed", error="x" * 5000), None, at(1))
-    assert len(after.history[0].detail or "") == MAX_DETAIL
+    assert len(changes_of(after.history)[0].detail or "") == MAX_DETAIL
 
 
 def test_the_history_keeps_the_first_and_the_last_changes_and_counts_the_lost_ones() -> None:
@@ -92,7 +92,7 @@ def test_the_history_keeps_the_first_and_the_last_changes_and_counts_the_lost_on
     for number in range(250):
         now = note_course(now, now, SetRate(replay_id=REPLAY, rate=number + 1), at(number))
         now = now.model_copy(update={"rate": float(number + 2)})
-    rates = [change.at for change in now.history]
+    rates = [change.at for change in changes_of(now.history)]
     assert len(rates) == MAX_CHANGES
     assert rates[:KEPT_FIRST] == [at(number) for number in range(KEPT_FIRST)]
     assert rates[KEPT_FIRST:] == [at(n) for n in range(250 - MAX_CHANGES + KEPT_FIRST, 250)]
@@ -138,14 +138,43 @@ def test_a_session_with_a_full_course_is_read_again_and_stays_small() -> None:
     assert len(record) < 60_000
 
 
+def test_a_replay_changes_its_state_as_often_as_anybody_wants() -> None:
+    now = session()
+    for number in range(5000):
+        nxt = session(number, state="paused" if number % 2 else "running", series=now.series)
+        now = note_course(now, nxt, None, at(number * 60))
+    points = points_of(now.series)
+    assert MAX_POINTS / 4 < len(points) <= MAX_POINTS
+    assert decode_session(now.encode()) == now
+    # Points between the changes come as often as before.
+    later = note_course(now, session(6000, series=now.series, state=now.state), None, at(310_000))
+    assert points_of(later.series)[-1].read == 6000
+
+
+def test_a_clock_that_goes_back_keeps_the_points_in_order() -> None:
+    now = note_course(session(), session(10, state="paused"), None, at(100))
+    now = note_course(now, session(20, series=now.series), None, at(130))
+    now = note_course(now, session(30, series=now.series, state="paused"), None, at(110))
+    assert [one.read for one in points_of(now.series)] == [10, 20, 30]
+    assert [one.at for one in points_of(now.series)] == [at(100), at(130), at(130)]
+
+
+def test_hostile_waits_fit_the_series() -> None:
+    shards = (Shard(progress=ShardProgress(waits=Waits(store=1e12))),) * 100
+    now = note_course(None, session(shards=shards), None, T0)
+    assert decode_session(now.encode()) == now
+
+
 def test_a_session_that_is_too_large_loses_its_course_before_it_fails() -> None:
     full = grown(500)
     for number in range(MAX_CHANGES):
         full = note_course(full, full, Pause(replay_id=REPLAY), at(number))
     small, _ = fit_record(full, 4_000)
     assert small.state == "running"
-    assert (len(small.history), small.series) == (1, None)
-    assert small.history_dropped == MAX_CHANGES - 1
+    assert small.history == (full.history[0], *full.history[1 - KEPT_FIRST :])
+    assert small.series is None
+    assert small.history_dropped == MAX_CHANGES - KEPT_FIRST
+    assert small.plan == full.plan
 
 
 def test_the_answer_of_a_session_leaves_the_course_out() -> None:

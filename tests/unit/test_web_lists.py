@@ -14,6 +14,7 @@ from replay_app.sessions import Session
 from replay_app.web.lists import ListQuery
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = T0 + timedelta(days=1)
 
 
 def session(number: int, state: Any = "completed", **members: Any) -> Session:
@@ -24,7 +25,7 @@ def session(number: int, state: Any = "completed", **members: Any) -> Session:
 
 
 def query(text: str) -> ListQuery:
-    return ListQuery.of(make_mocked_request("GET", f"/replays?{text}"))
+    return ListQuery.of(make_mocked_request("GET", f"/replays?{text}"), NOW)
 
 
 def ids(sessions: list[Session]) -> list[str]:
@@ -61,6 +62,18 @@ def test_a_replay_under_way_is_on_the_first_page_however_old_and_on_no_other() -
     while cursor is not None:
         page, cursor, _ = query(f"limit=5&cursor={cursor}").page(every)
         assert all(one.state == "completed" for one in page)
+        seen += ids(page)
+    assert sorted(seen) == ids(every)
+
+
+def test_a_replay_that_ends_between_two_pages_is_on_one_of_them_only() -> None:
+    every = [session(number, "running" if number == 3 else "completed") for number in range(10)]
+    page, cursor, _ = query("limit=4").page(every)
+    seen = ids(page)
+    ended = {"state": "completed", "ended_at": NOW + timedelta(seconds=1)}
+    every[3] = every[3].model_copy(update=ended)
+    while cursor is not None:
+        page, cursor, _ = query(f"limit=4&cursor={cursor}").page(every)
         seen += ids(page)
     assert sorted(seen) == ids(every)
 
@@ -117,7 +130,8 @@ def test_filters_are_state_chain_and_time() -> None:
         ("since=2026-13-01T00:00:00Z", "since"),
         ("cursor=1", "cursor"),
         ("cursor=1~%0A", "cursor"),
-        ("cursor=99999999999999999999~r", "cursor"),
+        ("cursor=99999999999999999999~r~1", "cursor"),
+        ("cursor=1~r", "cursor"),
         ("text=" + 201 * "x", "text: at most 200"),
     ],
 )
