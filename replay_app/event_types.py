@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ FIRST_EVENTS = 100
 would not show neighbours, which often share their aggregate."""
 LOOK_SECONDS = 2.0
 """How long the store works on each of the three parts of a look."""
+MAX_BYTES = 4 << 20
+"""Of each of the two parts of the sample."""
 MAX_TYPES = 1000
 
 
@@ -75,15 +78,23 @@ async def look_at_types(store: EventStore, mapping: EventMapping) -> StoredTypes
 
     """
     await store.require_collection()
-    raw, warnings = await sample_events(store, SAMPLE_EVENTS, LOOK_SECONDS)
-    documents = [readable(one) for one in raw]
+    raw, warnings = await sample_events(store, SAMPLE_EVENTS, LOOK_SECONDS, MAX_BYTES)
     indexed: list[Any] = []
     # MongoDB refuses an answer of more than 16 MiB: then the types are those of the sample.
     with contextlib.suppress(TimeLimitExceeded, ReplayFailed):
         indexed = await store.indexed_values(mapping.field_type, LOOK_SECONDS)
+    names = [one for one in indexed if is_text(one)]
+    # In a thread: a few large documents take a second, and slices must go on meanwhile.
+    return await asyncio.to_thread(_found, raw, names, mapping, tuple(warnings))
+
+
+def _found(
+    raw: list[bytes], indexed: list[str], mapping: EventMapping, warnings: tuple[str, ...]
+) -> StoredTypes:
+    documents = [readable(one) for one in raw]
     seen = inspect(documents, mapping)
     return StoredTypes(
-        types=_types(documents, [one for one in indexed if is_text(one)], mapping),
+        types=_types(documents, indexed, mapping),
         fields=tuple(
             StoredField(
                 path=one.path,
@@ -93,19 +104,22 @@ async def look_at_types(store: EventStore, mapping: EventMapping) -> StoredTypes
             for one in seen.fields
         ),
         looked_at=len(documents),
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
 
 
 async def sample_events(
-    store: EventStore, size: int, seconds: float
+    store: EventStore, size: int, seconds: float, max_bytes: int | None = None
 ) -> tuple[list[bytes], list[str]]:
-    """Return some random events and the first ones, and what the store does not give in time."""
+    """Return some random events and the first ones, and what the store does not give in time.
+
+    With ``max_bytes``, each of the two parts ends with the event that reaches this size.
+    """
     found: dict[bytes, None] = {}
     warnings = []
     for stage in ({"$limit": FIRST_EVENTS}, {"$sample": {"size": size}}):
         try:
-            found |= dict.fromkeys(await store.raw_documents([stage], seconds))
+            found |= dict.fromkeys(await store.raw_documents([stage], seconds, max_bytes))
         except TimeLimitExceeded:
             warnings.append(f"{store.name} gives no {stage} within {seconds:g} s")
     return [*found], warnings

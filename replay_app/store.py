@@ -39,7 +39,7 @@ from replay_app.pages import DECODE_ERRORS, next_page_events, readable
 from replay_app.settings import uri_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from replay_app.queries import Query
     from replay_app.settings import Settings
@@ -308,11 +308,20 @@ class EventStore:
         return [readable(document) for document in await self.raw_documents(pipeline, seconds)]
 
     async def raw_documents(
-        self, pipeline: Sequence[dict[str, Any]], seconds: float
+        self, pipeline: Sequence[dict[str, Any]], seconds: float, max_bytes: int | None = None
     ) -> list[bytes]:
-        """Return the few documents of a pipeline as BSON; raise as `documents` does."""
-        rows = await self._aggregate(pipeline, seconds, codec_options=self._raw)
-        return [bytes(row.raw) for row in rows]
+        """Return the few documents of a pipeline as BSON; raise as `documents` does.
+
+        With ``max_bytes``, the first documents that have as many bytes together, or more by one.
+        """
+        documents: list[bytes] = []
+
+        def add(row: Any) -> bool:
+            documents.append(bytes(row.raw))
+            return max_bytes is None or sum(map(len, documents)) < max_bytes
+
+        await self._aggregate(pipeline, seconds, add, codec_options=self._raw)
+        return documents
 
     async def indexes(self) -> list[dict[str, Any]]:
         """Return the indexes as MongoDB describes them, each with ``name`` and ``key``."""
@@ -395,8 +404,14 @@ class EventStore:
                         await cursor.close()
 
     async def _aggregate(
-        self, pipeline: Sequence[dict[str, Any]], seconds: float, **options: Any
+        self,
+        pipeline: Sequence[dict[str, Any]],
+        seconds: float,
+        add: Callable[[Any], bool] | None = None,
+        **options: Any,
     ) -> list[Any]:
+        """Return the rows of a pipeline, or give them to ``add`` until it wants no more."""
+        rows: list[Any] = []
         with self._errors():
             async with self._causal() as (collection, session):
                 cursor = collection.with_options(**options).aggregate(
@@ -405,7 +420,15 @@ class EventStore:
                     maxTimeMS=math.ceil(seconds * 1000),
                     allowDiskUse=True,
                 )
-                rows: list[Any] = await cursor.to_list(None)
+                if add is None:
+                    rows = await cursor.to_list(None)
+                else:
+                    try:
+                        async for row in cursor:
+                            if not add(row):
+                                break
+                    finally:
+                        await cursor.close()
         return rows
 
     @contextlib.asynccontextmanager
