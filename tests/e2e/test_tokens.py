@@ -326,7 +326,7 @@ def test_a_feed_ends_when_its_token_is_gone(installation: Installation) -> None:
 
 def test_a_page_of_another_origin_gets_nothing(installation: Installation) -> None:
     worker, right = installation.workers[0], {"Authorization": f"Bearer {WALL}"}
-    for path in ("/", "/replays", "/static/app.js", "/readyz"):
+    for path in ("/", "/replays", "/static/main.js", "/readyz"):
         assert worker.request("GET", path, headers=right)[0] == 200
         for foreign in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             status, problem = worker.request("GET", path, headers={**right, **foreign})
