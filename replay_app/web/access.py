@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/openapi.json"})
 """Paths without data: the probes, the frame of the console, the API's description."""
 READS = frozenset({"GET", "HEAD"})
-GUARDED_READS = frozenset({"/types"})
-"""Reads that need a token also where reads are public: they show values of stored events."""
+_GUARDED_READS = ("/types", "/document")
+"""How the paths end of the reads that need a token also where reads are public: they show values of
+stored events."""
 READING_POSTS = frozenset({"/plans"})
 """Paths to which a caller who may only read may post, too: nothing is changed there."""
 CALLER = web.RequestKey("caller", Caller)
@@ -117,12 +118,17 @@ def find_caller(request: web.Request, tokens: Tokens, *, public_reads: bool) -> 
     )
 
 
+def is_guarded(path: str) -> bool:
+    """Whether a read needs a token also where reads are public."""
+    return path.endswith(_GUARDED_READS)
+
+
 def _is_open(request: web.Request, *, public_reads: bool) -> bool:
     if request.method not in READS:
         return False
     if request.path in OPEN_PATHS or request.path.startswith(STATIC_PREFIX):
         return True
-    return wants_frame(request) or (public_reads and request.path not in GUARDED_READS)
+    return wants_frame(request) or (public_reads and not is_guarded(request.path))
 
 
 def _require_role(request: web.Request, caller: Caller) -> None:

@@ -52,6 +52,17 @@ class ReplaySeries(BaseModel):
     points: tuple[SeriesPoint, ...]
 
 
+class StoredDocument(BaseModel):
+    """An event as the store has it."""
+
+    replay_id: str
+    event_id: str
+    document: str
+    """Extended JSON. What the replay redacts is masked, dropped or null."""
+    is_cut: bool
+    """Whether the document is longer."""
+
+
 class You(BaseModel):
     """Who asks, by the token."""
 

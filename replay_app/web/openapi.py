@@ -32,9 +32,16 @@ from replay_app.event_types import StoredTypes
 from replay_app.reports import OfferedPlan
 from replay_app.sessions import ASIDE, MAX_LISTED, Session
 from replay_app.states import State
-from replay_app.web.access import GUARDED_READS, OPEN_PATHS
-from replay_app.web.answers import History, Installation, ReplayList, ReplaySeries
+from replay_app.web.access import OPEN_PATHS, is_guarded
+from replay_app.web.answers import (
+    History,
+    Installation,
+    ReplayList,
+    ReplaySeries,
+    StoredDocument,
+)
 from replay_app.web.console import PAGES
+from replay_app.web.documents import MAX_EVENT_ID
 from replay_app.web.installation import SOURCE_MEMBERS
 from replay_app.web.lists import CURSOR, MAX_TEXT
 from replay_app.web.problems import CONTENT_TYPE
@@ -207,6 +214,7 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
                     History,
                     ReplaySeries,
                     Installation,
+                    StoredDocument,
                     StoredTypes,
                     OfferedPlan,
                     Accepted,
@@ -242,7 +250,7 @@ def openapi(*, token: bool = False, public_reads: bool = False) -> Schema:
         for method, operation in item.items():
             if method not in {"get", "post", "patch"}:
                 continue
-            is_public = public_reads and method == "get" and path not in GUARDED_READS
+            is_public = public_reads and method == "get" and not is_guarded(path)
             is_open = path in OPEN_PATHS or is_public
             operation["security"] = [{"bearer": []}] if token and not is_open else []
             also = [*_ANYWHERE, *([401] if token and not is_open else [])]
@@ -457,6 +465,21 @@ def _paths(schemas: dict[str, Schema]) -> Schema:
                 "responses": answers("The points.", "ReplaySeries", 404, 503),
             },
         },
+        "/replays/{replay_id}/document": {
+            "parameters": one,
+            "get": {
+                "summary": "Get the stored document of an event, such as one that has failed",
+                "parameters": [
+                    _parameter(
+                        "event_id",
+                        "query",
+                        {"type": "string", "minLength": 1, "maxLength": MAX_EVENT_ID},
+                        required=True,
+                    )
+                ],
+                "responses": answers("The document.", "StoredDocument", 404, 422, 503),
+            },
+        },
         "/replays/{replay_id}/verification": {
             "parameters": one,
             "post": {
@@ -575,5 +598,6 @@ def _not_null(schema: Schema) -> Schema:
     return dict(found)
 
 
-def _parameter(name: str, where: str, schema: Schema) -> Schema:
-    return {"name": name, "in": where, "required": where == "path", "schema": schema}
+def _parameter(name: str, where: str, schema: Schema, *, required: bool = False) -> Schema:
+    is_required = required or where == "path"
+    return {"name": name, "in": where, "required": is_required, "schema": schema}

@@ -45,6 +45,7 @@ from replay_app.web.access import CALLER, passed_on, require_consent, require_ta
 from replay_app.web.chains import Chains
 from replay_app.web.console import FILES, PAGES, STATIC_PREFIX, frame_answer, wants_frame
 from replay_app.web.course import HistoryView, SeriesView
+from replay_app.web.documents import DocumentView
 from replay_app.web.feed import Feed
 from replay_app.web.installation import LOOKS, Looks, Types, Workers
 from replay_app.web.lists import list_replays
@@ -106,6 +107,7 @@ def add_views(app: faust.App, context: WorkerContext, table: TableT[bytes, bytes
     app.page("/replays/{replay_id}/events")(Events)
     app.page("/replays/{replay_id}/history")(HistoryView)
     app.page("/replays/{replay_id}/series")(SeriesView)
+    app.page("/replays/{replay_id}/document")(DocumentView)
     app.page(f"/replays/{{replay_id}}/{{verb:{'|'.join(POSTED_VERBS)}}}")(Verbs)
     app.page("/replays/{replay_id}/verification")(Verifications)
 

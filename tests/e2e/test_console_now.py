@@ -113,6 +113,7 @@ def test_a_failed_replay_goes_on_without_the_event_that_stopped_it(
     expect(dialog).to_contain_text("which has no text form")
     expect(dialog).to_contain_text(f"replay-app events --event-id '{kind}-it'\\''s'")
     expect(dialog.locator(".sample")).to_contain_text("which has no text form", timeout=SLOW_MS)
+    expect(dialog.locator("pre.document")).to_contain_text(f'"event_type": "{kind}"')
     page.keyboard.press("Escape")
     expect(card.get_by_role("button", name="Show event")).to_be_focused()
 

@@ -10,7 +10,7 @@ import pytest
 from feeds import Feed
 from secret_values import SECRET_TOKEN
 from support import unique_name
-from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker
+from workers import SHOP_EVENTS, SHOP_HISTORY, Cluster, Worker, events_of
 
 from replay_app.partitioner import partition_of
 from replay_app.web.server import Limits
@@ -161,3 +161,25 @@ def test_types_of_a_source_that_is_not_allowed_are_refused(worker: Worker) -> No
     assert status == 422
     assert "REPLAY_SOURCES" in problem["detail"]
     assert SECRET_TOKEN not in json.dumps(problem)
+
+
+def test_the_document_of_a_failed_event_is_shown_and_redacted(
+    shop: Cluster, worker: Worker
+) -> None:
+    kind = unique_name("odd")
+    (event,) = events_of(kind, 1)
+    event |= {"aggregate_id": [1], "city": "Zürich"}
+    shop.insert([event])
+    for redact, city in (({}, "Zürich"), ({"city": "mask"}, "***")):
+        replay_id = unique_name("r")
+        members = {"filter": {"event_types": [kind]}, "redact": redact}
+        assert shop.run(replay_id, **members)["state"] == "failed"
+        path = f"/replays/{replay_id}/document?event_id={event['event_id']}"
+        found = worker.get(path)
+        document = json.loads(found["document"])
+        assert (document["event_type"], document["aggregate_id"]) == (kind, [1])
+        assert (document["city"], found["is_cut"]) == (city, False)
+        status, problem = worker.request("GET", f"/replays/{replay_id}/document?event_id=gone")
+        assert (status, "no event 'gone'" in problem["detail"]) == (404, True)
+        assert worker.request("GET", f"/replays/{replay_id}/document")[0] == 400
+        shop.command(replay_id, "cancel")

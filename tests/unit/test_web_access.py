@@ -73,7 +73,7 @@ async def test_the_canonical_name_is_not_strange() -> None:
 async def test_another_sites_page_gets_nothing(origin: str, settings: dict[str, Any]) -> None:
     headers = {"Origin": origin, "Host": "127.0.0.1:6066", "Authorization": RIGHT}
     for method in ("GET", "HEAD", "POST", "OPTIONS"):
-        for path in ("/", "/replays", "/readyz", "/static/app.js"):
+        for path in ("/", "/replays", "/readyz", "/static/main.js"):
             assert await _status(method, path, headers, **settings) == 403
 
 
@@ -88,7 +88,7 @@ async def test_another_sites_page_gets_nothing(origin: str, settings: dict[str, 
     ],
 )
 async def test_another_sites_page_shows_no_part_of_it(site: str, more: dict[str, str]) -> None:
-    for path in ("/", "/replays", "/static/app.js"):
+    for path in ("/", "/replays", "/static/main.js"):
         assert await _status("GET", path, {"Sec-Fetch-Site": site, **more}) == 403
 
 

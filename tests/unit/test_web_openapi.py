@@ -15,7 +15,7 @@ from replay_app.chains import read_chain
 from replay_app.commands import parse_command
 from replay_app.exceptions import InvalidCommand
 from replay_app.settings import Settings
-from replay_app.web.access import GUARDED_READS, OPEN_PATHS
+from replay_app.web.access import OPEN_PATHS, is_guarded
 from replay_app.web.openapi import openapi
 
 EVERY = {"all": True}
@@ -64,8 +64,8 @@ def test_a_start_over_http_needs_no_replay_id() -> None:
 def test_it_says_which_requests_need_the_token(options: Any, guarded: set[str]) -> None:
     for path, item in openapi(**options)["paths"].items():
         for method in {"get", "post", "patch"} & set(item):
-            is_guarded = method in guarded or (bool(guarded) and path in GUARDED_READS)
-            needs = is_guarded and path not in OPEN_PATHS
+            is_named = method in guarded or (bool(guarded) and is_guarded(path))
+            needs = is_named and path not in OPEN_PATHS
             assert item[method]["security"] == ([{"bearer": []}] if needs else []), path
             assert ("401" in item[method]["responses"]) is needs, path
 

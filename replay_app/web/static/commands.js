@@ -107,6 +107,11 @@ export async function showFailure(session, failure) {
     record.replaceChildren(...found);
     record.removeAttribute("aria-busy");
   });
+  const stored = h("div", { "aria-busy": "true" }, h("p", { class: "quiet" }, "asking the store …"));
+  documentOf(session, failure.event_id).then((found) => {
+    stored.replaceChildren(found);
+    stored.removeAttribute("aria-busy");
+  });
   const others = failuresOf(session).length;
   const id = failure.event_id ?? "without an id";
   await showDialog(
@@ -115,6 +120,8 @@ export async function showFailure(session, failure) {
     h("h3", {}, "As a record"),
     record,
     h("h3", {}, "Its document"),
+    stored,
+    h("p", { class: "quiet" }, "This prints the event as a record, without Kafka and without a worker:"),
     h("pre", { tabindex: "0" }, command),
     copyButton("Copy the command", () => command),
     others > 1 ? h("p", { class: "quiet" }, `This replay lists ${others} failures; its page shows all of them.`) : null,
@@ -130,6 +137,17 @@ async function recordOf(session, eventId) {
     return [sampleOf(samples[0])];
   } catch (error) {
     return [h("p", {}, `It cannot be shown: ${error.message}`)];
+  }
+}
+
+// The event as the store has it.
+async function documentOf(session, eventId) {
+  try {
+    const path = replayPath(session.replay_id, `/document?event_id=${encodeURIComponent(eventId)}`);
+    const { document: text, is_cut: isCut } = await ask(path, { timeout: 20000 });
+    return h("pre", { class: "document", tabindex: "0", "aria-label": `Document of ${eventId}` }, isCut ? `${text}…` : pretty(text));
+  } catch (error) {
+    return h("p", {}, `It cannot be shown: ${error.message}`);
   }
 }
 
