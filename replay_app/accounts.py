@@ -51,7 +51,8 @@ def amount(session: SessionJson) -> str:
 def place(position: dict[str, Any]) -> str:
     """Return how far in time a replay is, such as "at 2026-01-09 14:02 of 2026-01-21 00:00 CET"."""
     at, of = position["time"], position["end"]
-    return f"at {local_minute(at)} of {local_minute(of)} {zone_of(of)}"
+    zone = "" if zone_of(at) == zone_of(of) else f" {zone_of(at)}"  # clocks change in between
+    return f"at {local_minute(at)}{zone} of {local_minute(of)} {zone_of(of)}"
 
 
 def is_dry_run(session: SessionJson) -> bool:

@@ -26,7 +26,7 @@ from replay_app.exit_codes import DONE, FAILED, REFUSED
 from replay_app.logs import escaped
 from replay_app.questions import can_ask, require_original
 from replay_app.start_options import add_requested_by, user_name
-from replay_app.terminal import say, say_json, table
+from replay_app.terminal import command_line, say, say_json, table
 from replay_app.watching import add_patience
 
 CHAIN_VERBS = ("pause", "resume", "cancel")
@@ -109,7 +109,7 @@ def apply_file(client: Client, options: Namespace) -> bool:
             ("REPLAY", "OUTCOME", "STATE"),
             ((one.replay_id, one.outcome, one.state or "") for one in answer.replays),
         )
-        say(f"see: replay-app chain {chain.name} --watch")
+        say(f"see: {command_line(options, 'chain', chain.name, '--watch')}")
     return True
 
 
@@ -214,7 +214,8 @@ def watch_chain(
         for sessions in found:  # noqa: B007 - the last ones count
             pass
     except KeyboardInterrupt:
-        say(f"chain {name} goes on; to follow it: replay-app chain {name} --watch", error=True)
+        follow = command_line(options, "chain", name, "--watch")
+        say(f"chain {name} goes on; to follow it: {follow}", error=True)
         raise
     return has_succeeded(sessions)
 

@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
     mend_aiokafka()
     # Both parsers read --json and --url; a default of the second would undo the first's value.
-    options = argparse.Namespace(json=False, url=None)
+    options = argparse.Namespace(json=False, url=None, asks_last=False)
     try:
         program_parser().parse_args(arguments, options)
         _take_last(options)
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell(error: ReplayError, options: argparse.Namespace, *, as_json: bool) -> None:
-    if isinstance(error, NoWorker) and getattr(options, "kafka", None) is False:
+    if isinstance(error, NoWorker) and _needs_no_worker(options):
         error.args = (f"{error}; with --kafka, this command needs no worker",)
     if as_json:
         answer: dict[str, Any] = {"error": str(error)}
@@ -94,6 +94,12 @@ def _tell(error: ReplayError, options: argparse.Namespace, *, as_json: bool) -> 
         say_json(answer)
     sentences = error.sentences if isinstance(error, WrongChainFile) else (str(error),)
     say(*(f"error: {sentence}" for sentence in sentences), error=True)
+
+
+def _needs_no_worker(options: argparse.Namespace) -> bool:
+    """Whether the same command can go through Kafka. Only a worker knows chains, LAST, progress."""
+    needs = getattr(options, "chain", None) or getattr(options, "wait", False)
+    return getattr(options, "kafka", None) is False and not needs and not options.asks_last
 
 
 def _code(error: ReplayError) -> int:
@@ -112,6 +118,7 @@ def _take_last(options: argparse.Namespace) -> None:
         return
     if getattr(options, "kafka", False):
         raise WrongUsage(f"{LAST} needs a worker that knows the replays: name the id with --kafka")
+    options.asks_last = True
     newest = Client.of_settings(options.url).newest().replay_id
     say(f"{LAST} is {newest}", error=True)
     if getattr(options, "replay_id", None) == LAST:

@@ -139,6 +139,8 @@ class Client:
             raise InvalidSettings(f"REPLAY_API_TOKEN: {error}") from error
         self.url = url.rstrip("/")
         self._token = token
+        self.answer_seconds = REQUEST_SECONDS
+        self.patience_seconds = NOT_READY_PATIENCE_SECONDS
 
     @classmethod
     def of_settings(cls, url: str | None = None) -> Self:
@@ -295,7 +297,7 @@ class Client:
 
     def _persist(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Ask until the worker is ready; a repeated command changes nothing."""
-        deadline = time.monotonic() + NOT_READY_PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         while True:
             try:
                 return self._request(method, path, body)
@@ -314,7 +316,7 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         request = Request(self.url + path, data, headers, method=method)  # noqa: S310 - http(s), see __init__
         try:
-            with urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310 - likewise
+            with urlopen(request, timeout=self.answer_seconds) as answer:  # noqa: S310 - likewise
                 return _object(json.load(answer))
         except HTTPError as error:
             raise self._error(error.code, error.read()) from error

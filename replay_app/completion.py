@@ -23,6 +23,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "TIME": ("now", "today", "yesterday", "1h", "1d"),
 }
 """By metavar: values that an option takes, or examples of them."""
+IDS = f"{PROGRAM} list -o name --quick"
+"""The command that gives the ids of replays."""
 FILES = ("file", "out", "data_dir")
 """The destinations of arguments that are files."""
 
@@ -35,6 +37,7 @@ class _Option:
     text: str
     takes_value: bool
     is_file: bool
+    is_replay: bool
     words: tuple[str, ...]
 
 
@@ -101,6 +104,7 @@ def _option(action: argparse.Action) -> _Option:
         text,
         takes_value=action.nargs != 0,
         is_file=action.dest in FILES,
+        is_replay=action.dest == "body.after",
         words=words,
     )
 
@@ -111,7 +115,10 @@ def _takers(command: _Command) -> str:
 
 
 def _value_cases(
-    commands: list[_Command], words: Callable[[tuple[str, ...]], str], files: str
+    commands: list[_Command],
+    words: Callable[[tuple[str, ...]], str],
+    files: str,
+    replays: str,
 ) -> Iterator[str]:
     """Yield the branches for the values of options, for bash and zsh."""
     for command in commands:
@@ -120,7 +127,9 @@ def _value_cases(
             if not one.takes_value:
                 continue
             pattern = "|".join(f'"{command.name} {name}"' for name in one.names)
-            if one.words:
+            if one.is_replay:
+                yield f"        {pattern}) {replays}; return ;;"
+            elif one.words:
                 yield f"        {pattern}) {words(one.words)}; return ;;"
             elif one.is_file:
                 yield f"        {pattern}) {files}; return ;;"
@@ -134,22 +143,39 @@ def _bash(commands: list[_Command]) -> Iterator[str]:
     def words(given: tuple[str, ...]) -> str:
         return f'COMPREPLY=($(compgen -W "{" ".join(given)}" -- "$cur"))'
 
-    files = 'COMPREPLY=($(compgen -f -- "$cur"))'
+    files = 'mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames'
     yield from (
         f"# Completion of {PROGRAM} for bash: source <({PROGRAM} completion bash)",
         "_replay_app() {",
-        '    local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}"',
-        '    local command="" word i',
+        "    local cur prev url=() cut i",
+        "    _replay_app_find",
+        # bash replaces only what stands behind the last of these characters.
+        '    cut="${cur%"${cur##*[=:]}"}"',
+        '    for i in "${!COMPREPLY[@]}"; do COMPREPLY[i]="${COMPREPLY[i]#"$cut"}"; done',
+        "}",
+        "_replay_app_find() {",
+        # Not COMP_WORDS: bash splits them at @, = and :, too.
+        '    local line="${COMP_LINE:0:COMP_POINT}" command="" word i last',
+        "    local -a given",
+        # Without -r: a backslash keeps a space in its word.
+        '    read -a given <<< "$line"',
+        '    if [[ "$line" == *[[:space:]] ]]; then given+=(""); fi',
+        "    last=$((${#given[@]} - 1))",
+        '    cur="${given[last]}" prev="${given[last-1]}"',
+        '    if [[ "$cur" == --*=* ]]; then prev="${cur%%=*}" cur="${cur#*=}"; fi',
         "    COMPREPLY=()",
-        "    for ((i = 1; i < COMP_CWORD; i++)); do",
-        '        case "${COMP_WORDS[i]}" in',
+        "    for ((i = 1; i < last - 1; i++)); do",
+        '        if [[ "${given[i]}" == --url ]]; then url=(--url "${given[i+1]}"); fi',
+        "    done",
+        "    for ((i = 1; i < last; i++)); do",
+        '        case "${given[i]}" in',
         f"            {_takers(commands[0])}) ((i++)) ;;",
         "            -*) ;;",
-        '            *) command="${COMP_WORDS[i]}"; break ;;',
+        '            *) command="${given[i]}"; break ;;',
         "        esac",
         "    done",
         '    case "$command $prev" in',
-        *_value_cases(commands, words, files),
+        *_value_cases(commands, words, files, "_replay_app_ids"),
         "    esac",
         '    if [[ "$cur" == -* ]]; then',
         '        case "$command" in',
@@ -166,12 +192,15 @@ def _bash(commands: list[_Command]) -> Iterator[str]:
             yield f'        "{command.name}") {files} ;;'
     replays = "|".join(one.name for one in commands if one.takes_replay)
     yield from (
-        f"        {replays})",
-        # Not by compgen -W, which would expand what the ids contain.
-        "            while IFS= read -r word; do",
-        '                if [[ "$word" == "$cur"* ]]; then COMPREPLY+=("$word"); fi',
-        f'            done < <(echo "{LAST}"; {PROGRAM} list -o name 2>/dev/null) ;;',
+        f"        {replays}) _replay_app_ids ;;",
         "    esac",
+        "}",
+        "_replay_app_ids() {",
+        "    local word",
+        # Not by compgen -W, which would expand what the ids contain.
+        "    while IFS= read -r word; do",
+        '        if [[ "$word" == "$cur"* ]]; then COMPREPLY+=("$word"); fi',
+        f'    done < <(echo "{LAST}"; {IDS} "${{url[@]}}" 2>/dev/null)',
         "}",
         f"complete -F _replay_app {PROGRAM}",
     )
@@ -181,6 +210,7 @@ def _zsh(commands: list[_Command]) -> Iterator[str]:
     def words(given: tuple[str, ...]) -> str:
         return f"compadd -- {' '.join(given)}"
 
+    zsh_ids = f'compadd -- {LAST} ${{(f)"$({IDS} 2>/dev/null)"}}'
     yield from (
         f"#compdef {PROGRAM}",
         "_replay_app() {",
@@ -194,7 +224,7 @@ def _zsh(commands: list[_Command]) -> Iterator[str]:
         "        esac",
         "    done",
         '    case "$command $prev" in',
-        *_value_cases(commands, words, "_files"),
+        *_value_cases(commands, words, "_files", zsh_ids),
         "    esac",
         '    if [[ "${words[CURRENT]}" == -* ]]; then',
         '        case "$command" in',
@@ -218,7 +248,7 @@ def _zsh(commands: list[_Command]) -> Iterator[str]:
             yield f'        "{command.name}") _files ;;'
     replays = "|".join(one.name for one in commands if one.takes_replay)
     yield from (
-        f'        {replays}) compadd -- {LAST} ${{(f)"$({PROGRAM} list -o name 2>/dev/null)"}} ;;',
+        f"        {replays}) {zsh_ids} ;;",
         "    esac",
         "}",
         'if [[ "$funcstack[1]" == _replay_app ]]; then',
@@ -274,13 +304,14 @@ def _fish(commands: list[_Command]) -> Iterator[str]:
             if one.takes_value:
                 value = " -r -F" if one.is_file else " -x"
                 value += f" -a {_fish_quoted(' '.join(one.words))}" if one.words else ""
+                value += f" -a '{LAST} ({IDS} 2>/dev/null)'" if one.is_replay else ""
             yield f"{begin} {names}{value} -d {_fish_quoted(one.text)}"
         if command.words:
             yield f"{begin} -a {_fish_quoted(' '.join(command.words))}"
         if command.takes_file:
             yield f"{begin} -F"
         if command.takes_replay:
-            yield f"{begin} -a '{LAST} ({PROGRAM} list -o name 2>/dev/null)'"
+            yield f"{begin} -a '{LAST} ({IDS} 2>/dev/null)'"
 
 
 def _fish_quoted(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,12 +26,16 @@ from replay_app.terminal import PIPED_COLUMNS, cut, say, say_json
 from replay_app.times import age, local
 
 WATCH_SECONDS = 1.0
+QUICK_SECONDS = 2.0
 GAP = 2
 """Spaces between two columns."""
 COLUMNS = ("REPLAY", "STATE", "DRY", "DONE", "TARGET", "AGE")
 WIDE_COLUMNS = (*COLUMNS, "READ", "FAILED", "EVENTS/S", "CREATED", "BY", "NAME")
-LEAST_TARGET, LEAST_ID = 8, 12
-"""Characters of the two columns that are cut where a line is too long."""
+LEAST_TARGET, GOOD_ID, LEAST_ID = 8, 30, 12
+"""Characters of the two columns that are cut where a line is too long. An id that the program has
+made without a name has 29."""
+LEAST_NEEDED = ("AGE", "DONE", "DRY", "TARGET")
+"""The columns that go where a line is still too long, in this order."""
 STYLES = {
     "running": "cyan",
     "completed": "green",
@@ -63,30 +67,40 @@ def add_list_command(add: AddCommand) -> None:
         metavar="TEXT",
         help="only replays with this text in id, name, reason, chain, target, types or requester",
     )
-    listing.add_argument("--limit", type=positive, metavar="N", help="only the newest N replays")
+    listing.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="the newest N replays; without -o name, all that are under way or failed come, too",
+    )
     listing.add_argument(
         "-o",
         "--output",
         choices=["wide", "json", "name"],
         help="wide: more columns; json: as --json; name: ids only, one in each line",
     )
+    # For completion: a key must not wait for a worker that is away.
+    listing.add_argument("--quick", action="store_true", help=SUPPRESS)
     listing.add_argument("--watch", action="store_true", help="show the list again until Ctrl-C")
 
 
 def _list(options: Namespace) -> int:
     options.json = options.json or options.output == "json"
     client = Client.of_settings(options.url)
+    if options.quick:
+        client.answer_seconds, client.patience_seconds = QUICK_SECONDS, 0.0
     if options.watch:
         return _watch(client, options)
     found = _find(client, options)
     if options.json:
         say_json(found.answer)
     elif options.output == "name":
-        for replay in found.replays:
+        for replay in found.replays[: options.limit]:
             say(replay.replay_id)
+    elif not found.replays:
+        say("no replay fits" if options.state or options.text or options.since else "no replays")
     else:
-        console = _console()
-        console.print(_grid(found.replays, options, console.width))
+        _print(found.replays, options)
         if found.more:
             say(f"{found.more}; --limit N shows more", error=True)
     return DONE
@@ -129,7 +143,7 @@ def _find(client: Client, options: Namespace) -> _Found:
 def _watch(client: Client, options: Namespace) -> int:
     """Show the list until Ctrl-C: a terminal draws it again, a pipe gets it after each change."""
     found = _find(client, options)  # an error at the beginning ends the command
-    draws = sys.stdout.isatty() and not options.json
+    draws = sys.stdout.isatty() and not options.json and options.output != "name"
     try:
         if draws:
             _draw(client, options, found)
@@ -158,10 +172,10 @@ def _draw(client: Client, options: Namespace, first: _Found) -> None:
     console = _console()
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         for found, trouble in _lists(client, options, first):
-            parts: list[RenderableType] = [_grid(found.replays, options, console.width)]
-            notes = [escaped(note) for note in (found.more, trouble) if note]
-            parts += [Text(note, style="yellow") for note in notes]
-            live.update(Group(*parts), refresh=True)
+            # First: a list that is longer than the terminal is cut at its end.
+            notes = [escaped(note) for note in (trouble, found.more) if note]
+            parts: list[RenderableType] = [Text(note, style="yellow") for note in notes]
+            live.update(Group(*parts, _grid(found.replays, options, console.width)), refresh=True)
 
 
 def _print_changes(client: Client, options: Namespace, first: _Found) -> None:
@@ -177,11 +191,18 @@ def _print_changes(client: Client, options: Namespace, first: _Found) -> None:
         if options.json:
             say_json(found.answer, indent=None)
         elif options.output == "name":
-            say(*(one.replay_id for one in found.replays), "")
+            say(*(one.replay_id for one in found.replays[: options.limit]), "")
         else:
-            console = _console()
-            console.print(_grid(found.replays, options, console.width))
+            _print(found.replays, options)
             say("")
+
+
+def _print(replays: Sequence[Replay], options: Namespace) -> None:
+    """Print the table once. The wide one may be wider than the terminal."""
+    console = _console()
+    if options.output == "wide":
+        console.width = max(console.width, PIPED_COLUMNS)
+    console.print(_grid(replays, options, console.width))
 
 
 def _console() -> Console:
@@ -196,29 +217,41 @@ def _grid(replays: Sequence[Replay], options: Namespace, width: int) -> Table:
     """Return the table, in which each replay has one line of the width."""
     now = datetime.now(UTC)
     is_wide = options.output == "wide"
-    names = WIDE_COLUMNS if is_wide else COLUMNS
-    cells_of = _wide_cells if is_wide else _cells
+    names, cells_of = (WIDE_COLUMNS, _wide_cells) if is_wide else (COLUMNS, _cells)
     rows = [[*map(escaped, cells_of(one, now))] for one in replays]
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    widths = {
+        name: max(map(len, column))
+        for name, column in zip(names, zip(names, *rows, strict=True), strict=True)
+    }
     if not is_wide:
-        over = sum(widths) + GAP * (len(widths) - 1) - width
-        for column, least in ((names.index("TARGET"), LEAST_TARGET), (0, LEAST_ID)):
-            less = min(max(over, 0), max(widths[column] - least, 0))
-            widths[column] -= less
-            over -= less
+        _fit(widths, width)
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for name in names:
-        grid.add_column(name, no_wrap=not is_wide, overflow="crop" if not is_wide else "fold")
+    for name in widths:
+        grid.add_column(name, no_wrap=True, overflow="ellipsis")
     for replay, row in zip(replays, rows, strict=True):
-        texts = [Text(cell) for cell in row]
-        texts[0] = Text(_cut_inside(row[0], widths[0]))
-        texts[1].stylize(STYLES.get(replay.state, ""))
-        target = names.index("TARGET")
-        texts[target] = Text(cut(row[target], widths[target]))
-        if row[target].startswith("LIVE"):
-            texts[target].stylize("bold red")
-        grid.add_row(*texts)
+        cells = {name: Text(cell) for name, cell in zip(names, row, strict=True)}
+        cells["REPLAY"] = Text(_cut_inside(cells["REPLAY"].plain, widths["REPLAY"]))
+        cells["STATE"].stylize(STYLES.get(replay.state, ""))
+        target = cells["TARGET"].plain
+        cells["TARGET"] = Text(cut(target, widths.get("TARGET", len(target))))
+        if target.startswith("LIVE"):
+            cells["TARGET"].stylize("bold red")
+        grid.add_row(*(cells[name] for name in widths))
     return grid
+
+
+def _fit(widths: dict[str, int], width: int) -> None:
+    """Make the columns fit: ids and targets are cut, then columns go. A state is always whole."""
+
+    def over() -> int:
+        return max(0, sum(widths.values()) + GAP * (len(widths) - 1) - width)
+
+    for name, least in (("REPLAY", GOOD_ID), ("TARGET", LEAST_TARGET), ("REPLAY", LEAST_ID)):
+        widths[name] -= min(over(), max(widths[name] - least, 0))
+    for name in LEAST_NEEDED:
+        if over():
+            del widths[name]
+    widths["REPLAY"] -= min(over(), widths["REPLAY"] - 1)
 
 
 def _cut_inside(text: str, most: int) -> str:

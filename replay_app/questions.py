@@ -21,9 +21,9 @@ class NotConfirmed(ReplayError):
     """The person at the terminal has not confirmed the command; nothing is done."""
 
 
-def add_yes(parser: ArgumentParser, what: str) -> None:
+def add_yes(parser: ArgumentParser, text: str) -> None:
     """Add the option that skips a question."""
-    parser.add_argument("--yes", action="store_true", help=f"{what}, without a question")
+    parser.add_argument("--yes", action="store_true", help=text)
 
 
 def can_ask(options: Namespace) -> bool:
@@ -33,7 +33,7 @@ def can_ask(options: Namespace) -> bool:
 
 def require_yes(question: str, done: str) -> None:
     """Ask a question. Raises `NotConfirmed` if the answer is not yes; ``done`` says what is not."""
-    if _answer(f"{question} [y/N] ") not in YES:
+    if _answer(f"{question} [y/N] ").casefold() not in YES:
         raise NotConfirmed(f"not confirmed: {done}")
 
 
@@ -59,7 +59,7 @@ def require_original(
     named = ", ".join(topics) or "not known beforehand: the topic of each event"
     say(f"{what}.", f"The live topics: {named}")
     answer = _answer("Type yes, or the name of a topic, to publish there: ")
-    if answer not in {"yes", "original", *topics}:
+    if answer.casefold() not in {"yes", "original"} and answer not in topics:
         raise NotConfirmed("not confirmed: nothing is started")
 
 
@@ -67,4 +67,10 @@ def _answer(question: str) -> str:
     """Return the answer; the end of the input is no answer."""
     sys.stdout.write(escaped(question))
     sys.stdout.flush()
-    return sys.stdin.readline().strip()
+    line = ""
+    try:
+        line = sys.stdin.readline()
+    finally:
+        if not line:  # Ctrl-C or Ctrl-D: no line has ended the question
+            sys.stdout.write("\n")
+    return line.strip()

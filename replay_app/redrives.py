@@ -10,8 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from replay_app.answers import SessionJson
 from replay_app.arguments import AddCommand, add_replay_id
@@ -23,6 +22,7 @@ from replay_app.exit_codes import DONE
 from replay_app.letter_commands import add_choice, chosen_letters
 from replay_app.logs import silence_aiokafka
 from replay_app.parking import parked_behind
+from replay_app.questions import require_original
 from replay_app.settings import Settings, load_settings
 from replay_app.sources import settings_for
 from replay_app.start_options import add_requested_by, user_name
@@ -45,6 +45,11 @@ def add_redrive_command(add: AddCommand) -> None:
     )
     add_replay_id(redrive)
     add_choice(redrive, "--reason")
+    redrive.add_argument(
+        "--to-original",
+        action="store_true",
+        help="publish to the original topics, where the first replay has no such consent",
+    )
     redrive.add_argument("--dry-run", action="store_true", help="do everything except publishing")
     add_requested_by(redrive, "requested_by", user_name())
 
@@ -80,7 +85,7 @@ def _redrive(options: argparse.Namespace) -> int:
         "on_error": "park" if _parks(session) else "dead-letter",
         "reason": f"redrive of {replay_id}",
         "dry_run": options.dry_run,
-        "to_original": _reaches_originals(start),
+        "to_original": options.to_original or start.get("to_original", False),
         **({"requested_by": options.requested_by} if options.requested_by else {}),
     }
     if options.dry_run:  # nothing is published that a group could read
@@ -88,6 +93,10 @@ def _redrive(options: argparse.Namespace) -> int:
     command = parse_command(json.dumps(body).encode(), fixed={"command": "start"})
     if not isinstance(command, Start):  # `command` is fixed above
         raise TypeError(command)
+    if command.reaches_originals and not command.to_original:
+        topics = sorted((session["plan"] or {}).get("by_topic", {}))
+        require_original(options, [name], topics, "to do so, add --to-original")
+        command = command.model_copy(update={"to_original": True})
     client.start(command)
     if options.json:
         say_json({"replay_id": name, "event_ids": ids})
@@ -97,12 +106,6 @@ def _redrive(options: argparse.Namespace) -> int:
             f"replay-app watch {name}"
         )
     return DONE
-
-
-def _reaches_originals(start: Mapping[str, Any]) -> bool:
-    """Return whether a replay may publish to original topics: then its redrives may, too."""
-    target = start["target"]
-    return not (target.get("topic") or target.get("prefix"))
 
 
 def _parks(session: SessionJson) -> bool:

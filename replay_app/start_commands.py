@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from replay_app.accounts import plan_account
-from replay_app.answers import PlannedReplay
 from replay_app.arguments import AddCommand
-from replay_app.client import Client, Refused, body_of, produce_command
+from replay_app.client import Client, body_of, produce_command
 from replay_app.commands import Start, new_replay_id, parse_command
 from replay_app.exceptions import ReplayError
 from replay_app.exit_codes import DONE
@@ -20,7 +19,7 @@ from replay_app.logs import silence_aiokafka
 from replay_app.questions import add_yes, can_ask, require_original, require_yes
 from replay_app.settings import Settings, load_settings
 from replay_app.start_options import add_start_options, naming_options, start_body, start_of
-from replay_app.terminal import answer_with, say
+from replay_app.terminal import answer_with, command_line, say
 from replay_app.topics import Topics, partition_counts
 from replay_app.watching import add_patience, watch
 
@@ -32,7 +31,7 @@ def add_start_commands(add: AddCommand) -> None:
     start = add("start", _start, "Start a replay")
     add_start_options(start)
     start.add_argument("--wait", action="store_true", help="show the progress until the end")
-    add_yes(start, "start at once: show no plan on a terminal")
+    add_yes(start, "on a terminal: start without showing the plan, and without a question")
     add_kafka(start)
     add_patience(start)
     add_start_options(add("plan", _plan, "Show what a replay would do, without starting it"))
@@ -52,17 +51,23 @@ def _start(options: Namespace) -> int:
     start = start_of(options, replay_id=body.get("replay_id") or new_replay_id(body.get("name")))
     start = _confirmed(options, start)
     replay_id = start.replay_id
-    if options.kafka:
-        answer = produce({"command": "start", **body_of(start)})
-    else:
-        with naming_options(options):
-            answer = Client.of_settings(options.url).start(start).members
+    follow = command_line(options, "watch", replay_id)
+    try:
+        answer = _send(options, start)
+    except KeyboardInterrupt:
+        say(f"{replay_id} may have been started; see: {follow}", error=True)
+        raise
     if options.wait:
         return watch(Client.of_settings(options.url), options, replay_id, start)
-    answer_with(
-        options, answer, f"replay {replay_id} is requested; see: replay-app watch {replay_id}"
-    )
+    answer_with(options, answer, f"replay {replay_id} is requested; see: {follow}")
     return DONE
+
+
+def _send(options: Namespace, start: Start) -> Any:
+    if options.kafka:
+        return produce({"command": "start", **body_of(start)})
+    with naming_options(options):
+        return Client.of_settings(options.url).start(start).members
 
 
 def _confirmed(options: Namespace, start: Start) -> Start:
@@ -74,8 +79,9 @@ def _confirmed(options: Namespace, start: Start) -> Start:
     asks = can_ask(options) and not options.yes and not start.dry_run
     plan = None
     if asks and not options.kafka:
-        plan = _planned(options, start)
-        say(*plan_account(plan.members))
+        with naming_options(options):
+            plan = Client.of_settings(options.url).plan(start)
+        say(*plan_account(_in_short(plan.members)))
     if needs_consent:
         topics = plan.live_topics if plan else ()
         require_original(options, [start.replay_id], topics, REMEDY)
@@ -85,13 +91,9 @@ def _confirmed(options: Namespace, start: Start) -> Start:
     return start
 
 
-def _planned(options: Namespace, start: Start) -> PlannedReplay:
-    try:
-        with naming_options(options):
-            return Client.of_settings(options.url).plan(start)
-    except Refused as error:
-        error.args = (f"{error} (--yes starts without a plan)",)
-        raise
+def _in_short(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a plan a person reads before a question; `replay-app plan` shows the rest."""
+    return {**plan, "samples": plan.get("samples", ())[:1], "handover": {}}
 
 
 def produce(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,12 @@ def answer_with(options: Namespace, answer: Any, *lines: str) -> None:
         say_json(answer)
     else:
         say(*lines)
+
+
+def command_line(options: Namespace, *words: str) -> str:
+    """Return a command that a person may type next, for the same worker as this one."""
+    url = ["--url", options.url] if getattr(options, "url", None) else []
+    return shlex.join(["replay-app", *words, *url])
 
 
 def cut(text: str, most: int) -> str:

@@ -28,12 +28,13 @@ UNITS = {
 """A day is 24 hours, also where clocks are changed."""
 DAYS = {"today": 0, "yesterday": 1, "tomorrow": -1}
 """How many days ago each word is."""
-_AGO = re.compile(r"((?:\d{1,9}(?:\.\d{1,9})?[smhdw])+)(?: ago)?")
-_PART = re.compile(r"([\d.]+)([smhdw])")
+_UNIT = r"(?:s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|w|weeks?)"
+_AGO = re.compile(rf"((?:\d{{1,9}}(?:\.\d{{1,9}})? ?{_UNIT} ?)+)(?<! )(?: ?ago)?", re.IGNORECASE)
+_PART = re.compile(r"([\d.]+) ?([smhdw])", re.IGNORECASE)
 _WRITTEN = re.compile(
-    r"(?P<day>\d{4}-\d\d-\d\d|today|yesterday|tomorrow)"
-    r"(?:[Tt ](?P<clock>\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?))?"
-    r" ?(?P<zone>[Zz]|[+-]\d\d:?\d\d|[A-Za-z][A-Za-z0-9_+/-]*)?"
+    r"(?P<day>\d{4}-\d\d-\d\d|(?i:today|yesterday|tomorrow))"
+    r"(?:[Tt ](?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d{1,9})?)?))?"
+    r" ?(?![Tt]\d|(?i:[ap]m\b))(?P<zone>[Zz]|[+-]\d\d:?\d\d|[A-Za-z][A-Za-z0-9_+/-]*)?"
 )
 _OTHER_YEAR = re.compile(r"(?:[+-]\d+|\d{5,}|0000)-\d\d-\d\d")
 
@@ -57,7 +58,7 @@ def parse_time(text: str, now: datetime) -> datetime:
     """
     text = " ".join(text.split())
     try:
-        if text == "now":
+        if text.casefold() == "now":
             return now.astimezone(UTC)
         if ago := _AGO.fullmatch(text):
             return (now - _duration(ago[1])).astimezone(UTC)
@@ -70,7 +71,7 @@ def parse_time(text: str, now: datetime) -> datetime:
 
 def _duration(text: str) -> timedelta:
     parts = _PART.findall(text)
-    return sum((float(number) * UNITS[unit] for number, unit in parts), timedelta())
+    return sum((float(number) * UNITS[unit.lower()] for number, unit in parts), timedelta())
 
 
 def _written(text: str, now: datetime) -> datetime:
@@ -79,11 +80,13 @@ def _written(text: str, now: datetime) -> datetime:
         raise WrongTime(f"takes {FORMS}, not {text!r}")
     zone = None if found["zone"] is None else _zone(found["zone"])
     try:
-        if found["day"] in DAYS:
-            day = now.astimezone(zone).date() - timedelta(days=DAYS[found["day"]])
+        word = found["day"].lower()
+        if word in DAYS:
+            day = now.astimezone(zone).date() - timedelta(days=DAYS[word])
         else:
             day = date.fromisoformat(found["day"])
-        clock = clock_time.fromisoformat(found["clock"] or "00:00")
+        written = found["clock"] or "00:00"
+        clock = clock_time.fromisoformat(written if written[1] != ":" else f"0{written}")
     except ValueError as error:
         raise WrongTime(f"takes {FORMS}, not {text!r}: {error}") from None
     naive = datetime.combine(day, clock)
@@ -116,6 +119,9 @@ def _begin_of_day(midnight: datetime, zone: tzinfo | None) -> datetime:
     """Return the first moment of a day, in UTC. Some zones skip a midnight, or have it twice."""
     candidates = sorted(_in_utc(midnight, zone, fold) for fold in (0, 1))
     days = [one.astimezone(zone).date() for one in candidates]
+    if midnight.date() not in days:
+        where = str(zone) if zone else "the local time zone"
+        raise WrongTime(f"names {midnight:%Y-%m-%d}, a day that the calendar of {where} skips")
     return candidates[days.index(midnight.date())]
 
 

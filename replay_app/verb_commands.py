@@ -38,7 +38,7 @@ def add_verb_commands(add: AddCommand) -> None:
         if verb == "retry":
             _add_retry_options(command)
         if verb == "cancel":
-            add_yes(command, "cancel")
+            add_yes(command, "on a terminal: cancel without a question")
         if verb != "step":  # a step needs to know what the replay has published
             add_kafka(command)
         add_requested_by(command, "requested_by", user_name())
@@ -68,7 +68,7 @@ def _verb(options: Namespace) -> int:
     verb: Verb = options.verb
     chain = chosen_chain(options)
     if verb == "cancel" and can_ask(options) and not options.yes:
-        what = f"replay {options.replay_id}" if chain is None else f"every replay of chain {chain}"
+        what = f"every replay of chain {chain}" if chain else _named(options)
         require_yes(f"Cancel {what}? A cancelled replay cannot continue.", "nothing is cancelled")
     if getattr(options, "kafka", False):
         return _produce(options, chain)
@@ -84,6 +84,15 @@ def _verb(options: Namespace) -> int:
         _await_retry(client, replay_id)
     answer_with(options, answer.members, _requested(options))
     return DONE
+
+
+def _named(options: Namespace) -> str:
+    """Return a replay with its name and state, as far as a worker is asked for them."""
+    if options.kafka:
+        return f"replay {options.replay_id}"
+    replay = Client.of_settings(options.url).replay(options.replay_id)
+    name = f" ({replay.start.name})" if replay.start.name else ""
+    return f"replay {replay.replay_id}{name}, which is {replay.state}"
 
 
 def _requested(options: Namespace) -> str:

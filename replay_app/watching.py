@@ -25,7 +25,7 @@ from replay_app.exit_codes import (
     NONE_REPLAYED,
 )
 from replay_app.logs import escaped
-from replay_app.terminal import say, say_json
+from replay_app.terminal import command_line, say, say_json
 
 LINE_SECONDS = 1.0  # between two plain lines if only the counters have changed
 _CONFLICT = 409
@@ -59,12 +59,13 @@ def watch(client: Client, options: Namespace, replay_id: str, started: Start | N
     try:
         last = show_progress(replays, as_json=options.json)
     except KeyboardInterrupt:
-        say(f"{replay_id} goes on; to follow it: replay-app watch {replay_id}", error=True)
+        follow = command_line(options, "watch", replay_id)
+        say(f"{replay_id} goes on; to follow it: {follow}", error=True)
         return INTERRUPTED
-    for line in warnings_at_the_end(last.members):
+    for line in warnings_at_the_end(last.members, options):
         say(line, error=True)
     count = replayable(last.members)
-    if is_dry_run(last.members) and not options.json:
+    if is_dry_run(last.members) and last.state != "failed" and not options.json:
         say(f"{replay_id} was a dry run: {count:,} events are valid, none was published")
     return exit_code(last, count)
 
@@ -156,22 +157,21 @@ def _draw_bar(sessions: Iterable[SessionJson]) -> Iterator[SessionJson]:
             yield session
 
 
-def warnings_at_the_end(session: SessionJson) -> Iterator[str]:
+def warnings_at_the_end(session: SessionJson, options: Namespace) -> Iterator[str]:
     """Yield what a person must know about a replay that has ended."""
     replay_id, error = session["replay_id"], session["error"]
     if session["state"] == "completed_with_errors":
         how_many = "some" if replayable(session) else "all"
         yield (
             f"warning: {replay_id} completed, but {how_many} events could not be replayed; "
-            f"see: replay-app status {replay_id}"
+            f"see: {command_line(options, 'status', replay_id)}"
         )
     if error:
-        yield f"error: {_with_command(error, replay_id)}"
+        yield f"error: {_with_command(error, command_line(options, 'retry', replay_id))}"
 
 
-def _with_command(error: str, replay_id: str) -> str:
+def _with_command(error: str, command: str) -> str:
     """Return an error with the command for what it advises, unless a retry would not help."""
-    command = f"replay-app retry {replay_id}"
     if error.endswith("then retry"):
         return f"{error.removesuffix(' retry')}: {command}"
     if "retry" in error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -14,23 +15,27 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from command_line import CommandLine
 from secret_values import assert_no_secret
 
 COLUMNS, LINES = 80, 24
+REPLAY_APP = (sys.executable, "-m", "replay_app")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Terminal(contextlib.AbstractContextManager["Terminal"]):
     """A command on a terminal of its own; `shown` is what the terminal showed, without colours."""
 
-    def __init__(self, replay_app: CommandLine, *arguments: str) -> None:
+    def __init__(
+        self, replay_app: CommandLine, *arguments: str, command: Sequence[str] = REPLAY_APP
+    ) -> None:
         self._here, there = pty.openpty()
         fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "replay_app", *arguments],
+            [*command, *arguments],
             env={**replay_app.environment, "TERM": "xterm-256color"},
             cwd=replay_app.folder,
             stdin=there,
@@ -40,6 +45,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             preexec_fn=_take_terminal,  # noqa: PLW1509 - so that Ctrl-C reaches the command
         )
         os.close(there)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.raw = ""
 
     @property
@@ -77,7 +83,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             data = os.read(self._here, 65536)
         except OSError:  # Linux says so at the end of the other side
             data = b""
-        self.raw += data.decode(errors="replace")
+        self.raw += self._decoder.decode(data)
         return bool(data)
 
     def __exit__(self, *_: object) -> None:

@@ -183,7 +183,7 @@ def test_offsets_are_refused_with_the_reason_and_change_nothing(
     live.store(*range(5))
     replay_id, group = unique_name("refused"), unique_name("group")
     code, answer = offsets(replay_id, "--group", group, "--to", "begin")
-    assert (code, answer["status"]) == (3, 404)
+    assert (code, answer["status"]) == (10, 404)
     live.replay(replay_id)
     shop.wait_for(replay_id, "completed")
     consumer = Consumer({"bootstrap.servers": shop.stack.kafka, "group.id": group, "log_level": 3})

@@ -7,6 +7,7 @@ import json
 import os
 import traceback
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -415,7 +416,11 @@ def test_a_replay_of_which_every_event_failed_has_its_own_exit_code(
     ],
 )
 def test_the_remedy_of_a_failed_replay_is_said_once(error: str, said: str) -> None:
-    assert list(warnings_at_the_end(session("failed", error=error))) == [f"error: {said}"]
+    told = list(warnings_at_the_end(session("failed", error=error), Namespace()))
+    assert told == [f"error: {said}"]
+    there = Namespace(url="http://x:1")
+    (told_there,) = warnings_at_the_end(session("failed", error=error), there)
+    assert ("replay-app retry r-1 --url http://x:1" in told_there) is ("new id" not in error)
 
 
 def test_watching_in_json_prints_each_change_as_a_line(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from terminals import Terminal
 
 from replay_app.cli import program_parser, run
 from replay_app.help_examples import EXAMPLES
@@ -19,8 +23,9 @@ BASH = r"""
 replay-app() { printf '%s\n' r-1 r-2 '$(touch injected)'; }
 source "$1"
 shift
-COMP_WORDS=("$@")
-COMP_CWORD=$(($# - 1))
+COMP_LINE="$*"
+COMP_POINT=${#COMP_LINE}
+compopt() { :; }
 _replay_app
 printf '%s\n' "${COMPREPLY[@]}"
 """
@@ -42,6 +47,16 @@ WORDS = [
 ]
 
 IDS = [" ".join(words) for words, *_ in WORDS]
+TYPED = [
+    ("watch @l", "watch @last"),
+    ("watch r-", "watch r-1"),
+    ("start --after @l", "start --after @last"),
+    ("list --state=runn", "list --state=running"),
+    ("--url http://x:1 li", "--url http://x:1 list"),
+    ("apply my\\ ch", "apply my chain.yaml"),
+    ("apply fold", "apply folder/"),
+]
+"""What a person types before the tabulator, and the command that then runs."""
 
 
 @pytest.fixture
@@ -73,6 +88,19 @@ def test_bash_completes_commands_options_values_and_ids(
     assert some <= {*found}
     assert not none & {*found}
     assert not (script.parent / "injected").exists()
+
+
+@pytest.mark.parametrize("script", ["bash"], indirect=True)
+def test_bash_completes_what_a_person_types(script: Path) -> None:
+    (script.parent / "my chain.yaml").touch()
+    (script.parent / "folder").mkdir()
+    place: Any = SimpleNamespace(folder=script.parent, environment={"PATH": os.environ["PATH"]})
+    with Terminal(place, "--norc", "--noprofile", "-i", command=["bash"]) as terminal:
+        ids = 'if [[ "$*" == "list -o name --quick"* ]]; then echo r-1; fi'
+        terminal.type(f'replay-app() {{ {ids}; echo "ran:$*:"; }}; source {script.name}\n')
+        terminal.type("echo is-$((1 + 1))-ready\n").until("is-2-ready")
+        for typed, command in TYPED:
+            terminal.type(f"replay-app {typed}\t\n").until(f"ran:{command}")
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")

@@ -177,19 +177,19 @@ def test_without_a_worker_there_is_no_plan_but_the_question(person: Person) -> N
     assert "matched" not in person.saw
 
 
-def test_a_start_that_cannot_be_planned_says_how_to_go_on(
+def test_a_start_that_cannot_be_planned_says_why(
     serve: Serve, person: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve((422, {"detail": "missing destination topics: a.x"}))
     assert person.run(*TO_COPY) == 3
-    assert "a.x (--yes starts without a plan)" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: missing destination topics: a.x\n"
     assert paths(server) == ["POST /plans"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "types", "code"),
     [
-        (["cancel", "r-1"], "y\n", 0),
+        (["cancel", "r-1"], "Y\n", 0),
         (["cancel", "r-1"], "\n", 1),
         (["cancel", "r-1", "--yes"], "", 0),
         (["pause", "r-1"], "", 0),
@@ -198,10 +198,18 @@ def test_a_start_that_cannot_be_planned_says_how_to_go_on(
 def test_a_cancel_is_confirmed(
     arguments: list[str], types: str, code: int, serve: Serve, person: Person
 ) -> None:
-    server = serve((202, ACCEPTED))
+    looks = [(200, session("running"))] if types else []
+    server = serve(*looks, (202, ACCEPTED))
     assert person.run(*arguments, types=types) == code
-    assert ("Cancel replay r-1? A cancelled replay cannot" in person.saw) is bool(types)
-    assert len(server.asked) == (0 if code else 1)
+    question = "Cancel replay r-1, which is running? A cancelled replay cannot"
+    assert (question in person.saw) is bool(types)
+    assert len(server.asked) == len(looks) + (0 if code else 1)
+
+
+def test_nobody_is_asked_about_a_replay_that_does_not_exist(serve: Serve, person: Person) -> None:
+    serve((404, {"detail": "there is no replay 'r-1'"}))
+    assert person.run("cancel", "r-1", types="y\n") == 10
+    assert "Cancel" not in person.saw
 
 
 def test_a_cancel_of_a_chain_is_confirmed(serve: Serve, person: Person) -> None:
