@@ -246,7 +246,9 @@ def test_a_redrive_goes_where_its_replay_went_and_has_its_consent(
         collection.update_one({"event_id": f"{kind}-1"}, {"$set": {"body": "x"}})
     client = {"REPLAY_URL": installation.workers[0].url, "REPLAY_API_TOKEN": BOSS}
     replay_app = CommandLine({**cluster.environment, **client}, tmp_path)
-    replay_app("redrive", replay_id)
+    # The first replay, a record of the old form, had no consent that a redrive could go on with.
+    assert "add --to-original" in replay_app("redrive", replay_id, code=2)
+    replay_app("redrive", replay_id, "--to-original")
     session = installation.wait_for(f"{replay_id}.redrive-1", "completed")
     assert session["start"]["requested_by"] == "boss"
     assert len(read_topic(cluster.stack.kafka, [kind])) == EVENTS
