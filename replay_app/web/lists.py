@@ -128,8 +128,9 @@ async def list_replays(request: web.Request) -> web.Response:
     rejections = sorted(board.rejections.values(), key=lambda r: r.at, reverse=True)[: query.limit]
     # Clients ask again and again: an unchanged answer is not sent again.
     versions = [(s.replay_id, s.revision, s.updated_at) for s in sessions]
-    # A new version may answer the same sessions with other members.
-    told = (__version__, versions, [r.key for r in rejections], following, total)
+    # A new version may answer the same sessions with other members. The cursor has the time of this
+    # request, and an older cursor leads to the same page.
+    told = (__version__, versions, [r.key for r in rejections], following is None, total)
     tag = hashlib.sha256(repr(told).encode()).hexdigest()
     headers = {"ETag": f'"{tag}"'}
     if any(etag.value == tag for etag in request.if_none_match or ()):

@@ -213,16 +213,19 @@ def test_an_endless_body_is_cut_off(worker: Worker) -> None:
     connection.close()
 
 
-def test_an_unchanged_list_is_not_sent_again(worker: Worker) -> None:
+@pytest.mark.parametrize("limit", [1, 1000])
+def test_an_unchanged_list_is_not_sent_again(shop: Cluster, worker: Worker, limit: int) -> None:
+    for _ in range(2):  # so that a page of one replay is not the last one
+        shop.run(unique_name("r"), dry_run=True, filter=SHOP_HISTORY)
     connection = _connection(worker)
-    connection.request("GET", "/replays")
+    connection.request("GET", f"/replays?limit={limit}")
     answer = connection.getresponse()
     answer.read()
     tag = answer.headers["ETag"]
 
     def unchanged() -> bool:
         nonlocal tag
-        connection.request("GET", "/replays", headers={"If-None-Match": tag})
+        connection.request("GET", f"/replays?limit={limit}", headers={"If-None-Match": tag})
         answer = connection.getresponse()
         answer.read()
         tag = answer.headers["ETag"]
