@@ -24,6 +24,7 @@ class Feed:
         self.answer = self.connection.getresponse()
 
     def close(self) -> None:
+        self.answer.close()  # it holds the socket, too
         self.connection.close()
 
     def messages(self) -> Iterator[tuple[str, Any]]:

@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Container, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +64,23 @@ POLL_SECONDS = 0.2
 Answer = TypeVar("Answer")
 
 
+@contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt behind a block, and not in its middle."""
+    came = []
+    usual = {
+        one: signal.signal(one, lambda number, _: came.append(number))
+        for one in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for one, handler in usual.items():
+            signal.signal(one, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 class Programs:
     """The processes of the shop, with their logs. All end with this process, even by SIGKILL."""
 
@@ -79,7 +96,8 @@ class Programs:
 
         With ``shows`` the program's output is also this process's output.
         """
-        with self._log(name).open("a") as log:
+        # A signal in the middle would leave a program that nobody knows of, and so nobody ends.
+        with self._log(name).open("a") as log, interrupted_later():
             self._running[name] = subprocess.Popen(  # noqa: S603 - our own scripts
                 [sys.executable, *command],
                 env={**outside_environment(), **self.environment, **environment},
@@ -90,7 +108,7 @@ class Programs:
                 text=True,
                 start_new_session=True,  # only this process gets Ctrl-C
             )
-        self._reaper.tell(self._running.values())
+            self._reaper.tell(self._running.values())
 
     def check(self) -> None:
         """Raise `ReplayError` if a program has ended by itself."""

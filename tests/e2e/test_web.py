@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -231,8 +232,8 @@ def test_an_unchanged_list_is_not_sent_again(shop: Cluster, worker: Worker, limi
         tag = answer.headers["ETag"]
         return answer.status == 304
 
-    wait_until(unchanged, 10)
-    connection.close()
+    with contextlib.closing(connection):
+        wait_until(unchanged, 10)
 
 
 def test_probes_and_the_description_answer(worker: Worker) -> None:
