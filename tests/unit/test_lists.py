@@ -240,3 +240,31 @@ def test_a_watched_list_is_shown_again_after_a_change_and_outlasts_a_worker(
     ]
     assert shown.err.count("the store is away") == 1
     assert "as of " in shown.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_notes_of_a_drawn_list_are_seen_where_the_list_is_taller_than_the_terminal(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = iter(range(1, 4))
+
+    def wait(_: float) -> None:
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("LINES", "10")
+    monkeypatch.setattr("replay_app.lists.time.sleep", wait)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    serve(
+        (200, page(*(listed(f"r-{n}") for n in range(30)), following="1~r", total=90)),
+        (503, {"detail": "the store is away", "unavailable": "event store"}),
+    )
+    assert run(["list", "--watch"]) == 0
+    # Each picture of the list has 10 lines; only the last one, at the end, has all of them.
+    shown = " ".join(COLOUR.sub("", capsys.readouterr().out).split())
+    pictures = shown.split("REPLAY STATE")
+    assert len(pictures) > 3
+    assert "30 of 90 replays are shown" in pictures[0]
+    assert "the store is away 30 of 90 replays are shown" in pictures[-2]
+    assert "r-29" not in pictures[1]
+    assert "r-29" in pictures[-1]

@@ -72,7 +72,10 @@ def paths(server: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("answer", "code"),
-    [("y\n", 0), ("yes\n", 0), ("n\n", 1), ("\n", 1), ("", 1), ("shop.orders\n", 1)],
+    [
+        *(("y\n", 0), ("yes\n", 0), ("Y\n", 0), ("YES\n", 0), ("Yes\n", 0)),
+        *(("n\n", 1), ("\n", 1), ("", 1), ("shop.orders\n", 1)),
+    ],
 )
 def test_a_person_sees_the_plan_and_decides(
     answer: str, code: int, serve: Serve, person: Person, capsys: pytest.CaptureFixture[str]
@@ -84,6 +87,21 @@ def test_a_person_sees_the_plan_and_decides(
     asked = ["POST /plans", "POST /replays"]
     assert paths(server) == (asked if code == 0 else asked[:1])
     assert ("not confirmed: nothing is started" in capsys.readouterr().err) is bool(code)
+
+
+def test_the_end_of_the_input_and_ctrl_c_end_the_line_of_a_question(
+    serve: Serve, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve((200, PLAN))
+    assert person.run(*TO_COPY, types="") == 1
+    assert person.saw.endswith("[y/N] \n")
+
+    def interrupt(_: Screen) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Screen, "readline", interrupt)
+    assert person.run(*TO_COPY) == 130
+    assert person.saw.endswith("[y/N] \n")
 
 
 @pytest.mark.parametrize("arguments", [[*TO_COPY, "--yes"], [*TO_LIVE, "--dry-run"]])
@@ -116,6 +134,9 @@ def test_a_program_in_a_terminal_asks_for_json(serve: Serve, person: Person) -> 
         ("yes\n", 0),
         ("original\n", 0),
         ("shop.payments\n", 0),
+        ("Yes\n", 0),
+        ("ORIGINAL\n", 0),
+        ("Shop.Payments\n", 1),  # another topic
         ("y\n", 1),
         ("shop.other\n", 1),
         ("\n", 1),
