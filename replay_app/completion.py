@@ -139,6 +139,35 @@ def _value_cases(
             yield f"        {'|'.join(rest)}) return ;;"
 
 
+def _command_search(commands: list[_Command], words: str, begin: int, end: str) -> Iterator[str]:
+    """Yield the loop of bash and zsh that finds the command among the words before the present one.
+
+    ``words`` is the shell's array of words, of which the program's name stands before ``begin``.
+    """
+    yield from (
+        f"    for ((i = {begin}; i < {end}; i++)); do",
+        f'        case "${{{words}[i]}}" in',
+        f"            {_takers(commands[0])}) ((i++)) ;;",
+        "            -*) ;;",
+        f'            *) command="${{{words}[i]}}"; break ;;',
+        "        esac",
+        "    done",
+    )
+
+
+def _argument_cases(
+    commands: list[_Command], words: Callable[[tuple[str, ...]], str], files: str, ids: str
+) -> Iterator[str]:
+    """Yield the branches for the arguments of commands, for bash and zsh."""
+    for command in commands:
+        if command.words:
+            yield f'        "{command.name}") {words(command.words)} ;;'
+        elif command.takes_file:
+            yield f'        "{command.name}") {files} ;;'
+    takers = "|".join(one.name for one in commands if one.takes_replay)
+    yield f"        {takers}) {ids} ;;"
+
+
 def _bash(commands: list[_Command]) -> Iterator[str]:
     def words(given: tuple[str, ...]) -> str:
         return f'COMPREPLY=($(compgen -W "{" ".join(given)}" -- "$cur"))'
@@ -167,13 +196,7 @@ def _bash(commands: list[_Command]) -> Iterator[str]:
         "    for ((i = 1; i < last - 1; i++)); do",
         '        if [[ "${given[i]}" == --url ]]; then url=(--url "${given[i+1]}"); fi',
         "    done",
-        "    for ((i = 1; i < last; i++)); do",
-        '        case "${given[i]}" in',
-        f"            {_takers(commands[0])}) ((i++)) ;;",
-        "            -*) ;;",
-        '            *) command="${given[i]}"; break ;;',
-        "        esac",
-        "    done",
+        *_command_search(commands, "given", 1, "last"),
         '    case "$command $prev" in',
         *_value_cases(commands, words, files, "_replay_app_ids"),
         "    esac",
@@ -185,14 +208,8 @@ def _bash(commands: list[_Command]) -> Iterator[str]:
         yield f'            "{command.name}") {words(names)} ;;'
     yield from ("        esac", "        return", "    fi", '    case "$command" in')
     yield f'        "") {words(tuple(one.name for one in commands if one.name))} ;;'
-    for command in commands:
-        if command.words:
-            yield f'        "{command.name}") {words(command.words)} ;;'
-        elif command.takes_file:
-            yield f'        "{command.name}") {files} ;;'
-    replays = "|".join(one.name for one in commands if one.takes_replay)
+    yield from _argument_cases(commands, words, files, "_replay_app_ids")
     yield from (
-        f"        {replays}) _replay_app_ids ;;",
         "    esac",
         "}",
         "_replay_app_ids() {",
@@ -216,13 +233,7 @@ def _zsh(commands: list[_Command]) -> Iterator[str]:
         "_replay_app() {",
         '    local command="" prev="${words[CURRENT-1]}" i',
         "    local -a found",
-        "    for ((i = 2; i < CURRENT; i++)); do",
-        '        case "${words[i]}" in',
-        f"            {_takers(commands[0])}) ((i++)) ;;",
-        "            -*) ;;",
-        '            *) command="${words[i]}"; break ;;',
-        "        esac",
-        "    done",
+        *_command_search(commands, "words", 2, "CURRENT"),
         '    case "$command $prev" in',
         *_value_cases(commands, words, "_files", zsh_ids),
         "    esac",
@@ -241,14 +252,8 @@ def _zsh(commands: list[_Command]) -> Iterator[str]:
     )
     named = [(one.name, one.text) for one in commands if one.name]
     yield f'        "") found=({_described(named)}); _describe command found ;;'
-    for command in commands:
-        if command.words:
-            yield f'        "{command.name}") {words(command.words)} ;;'
-        elif command.takes_file:
-            yield f'        "{command.name}") _files ;;'
-    replays = "|".join(one.name for one in commands if one.takes_replay)
+    yield from _argument_cases(commands, words, "_files", zsh_ids)
     yield from (
-        f"        {replays}) {zsh_ids} ;;",
         "    esac",
         "}",
         'if [[ "$funcstack[1]" == _replay_app ]]; then',

@@ -7,8 +7,9 @@ replay.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field
 
@@ -39,8 +40,9 @@ class Series(Record):
     """Points, with semicolons between them. A point has the numbers of `MEMBERS`."""
 
 
-class Point(NamedTuple):
-    """What a replay has done, and how long its shards together have waited, since its begin."""
+@dataclass(frozen=True, order=True, slots=True)
+class SeriesPoint:
+    """What a replay had done at a moment, and for what its shards together had waited."""
 
     at: datetime
     read: int
@@ -50,12 +52,12 @@ class Point(NamedTuple):
     broker_seconds: float
 
 
-def points_of(series: Series | None) -> list[Point]:
+def points_of(series: Series | None) -> list[SeriesPoint]:
     """Return the points, the oldest first."""
     if series is None or not series.text:
         return []
     return [
-        Point(
+        SeriesPoint(
             series.begin + timedelta(milliseconds=ms),
             read,
             published,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from pydantic import BaseModel
 
 from replay_app.board import Rejection
 from replay_app.history import Change
 from replay_app.members import Member
+from replay_app.series import SeriesPoint
 from replay_app.sessions import Session
 from replay_app.tokens import Role
 
@@ -32,17 +31,6 @@ class History(BaseModel):
     changes: tuple[Change, ...]
     dropped: int
     """Changes that are lost: a session keeps the first ones and the last ones."""
-
-
-class SeriesPoint(BaseModel):
-    """What a replay had done at a moment, and for what its shards together had waited."""
-
-    at: datetime
-    read: int
-    published: int
-    store_seconds: float
-    encoder_seconds: float
-    broker_seconds: float
 
 
 class ReplaySeries(BaseModel):

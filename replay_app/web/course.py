@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from replay_app.history import changes_of
 from replay_app.series import points_of
-from replay_app.web.answers import History, ReplaySeries, SeriesPoint
+from replay_app.web.answers import History, ReplaySeries
 from replay_app.web.shared import ApiView, json_answer, require_session, require_usable, shared_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,5 @@ class SeriesView(ApiView):
         """Answer with the points of a replay, from any worker."""
         require_usable(replay_id)
         session = await require_session(shared_of(request), replay_id)
-        points = [SeriesPoint(**one._asdict()) for one in points_of(session.series)]
-        answer = ReplaySeries(replay_id=replay_id, points=tuple(points))
+        answer = ReplaySeries(replay_id=replay_id, points=tuple(points_of(session.series)))
         return json_answer(answer.model_dump_json())

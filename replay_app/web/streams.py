@@ -112,7 +112,7 @@ async def _event_texts(shared: Shared, replay_id: str, request: web.Request) -> 
             if session is None:  # the replay is forgotten
                 return
             heard = time.monotonic()
-            yield f"id: {session.revision}\ndata: {session.answer()}\n\n"
+            yield f"id: {session.revision}\ndata: {shared.answer_of(session)}\n\n"
             if session.state in TERMINAL:
                 return
             change = asyncio.ensure_future(anext(changes))
