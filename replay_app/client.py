@@ -178,7 +178,7 @@ class Client:
     ) -> Accepted:
         """Pause, resume, step, cancel, retry or release a replay.
 
-        ``members`` are those of the verb's command, such as ``events`` of `commands.StepOn`.
+        ``members`` are the further members of the verb's command, such as ``events`` of `commands.StepOn`.
         """
         body = members | ({"requested_by": requested_by} if requested_by else {})
         return Accepted.of(self._persist("POST", f"{_path(replay_id)}/{verb}", body or None))
@@ -216,7 +216,7 @@ class Client:
         return Workers.of(self._persist("GET", "/workers"))
 
     def newest(self) -> Replay:
-        """Return the newest replay. Raises `NotFound` if there is none."""
+        """Return the newest replay. Raises `NotFound` if there is no replay."""
         for replay in self.page(limit=1).replays:
             return replay
         raise NotFound("there is no replay yet")
