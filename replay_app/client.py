@@ -178,7 +178,8 @@ class Client:
     ) -> Accepted:
         """Pause, resume, step, cancel, retry or release a replay.
 
-        ``members`` are the further members of the verb's command, such as ``events`` of `commands.StepOn`.
+        ``members`` are the further members of the verb's command, such as ``events`` of a
+        `commands.StepOn`.
         """
         body = members | ({"requested_by": requested_by} if requested_by else {})
         return Accepted.of(self._persist("POST", f"{_path(replay_id)}/{verb}", body or None))
